@@ -1,0 +1,80 @@
+"""Who spoke, when, and what they sent."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SpeakerRole(StrEnum):
+    customer = "customer"
+    agent = "agent"
+    user = "user"
+    bot = "bot"
+    patient = "patient"
+    clinician = "clinician"
+
+
+class Consent(BaseModel):
+    """What the speaker agreed to.
+
+    `retain_audio` False: the recording is deleted as soon as its turn has been analysed.
+    `basis` is the tenant's own reference to the agreement or the law it rests on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    retain_audio: bool = False
+    basis: str | None = None
+
+
+class Session(BaseModel):
+    """One conversation."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: UUID
+    tenant_id: UUID
+    subject_id: UUID | None
+    external_ref: str | None
+    language_hint: str | None
+    consent: Consent
+    created_at: datetime
+    closed_at: datetime | None
+
+
+class Recording(BaseModel):
+    """A stored sound file. `uri` names its blob; None once the audio was deleted."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: UUID
+    session_id: UUID
+    uri: str | None
+    sha256: str
+    media_type: str
+    duration_s: float | None
+    channels: int | None
+    expires_at: datetime | None
+
+
+class Turn(BaseModel):
+    """One speaker's stretch of a conversation: text, a recording, or both.
+
+    `index` counts from 0 within the session, in the order of arrival. `start` and `end` are seconds within a longer
+    recording, None for the whole of it.
+    """
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: UUID
+    session_id: UUID
+    index: int
+    speaker: str
+    role: SpeakerRole
+    text: str | None
+    recording_id: UUID | None
+    start: float | None
+    end: float | None
+    occurred_at: datetime

