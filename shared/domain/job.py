@@ -17,8 +17,8 @@ class JobStatus(StrEnum):
 class Job(BaseModel):
     """The analysis of one turn.
 
-    `lease_until`: while queued, when its message counts as lost and is sent again; while running, when its worker counts
-    as dead. Both by the database's clock.
+    `lease_until`: while queued, when its message counts as lost and is sent again; while running, when its worker
+    counts as dead. Both by the database's clock.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)

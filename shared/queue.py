@@ -1,0 +1,72 @@
+"""The queue: a hint to the workers that there is something to do. The database alone is the truth."""
+
+import logging
+from collections.abc import Iterable
+
+import kombu.exceptions
+import redis.exceptions
+from celery import Celery
+from kombu.entity import Exchange
+from kombu.entity import Queue as KombuQueue
+from pydantic import SecretStr
+
+from shared.domain.job import Message
+from shared.errors import Unavailable
+
+ANALYZE_TURN = "analyze_turn"
+INTERACTIVE = "interactive"
+
+_log = logging.getLogger(__name__)
+_BROKER_ERRORS = (kombu.exceptions.OperationalError, redis.exceptions.RedisError, ConnectionError, TimeoutError)
+
+
+def celery_app(broker_url: SecretStr) -> Celery:
+    """The Celery application that both ends of the queue share.
+
+    Late acknowledgement and no prefetch keep messages in the broker while they wait. Redelivery is not relied upon,
+    so the visibility timeout is only there to clean up. The queue hangs on the nameless exchange, whose routes are
+    not stored in the broker: a flushed broker can be sent to at once.
+    """
+    app = Celery("tenor", broker=broker_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        task_queues=[KombuQueue(INTERACTIVE, Exchange(""), routing_key=INTERACTIVE)],
+        task_default_queue=INTERACTIVE,
+        task_acks_late=True,
+        task_ignore_result=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={"visibility_timeout": 3600, "socket_connect_timeout": 2, "socket_timeout": 10},
+    )
+    return app
+
+
+class Queue:
+    """The sending end."""
+
+    def __init__(self, broker_url: SecretStr) -> None:
+        self._app = celery_app(broker_url)
+
+    def send(self, messages: Iterable[Message]) -> list[Message]:
+        """Send what can be sent; the messages that the broker took. The rest is for the sweeper to send again."""
+        sent: list[Message] = []
+        for message in messages:
+            try:
+                self._app.send_task(
+                    message.task, args=[str(message.job_id)], task_id=str(message.id), queue=message.queue, retry=False
+                )
+            except _BROKER_ERRORS as error:
+                _log.warning("the queue took no message: %s", type(error).__name__)
+                break
+            sent.append(message)
+        return sent
+
+    def ping(self) -> None:
+        """Raises Unavailable unless the broker answers."""
+        try:
+            with self._app.connection_for_read() as connection:
+                connection.ensure_connection(max_retries=1, timeout=2)
+        except _BROKER_ERRORS as error:
+            raise Unavailable("the queue cannot be reached") from error

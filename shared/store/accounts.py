@@ -1,0 +1,68 @@
+"""Tenants, their API keys, and the record of who read what."""
+
+from uuid import UUID
+
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from shared.domain.access import ApiKey, KeyRole, key_hash, new_key
+from shared.store.tables import api_keys, audit_events, tenants
+
+
+class Accounts:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def ensure_tenant(self, name: str) -> UUID:
+        """The id of the tenant called `name`, made now if there was none."""
+        self._connection.execute(upsert(tenants).values(name=name).on_conflict_do_nothing())
+        return self._connection.execute(select(tenants.c.id).where(tenants.c.name == name)).scalar_one()
+
+    def create_key(self, tenant_id: UUID, name: str, role: KeyRole) -> str:
+        """A new key in clear text: it is shown now and never again, as only its hash is stored."""
+        key = new_key()
+        self._connection.execute(
+            insert(api_keys).values(tenant_id=tenant_id, name=name, role=role.value, hash=key_hash(key))
+        )
+        return key
+
+    def key(self, clear_text: str) -> ApiKey | None:
+        """The valid key that `clear_text` is, if any."""
+        row = self._connection.execute(
+            select(api_keys).where(api_keys.c.hash == key_hash(clear_text), api_keys.c.revoked_at.is_(None))
+        ).one_or_none()
+        return None if row is None else ApiKey.model_validate(row)
+
+    def keys(self) -> list[tuple[str, ApiKey]]:
+        """Every key with its tenant's name, oldest first."""
+        rows = self._connection.execute(
+            select(tenants.c.name.label("tenant"), api_keys)
+            .join_from(api_keys, tenants)
+            .order_by(api_keys.c.created_at)
+        ).mappings()
+        return [(row["tenant"], ApiKey.model_validate(dict(row))) for row in rows]
+
+    def revoke_key(self, key_id: UUID) -> bool:
+        """Whether there was such a valid key."""
+        result = self._connection.execute(
+            update(api_keys)
+            .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+            .values(revoked_at=func.now())
+            .returning(api_keys.c.id)
+        )
+        return result.one_or_none() is not None
+
+    def audit(self, key: ApiKey, action: str, session_id: UUID) -> None:
+        """Record that `key` did `action` on a session."""
+        self._connection.execute(
+            insert(audit_events).values(tenant_id=key.tenant_id, key_id=key.id, action=action, session_id=session_id)
+        )
+
+    def audit_trail(self, tenant_id: UUID, session_id: UUID) -> list[tuple[UUID, str]]:
+        """(key id, action) of everything recorded of a session, oldest first."""
+        rows = self._connection.execute(
+            select(audit_events.c.key_id, audit_events.c.action)
+            .where(audit_events.c.tenant_id == tenant_id, audit_events.c.session_id == session_id)
+            .order_by(audit_events.c.at)
+        )
+        return [(row.key_id, row.action) for row in rows]

@@ -1,0 +1,176 @@
+"""Sessions and their turns, always read through the tenant they belong to."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from shared.domain.conversation import Consent, Session, SpeakerRole, Turn
+from shared.domain.emotion import Prediction
+from shared.domain.history import AnalyzedTurn
+from shared.domain.job import Job
+from shared.domain.transcript import Transcript
+from shared.errors import SessionClosed, SessionNotFound, TurnNotFound
+from shared.store.tables import doomed_blobs, jobs, predictions, recordings, sessions, subjects, transcripts, turns
+
+
+class Conversations:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def create_session(
+        self,
+        tenant_id: UUID,
+        consent: Consent,
+        subject_ref: str | None = None,
+        external_ref: str | None = None,
+        language_hint: str | None = None,
+    ) -> Session:
+        """A new session; `subject_ref` names the person across sessions in the tenant's own words."""
+        row = self._connection.execute(
+            insert(sessions)
+            .values(
+                tenant_id=tenant_id,
+                subject_id=None if subject_ref is None else self._ensure_subject(tenant_id, subject_ref),
+                external_ref=external_ref,
+                language_hint=language_hint,
+                consent=consent.model_dump(),
+            )
+            .returning(sessions)
+        ).one()
+        return Session.model_validate(row)
+
+    def session(self, tenant_id: UUID, session_id: UUID) -> Session:
+        """Raises SessionNotFound where the tenant has no such session."""
+        row = self._connection.execute(
+            select(sessions).where(sessions.c.id == session_id, sessions.c.tenant_id == tenant_id)
+        ).one_or_none()
+        if row is None:
+            raise SessionNotFound(f"there is no session {session_id}")
+        return Session.model_validate(row)
+
+    def delete_session(self, tenant_id: UUID, session_id: UUID) -> None:
+        """Delete a session with all its rows, and its person if nothing else is known of them.
+
+        Its recordings are doomed in the same transaction: whoever sweeps next deletes the sound itself.
+
+        Raises:
+            SessionNotFound: the tenant has no such session.
+        """
+        subject_id = self.session(tenant_id, session_id).subject_id
+        uris = select(recordings.c.uri, func.now()).where(
+            recordings.c.session_id == session_id, recordings.c.uri.is_not(None)
+        )
+        self._connection.execute(upsert(doomed_blobs).from_select(["uri", "after"], uris).on_conflict_do_nothing())
+        self._connection.execute(delete(sessions).where(sessions.c.id == session_id))
+        if subject_id is not None:
+            others = select(sessions.c.id).where(sessions.c.subject_id == subject_id).exists()
+            self._connection.execute(delete(subjects).where(subjects.c.id == subject_id, ~others))
+
+    def add_turn(
+        self,
+        tenant_id: UUID,
+        session_id: UUID,
+        *,
+        speaker: str,
+        role: SpeakerRole,
+        text: str | None,
+        recording_id: UUID | None = None,
+        occurred_at: datetime | None = None,
+    ) -> Turn:
+        """Append a turn; its index is the next of the session, also when many arrive at once.
+
+        Raises:
+            SessionNotFound: the tenant has no such session.
+            SessionClosed: it takes no more turns.
+        """
+        taken = self._connection.execute(
+            update(sessions)
+            .where(sessions.c.id == session_id, sessions.c.tenant_id == tenant_id)
+            .values(turn_count=sessions.c.turn_count + 1)
+            .returning(sessions.c.turn_count, sessions.c.closed_at)
+        ).one_or_none()
+        if taken is None:
+            raise SessionNotFound(f"there is no session {session_id}")
+        if taken.closed_at is not None:
+            raise SessionClosed(f"session {session_id} was closed at {taken.closed_at.isoformat()}")
+        row = self._connection.execute(
+            insert(turns)
+            .values(
+                session_id=session_id,
+                index=taken.turn_count - 1,
+                speaker=speaker,
+                role=role.value,
+                text=text,
+                recording_id=recording_id,
+                occurred_at=func.now() if occurred_at is None else occurred_at,
+            )
+            .returning(turns)
+        ).one()
+        return Turn.model_validate(row)
+
+    def turn(self, tenant_id: UUID, turn_id: UUID) -> AnalyzedTurn:
+        """Raises TurnNotFound where the tenant has no such turn."""
+        row = (
+            self._connection.execute(_analyzed_turns().where(turns.c.id == turn_id, sessions.c.tenant_id == tenant_id))
+            .mappings()
+            .one_or_none()
+        )
+        if row is None:
+            raise TurnNotFound(f"there is no turn {turn_id}")
+        return _analyzed_turn(row)
+
+    def history(self, tenant_id: UUID, session_id: UUID, after_index: int, limit: int) -> Sequence[AnalyzedTurn]:
+        """Up to `limit` turns whose index is above `after_index`, in order."""
+        rows = self._connection.execute(
+            _analyzed_turns()
+            .where(sessions.c.tenant_id == tenant_id, turns.c.session_id == session_id, turns.c.index > after_index)
+            .order_by(turns.c.index)
+            .limit(limit)
+        ).mappings()
+        return [_analyzed_turn(row) for row in rows]
+
+    def _ensure_subject(self, tenant_id: UUID, external_ref: str) -> UUID:
+        # The update that changes nothing locks the row, so that a deletion of the person's last session waits.
+        return self._connection.execute(
+            upsert(subjects)
+            .values(tenant_id=tenant_id, external_ref=external_ref)
+            .on_conflict_do_update(index_elements=["tenant_id", "external_ref"], set_={"external_ref": external_ref})
+            .returning(subjects.c.id)
+        ).scalar_one()
+
+
+def _analyzed_turns() -> Select[Any]:
+    """Turns with their job, transcript and newest prediction; columns prefixed by their table's name."""
+    newest = (
+        select(predictions)
+        .where(predictions.c.turn_id == turns.c.id)
+        .order_by(predictions.c.created_at.desc())
+        .limit(1)
+        .lateral("prediction")
+    )
+    parts = {"turn": turns, "job": jobs, "transcript": transcripts, "prediction": newest}
+    columns = [column.label(f"{prefix}_{column.name}") for prefix, part in parts.items() for column in part.c]
+    return (
+        select(*columns)
+        .select_from(turns)
+        .join(sessions, sessions.c.id == turns.c.session_id)
+        .join(jobs, jobs.c.turn_id == turns.c.id)
+        .outerjoin(transcripts, transcripts.c.turn_id == turns.c.id)
+        .outerjoin(newest, newest.c.turn_id == turns.c.id)
+    )
+
+
+def _analyzed_turn(row: RowMapping) -> AnalyzedTurn:
+    def part(prefix: str) -> dict[str, Any]:
+        return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+
+    return AnalyzedTurn(
+        turn=Turn.model_validate(part("turn_")),
+        job=Job.model_validate(part("job_")),
+        transcript=None if row["transcript_turn_id"] is None else Transcript.model_validate(part("transcript_")),
+        prediction=None if row["prediction_id"] is None else Prediction.model_validate(part("prediction_")),
+    )

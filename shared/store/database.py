@@ -1,0 +1,87 @@
+"""The unit of work: a transaction, and the repositories that speak through it."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from pydantic import SecretStr
+from sqlalchemy import Connection, create_engine, make_url, select, text
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from shared.errors import Unavailable
+from shared.store.accounts import Accounts
+from shared.store.conversations import Conversations
+from shared.store.jobs import Jobs
+from shared.store.recordings import Recordings
+
+_MIGRATION_LOCK = 7_366_711_001
+
+
+class Transaction:
+    """One database transaction. Everything done through it is committed together or not at all."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        return Accounts(self._connection)
+
+    @cached_property
+    def conversations(self) -> Conversations:
+        return Conversations(self._connection)
+
+    @cached_property
+    def recordings(self) -> Recordings:
+        return Recordings(self._connection)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        return Jobs(self._connection)
+
+
+class Database:
+    """A pool of connections to one Postgres."""
+
+    def __init__(self, url: SecretStr, pool_size: int = 10) -> None:
+        self._url = make_url(url.get_secret_value()).set(drivername="postgresql+psycopg")
+        self._engine = create_engine(self._url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+
+    @contextmanager
+    def transaction(self) -> Generator[Transaction]:
+        """Commit on leaving, roll back on an exception.
+
+        Raises:
+            Unavailable: Postgres cannot be reached.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield Transaction(connection)
+        except (OperationalError, InterfaceError) as error:
+            raise Unavailable("the database cannot be reached; nothing was changed") from error
+
+    def ping(self) -> None:
+        """Raises Unavailable unless Postgres answers."""
+        try:
+            with self._engine.connect() as connection:
+                connection.execute(select(1))
+        except (OperationalError, InterfaceError) as error:
+            raise Unavailable("the database cannot be reached") from error
+
+    def migrate(self) -> None:
+        """Bring the tables to the newest version. Safe when several processes call it at once."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+            connection.commit()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _MIGRATION_LOCK})
+
+    def close(self) -> None:
+        self._engine.dispose()

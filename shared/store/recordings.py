@@ -1,0 +1,85 @@
+"""Which sound files there are, and which must go.
+
+A blob is doomed until a recording claims it: its name is written down before its bytes are, so that a crash at any
+moment leaves no voice behind that no row knows of.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from shared.domain.conversation import Recording
+from shared.store.tables import doomed_blobs, recordings
+
+
+class Recordings:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def announce(self, uri: str, patience: timedelta) -> None:
+        """Write down that a blob is about to be stored; it is deleted unless claimed within `patience`."""
+        self._connection.execute(insert(doomed_blobs).values(uri=uri, after=func.now() + patience))
+
+    def claim(
+        self,
+        session_id: UUID,
+        *,
+        uri: str,
+        sha256: str,
+        media_type: str,
+        duration_s: float | None,
+        channels: int | None,
+        retention: timedelta | None,
+    ) -> Recording:
+        """Make a stored blob a session's recording. `retention` None: it goes once its turn has been analysed."""
+        self._connection.execute(delete(doomed_blobs).where(doomed_blobs.c.uri == uri))
+        row = self._connection.execute(
+            insert(recordings)
+            .values(
+                session_id=session_id,
+                uri=uri,
+                sha256=sha256,
+                media_type=media_type,
+                duration_s=duration_s,
+                channels=channels,
+                expires_at=None if retention is None else func.now() + retention,
+            )
+            .returning(recordings)
+        ).one()
+        return Recording.model_validate(row)
+
+    def expire(self) -> int:
+        """Doom the sound of every recording whose time is up; how many there were."""
+        due = (
+            select(recordings.c.id, recordings.c.uri)
+            .where(recordings.c.uri.is_not(None), recordings.c.expires_at <= func.now())
+            .with_for_update(skip_locked=True)
+            .limit(1000)
+        )
+        rows = self._connection.execute(due).all()
+        if rows:
+            values = [{"uri": row.uri, "after": func.now()} for row in rows]
+            self._connection.execute(upsert(doomed_blobs).values(values).on_conflict_do_nothing())
+            ids = [row.id for row in rows]
+            self._connection.execute(update(recordings).where(recordings.c.id.in_(ids)).values(uri=None))
+        return len(rows)
+
+    def doomed(self, limit: int = 1000) -> Sequence[str]:
+        """Blobs to delete now. They stay locked until this transaction ends."""
+        return (
+            self._connection.execute(
+                select(doomed_blobs.c.uri)
+                .where(doomed_blobs.c.after <= func.now())
+                .with_for_update(skip_locked=True)
+                .limit(limit)
+            )
+            .scalars()
+            .all()
+        )
+
+    def forget(self, uris: Sequence[str]) -> None:
+        """The blobs are gone."""
+        self._connection.execute(delete(doomed_blobs).where(doomed_blobs.c.uri.in_(uris)))

@@ -1,0 +1,209 @@
+"""Every table. All times are UTC by the database's clock, all ids UUIDs, and every row of a tenant names it."""
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _id() -> Column[object]:
+    return Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()"))
+
+
+def _tenant() -> Column[object]:
+    return Column("tenant_id", Uuid, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False)
+
+
+def _now(name: str = "created_at") -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+tenants = Table(
+    "tenants",
+    metadata,
+    _id(),
+    Column("name", String(200), nullable=False, unique=True),
+    _now(),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    _id(),
+    _tenant(),
+    Column("name", String(200), nullable=False),
+    Column("role", String(20), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True, comment="sha256 of the key, in hex"),
+    _now(),
+    Column("revoked_at", DateTime(timezone=True)),
+    Index(None, "tenant_id"),
+)
+
+subjects = Table(
+    "subjects",
+    metadata,
+    _id(),
+    _tenant(),
+    Column("external_ref", String(200), nullable=False),
+    _now(),
+    UniqueConstraint("tenant_id", "external_ref"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    _id(),
+    _tenant(),
+    Column("subject_id", Uuid, ForeignKey("subjects.id", ondelete="CASCADE")),
+    Column("external_ref", String(200)),
+    Column("language_hint", String(10)),
+    Column("consent", JSONB, nullable=False),
+    Column("turn_count", Integer, nullable=False, server_default=text("0")),
+    _now(),
+    Column("closed_at", DateTime(timezone=True)),
+    Index(None, "tenant_id", "created_at"),
+    Index(None, "subject_id"),
+)
+
+recordings = Table(
+    "recordings",
+    metadata,
+    _id(),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("uri", String(500), comment="null once the audio was deleted"),
+    Column("sha256", String(64), nullable=False),
+    Column("media_type", String(100), nullable=False),
+    Column("duration_s", Float),
+    Column("channels", Integer),
+    Column("expires_at", DateTime(timezone=True)),
+    _now(),
+    Index(None, "session_id"),
+    Index(None, "expires_at", postgresql_where=text("uri IS NOT NULL")),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    _id(),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("speaker", String(200), nullable=False),
+    Column("role", String(20), nullable=False),
+    Column("text", Text),
+    Column("recording_id", Uuid, ForeignKey("recordings.id")),
+    Column("start", Float),
+    Column("end", Float),
+    Column("occurred_at", DateTime(timezone=True), nullable=False),
+    _now(),
+    UniqueConstraint("session_id", "index"),
+    Index(None, "recording_id"),
+)
+
+transcripts = Table(
+    "transcripts",
+    metadata,
+    Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
+    Column("language", String(10)),
+    Column("language_probability", Float),
+    Column("segments", JSONB, nullable=False),
+    Column("source", String(20), nullable=False),
+    _now(),
+)
+
+predictions = Table(
+    "predictions",
+    metadata,
+    _id(),
+    Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
+    Column("bundle_id", String(100), nullable=False),
+    Column("scores", JSONB(none_as_null=True)),
+    Column("text_only", JSONB(none_as_null=True)),
+    Column("audio_only", JSONB(none_as_null=True)),
+    Column("confidence", Float, nullable=False),
+    Column("abstained", Boolean, nullable=False),
+    Column("incongruence", Float),
+    Column("modalities_used", ARRAY(String(10)), nullable=False),
+    _now(),
+    UniqueConstraint("turn_id", "bundle_id"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _id(),
+    Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
+    Column("status", String(20), nullable=False, server_default="queued"),
+    Column("attempts", Integer, nullable=False, server_default=text("0"), comment="times a worker took it up"),
+    Column("sends", Integer, nullable=False, server_default=text("0"), comment="times its message was sent again"),
+    Column("lease_until", DateTime(timezone=True), nullable=False),
+    Column("error_code", String(50)),
+    Column("error_message", Text),
+    _now(),
+    _now("updated_at"),
+    Index(None, "turn_id"),
+    Index(None, "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    _id(),
+    Column("job_id", Uuid, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("task", String(100), nullable=False),
+    Column("queue", String(50), nullable=False),
+    _now(),
+    Index(None, "job_id"),
+    Index(None, "created_at"),
+)
+
+doomed_blobs = Table(
+    "doomed_blobs",
+    metadata,
+    Column("uri", String(500), primary_key=True),
+    Column("after", DateTime(timezone=True), nullable=False, comment="when it may be deleted"),
+    Index(None, "after"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    _id(),
+    Column("bundle_id", String(100), nullable=False),
+    _now("started_at"),
+    _now("seen_at"),
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    _id(),
+    _tenant(),
+    Column("key_id", Uuid, nullable=False),
+    Column("action", String(50), nullable=False),
+    Column("session_id", Uuid, nullable=False, comment="kept after the session itself is deleted"),
+    _now("at"),
+    Index(None, "tenant_id", "session_id", "at"),
+)

@@ -1,0 +1,56 @@
+"""The worker process: models loaded once, then Celery's thread pool, one thread a task."""
+
+from uuid import UUID
+
+from celery import Celery
+from celery.signals import worker_ready, worker_shutdown
+
+from shared.blobs import BlobFolder
+from shared.modeling.pipeline import Pipeline
+from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue, celery_app
+from shared.settings import Settings
+from shared.store.database import Database
+from workers.engine import Engine
+from workers.sweeper import Sweeper
+
+
+def run(settings: Settings) -> None:
+    """Load the models, then work until SIGTERM or Ctrl-C; running tasks are finished first.
+
+    Prefork is never used: CUDA does not survive a fork.
+
+    Raises:
+        SetupError: the models cannot be loaded.
+    """
+    pipeline = Pipeline.from_settings(settings)
+    pipeline.warm_up()
+    database = Database(settings.database_url, pool_size=settings.worker_threads + 2)
+    blobs = BlobFolder(settings.blob_dir)
+    engine = Engine(settings, database, blobs, pipeline)
+    sweeper = Sweeper(
+        settings, database, Queue(settings.broker_url), blobs, pipeline.bundle.id, held=lambda: engine.held
+    )
+    app = celery_app(settings.broker_url)
+    register(app, engine)
+    worker_ready.connect(lambda **_: sweeper.start(), weak=False)
+    worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
+    app.worker_main(
+        [
+            "worker",
+            "--pool=threads",
+            f"--concurrency={settings.worker_threads}",
+            f"--queues={INTERACTIVE}",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+            "--loglevel=WARNING",
+        ]
+    )
+
+
+def register(app: Celery, engine: Engine) -> None:
+    """The tasks. Their arguments are ids, nothing else."""
+
+    @app.task(name=ANALYZE_TURN)
+    def analyze_turn(job_id: str) -> None:
+        engine.run(UUID(job_id))

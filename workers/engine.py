@@ -1,0 +1,97 @@
+"""One worker's life with a job: claim it, analyse the turn, write the result."""
+
+import logging
+import threading
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from uuid import UUID
+
+from shared.audio import Samples, decode
+from shared.blobs import BlobFolder
+from shared.domain.history import Work
+from shared.domain.job import Job
+from shared.errors import RecordingGone, RequestError, TenorError
+from shared.modeling.pipeline import Analysis, Pipeline
+from shared.settings import Settings
+from shared.store.database import Database
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs jobs on the models of this process. Many threads may call `run` at once."""
+
+    def __init__(self, settings: Settings, database: Database, blobs: BlobFolder, pipeline: Pipeline) -> None:
+        self._settings = settings
+        self._database = database
+        self._blobs = blobs
+        self._pipeline = pipeline
+        self._held: dict[UUID, Job] = {}
+        self._held_lock = threading.Lock()
+
+    @property
+    def held(self) -> list[Job]:
+        """The jobs that this process is at."""
+        with self._held_lock:
+            return list(self._held.values())
+
+    def run(self, job_id: UUID) -> None:
+        """Do a job, unless it has ended, is gone or is another worker's.
+
+        A turn that cannot be analysed ends `failed` with its code. Anything unexpected puts the job back for another
+        attempt. Where even that cannot be written down, the lease runs out and the sweeper takes the job up.
+        """
+        with self._database.transaction() as transaction:
+            work = transaction.jobs.claim(job_id, self._settings.lease)
+        if work is None:
+            return
+        with self._holding(work.job):
+            try:
+                self._finish(work.job, self._analyze(work))
+            except RequestError as error:
+                _log.info("job %s failed: %s", job_id, error.code)
+                with self._database.transaction() as transaction:
+                    transaction.jobs.fail(work.job, error)
+            except Exception as error:
+                self._put_back(work.job, error)
+
+    def _analyze(self, work: Work) -> Analysis:
+        return self._pipeline.analyze(samples=self._samples(work), text=work.turn.text, language=work.language_hint)
+
+    def _samples(self, work: Work) -> Samples | None:
+        if work.recording is None:
+            return None
+        if work.recording.uri is None:
+            raise RecordingGone("the recording was deleted before it was analysed")
+        return decode(self._blobs.path(work.recording.uri), self._settings.max_turn_s)
+
+    def _finish(self, job: Job, analysis: Analysis) -> None:
+        with self._database.transaction() as transaction:
+            written = transaction.jobs.succeed(job, self._pipeline.bundle.id, analysis.transcript, analysis.reading)
+        _log.info("job %s %s", job.id, "succeeded" if written else "was no longer ours: result dropped")
+
+    def _put_back(self, job: Job, error: Exception) -> None:
+        # An unexpected error's message may quote what a person said, so only its type and place go into the log.
+        place = "".join(traceback.format_tb(error.__traceback__))
+        _log.error("job %s, attempt %d: %s\n%s", job.id, job.attempts, type(error).__name__, place)
+        _log.debug("job %s: %s", job.id, error)
+        known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
+        with self._database.transaction() as transaction:
+            transaction.jobs.retry(job, known, backoff(job.attempts))
+
+    @contextmanager
+    def _holding(self, job: Job) -> Generator[None]:
+        with self._held_lock:
+            self._held[job.id] = job
+        try:
+            yield
+        finally:
+            with self._held_lock:
+                self._held.pop(job.id, None)
+
+
+def backoff(attempts: int) -> timedelta:
+    """How long to wait before the next attempt: 1 s, then twice as long each time, at most a minute."""
+    return timedelta(seconds=min(2.0 ** (attempts - 1), 60.0))

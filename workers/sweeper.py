@@ -1,0 +1,96 @@
+"""The worker's heartbeat, and the repair of whatever a crash anywhere left undone.
+
+Every worker sweeps; rows are locked as they are taken, so that several sweepers share the work.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+from shared.blobs import BlobFolder
+from shared.domain.job import Job
+from shared.errors import Unavailable
+from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue
+from shared.settings import Settings
+from shared.store.database import Database
+
+_log = logging.getLogger(__name__)
+
+
+class Sweeper:
+    """A background thread that renews this worker's leases and sweeps, every `sweep_interval_s`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        queue: Queue,
+        blobs: BlobFolder,
+        bundle_id: str,
+        held: Callable[[], list[Job]] = list,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._queue = queue
+        self._blobs = blobs
+        self._bundle_id = bundle_id
+        self._held = held
+        self._worker_id: UUID = uuid4()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop sweeping and take leave. Leases still held run out by themselves."""
+        self._stopping.set()
+        self._thread.join()
+        try:
+            with self._database.transaction() as transaction:
+                transaction.jobs.worker_gone(self._worker_id)
+        except Unavailable:
+            _log.warning("the database is gone: this worker is forgotten once its sign of life is old")
+
+    def sweep(self) -> None:
+        """One round: sign of life, lost jobs, unsent messages, sound whose time is up."""
+        settings = self._settings
+        with self._database.transaction() as transaction:
+            transaction.jobs.worker_seen(self._worker_id, self._bundle_id)
+            transaction.jobs.forget_workers(settings.lease * 10)
+            transaction.jobs.renew(self._held(), settings.lease)
+        with self._database.transaction() as transaction:
+            lost = transaction.jobs.sweep(
+                task=ANALYZE_TURN, queue=INTERACTIVE, lease=settings.lease, max_attempts=settings.max_attempts
+            )
+        if lost:
+            _log.warning("%d jobs were overdue", lost)
+        self._send_unsent()
+        with self._database.transaction() as transaction:
+            transaction.recordings.expire()
+        self._delete_doomed()
+
+    def _send_unsent(self) -> None:
+        # The API sends its own messages within a moment of the commit; those that are older, it could not send.
+        with self._database.transaction() as transaction:
+            messages = transaction.jobs.unsent(older_than=timedelta(seconds=1))
+            transaction.jobs.sent(self._queue.send(messages))
+
+    def _delete_doomed(self) -> None:
+        with self._database.transaction() as transaction:
+            uris = transaction.recordings.doomed()
+            for uri in uris:
+                self._blobs.delete(uri)
+            transaction.recordings.forget(uris)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.sweep()
+            except Unavailable as error:
+                _log.warning("sweep put off: %s", error.detail)
+            except Exception:
+                _log.exception("sweep failed; the next one tries again")
+            self._stopping.wait(self._settings.sweep_interval_s)
