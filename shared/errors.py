@@ -25,6 +25,9 @@ TenorError
 └── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
 """
 
+EX_CONFIG = 78
+"""The exit status of a process that met a SetupError (sysexits.h): starting it again does not help."""
+
 
 class TenorError(Exception):
     """The root. `code` is stable, `status` the HTTP status, `retryable` whether the same call may go well later."""

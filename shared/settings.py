@@ -42,6 +42,10 @@ class Settings(BaseSettings):
         return timedelta(seconds=self.lease_s)
 
     @property
+    def audio_retention(self) -> timedelta:
+        return timedelta(days=self.audio_retention_days)
+
+    @property
     def blob_dir(self) -> Path:
         return self.data_dir / "blobs"
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -103,14 +103,22 @@ class Reading(BaseModel):
     incongruence: Probability | None
     modalities_used: tuple[Modality, ...]
 
+    @computed_field
     @property
     def emotion(self) -> str | None:
-        """The named emotion, or None where Tenor abstained."""
+        """The most probable category, None where Tenor abstained."""
         return None if self.abstained or self.scores is None else self.scores.top
 
+    @computed_field
     @property
     def valence(self) -> float | None:
+        """From -1, unpleasant, to 1, pleasant."""
         return None if self.scores is None else self.scores.dimensions.get("valence")
+
+    @computed_field
+    @property
+    def valence_label(self) -> Valence | None:
+        return None if self.valence is None else Valence.of(self.valence)
 
 
 class Prediction(Reading):

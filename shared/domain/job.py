@@ -33,6 +33,10 @@ class Job(BaseModel):
     created_at: datetime
     updated_at: datetime
 
+    @property
+    def ended(self) -> bool:
+        return self.status in (JobStatus.succeeded, JobStatus.failed)
+
 
 class Message(BaseModel):
     """What goes over the queue: a task's name, and an id."""

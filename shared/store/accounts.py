@@ -33,7 +33,7 @@ class Accounts:
         ).one_or_none()
         return None if row is None else ApiKey.model_validate(row)
 
-    def keys(self) -> list[tuple[str, ApiKey]]:
+    def all_keys(self) -> list[tuple[str, ApiKey]]:
         """Every key with its tenant's name, oldest first."""
         rows = self._connection.execute(
             select(tenants.c.name.label("tenant"), api_keys)

@@ -52,23 +52,36 @@ class Conversations:
             raise SessionNotFound(f"there is no session {session_id}")
         return Session.model_validate(row)
 
-    def delete_session(self, tenant_id: UUID, session_id: UUID) -> None:
+    def hold(self, tenant_id: UUID, session_id: UUID) -> None:
+        """Keep a session from being deleted until this transaction ends.
+
+        Raises:
+            SessionNotFound: the tenant has no such session.
+        """
+        held = select(sessions.c.id).where(sessions.c.id == session_id, sessions.c.tenant_id == tenant_id)
+        if self._connection.execute(held.with_for_update()).one_or_none() is None:
+            raise SessionNotFound(f"there is no session {session_id}")
+
+    def delete_session(self, tenant_id: UUID, session_id: UUID) -> Sequence[str]:
         """Delete a session with all its rows, and its person if nothing else is known of them.
 
-        Its recordings are doomed in the same transaction: whoever sweeps next deletes the sound itself.
+        Its recordings are doomed in the same transaction. Their URIs are returned, for the sound itself to be deleted
+        after the commit; should the caller die before that, whoever sweeps next deletes it.
 
         Raises:
             SessionNotFound: the tenant has no such session.
         """
         subject_id = self.session(tenant_id, session_id).subject_id
-        uris = select(recordings.c.uri, func.now()).where(
+        sound = select(recordings.c.uri, func.now()).where(
             recordings.c.session_id == session_id, recordings.c.uri.is_not(None)
         )
-        self._connection.execute(upsert(doomed_blobs).from_select(["uri", "after"], uris).on_conflict_do_nothing())
+        doom = upsert(doomed_blobs).from_select(["uri", "after"], sound).on_conflict_do_nothing()
+        uris = self._connection.execute(doom.returning(doomed_blobs.c.uri)).scalars().all()
         self._connection.execute(delete(sessions).where(sessions.c.id == session_id))
         if subject_id is not None:
             others = select(sessions.c.id).where(sessions.c.subject_id == subject_id).exists()
             self._connection.execute(delete(subjects).where(subjects.c.id == subject_id, ~others))
+        return uris
 
     def add_turn(
         self,

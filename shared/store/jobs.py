@@ -99,7 +99,11 @@ class Jobs:
         if transcript is not None:
             values = {"turn_id": job.turn_id, **transcript.model_dump(mode="json")}
             self._connection.execute(upsert(transcripts).values(values).on_conflict_do_nothing())
-        values = {"turn_id": job.turn_id, "bundle_id": bundle_id, **reading.model_dump(mode="json")}
+        values = {
+            "turn_id": job.turn_id,
+            "bundle_id": bundle_id,
+            **reading.model_dump(mode="json", exclude_computed_fields=True),
+        }
         self._connection.execute(upsert(predictions).values(values).on_conflict_do_nothing())
         return True
 

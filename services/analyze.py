@@ -1,0 +1,93 @@
+"""The pipeline without a server: recordings or a text in, rows out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel
+
+from shared.audio import SAMPLE_RATE, decode
+from shared.domain.emotion import Modality
+from shared.errors import AudioUndecodable, TenorError
+from shared.modeling.pipeline import Analysis, Pipeline, load_pipeline
+from shared.settings import Settings
+
+
+class Row(BaseModel):
+    """One turn, as `tenor analyze --format jsonl` prints it. Times in seconds within the file."""
+
+    file: str | None
+    start: float | None
+    end: float | None
+    speaker: str
+    text: str
+    language: str | None
+    emotion: str | None
+    scores: dict[str, float] | None
+    valence: float | None
+    confidence: float
+    abstained: bool
+    incongruence: float | None
+    modalities_used: tuple[Modality, ...]
+
+    @classmethod
+    def of(
+        cls,
+        analysis: Analysis,
+        speaker: str,
+        file: str | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> Self:
+        transcript, reading = analysis.transcript, analysis.reading
+        return cls(
+            file=file,
+            start=start,
+            end=end,
+            speaker=speaker,
+            text="" if transcript is None else transcript.text,
+            language=None if transcript is None else transcript.language,
+            emotion=reading.emotion,
+            scores=None if reading.scores is None else reading.scores.categories,
+            valence=reading.valence,
+            confidence=reading.confidence,
+            abstained=reading.abstained,
+            incongruence=reading.incongruence,
+            modalities_used=reading.modalities_used,
+        )
+
+
+class Analyzer:
+    """The models, loaded once.
+
+    Raises:
+        SetupError: they cannot be loaded.
+    """
+
+    def __init__(self, settings: Settings, speaker: str, language: str | None) -> None:
+        self._pipeline: Pipeline = load_pipeline(settings)
+        self._speaker = speaker
+        self._language = language
+
+    def text(self, text: str) -> list[Row]:
+        analysis = self._pipeline.analyze(samples=None, text=text, language=self._language)
+        return [Row.of(analysis, self._speaker)]
+
+    def files(self, files: list[Path]) -> Iterator[tuple[Path, list[Row] | TenorError]]:
+        """Each file with its rows, or with what is wrong with it."""
+        for file in files:
+            try:
+                yield file, self._file(file)
+            except TenorError as error:
+                yield file, error
+
+    def _file(self, file: Path) -> list[Row]:
+        if not file.is_file():
+            raise AudioUndecodable("there is no such file")
+        samples = decode(file)
+        rows = []
+        for start, end in self._pipeline.utterances(samples) or [(0.0, samples.size / SAMPLE_RATE)]:
+            part = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
+            analysis = self._pipeline.analyze(samples=part, text=None, language=self._language)
+            rows.append(Row.of(analysis, self._speaker, str(file), round(start, 3), round(end, 3)))
+        return rows

@@ -1,0 +1,51 @@
+"""The HTTP API. It knows the store and the queue, and never a model."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from services.api import errors
+from services.api.body import BodyLimit
+from services.api.dependencies import Resources
+from services.api.routes import health, sessions, turns
+from shared.blobs import BlobFolder
+from shared.queue import Queue
+from shared.settings import Settings, get_settings
+from shared.store.database import Database
+
+_DESCRIPTION = """
+Send what people say, as text or as recordings, and read back what they feel.
+
+1. `POST /v1/sessions` opens a conversation.
+2. `POST /v1/sessions/{id}/turns` adds a turn and answers at once with its `Location`.
+3. `GET /v1/turns/{id}?wait=10` answers as soon as the turn is analysed.
+
+Every error is an RFC 9457 problem document with a stable `code`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application, for any ASGI server."""
+    settings = settings or get_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.database_url)
+        app.state.resources = Resources(
+            settings=settings,
+            database=database,
+            queue=Queue(settings.broker_url),
+            blobs=BlobFolder(settings.blob_dir),
+        )
+        yield
+        database.close()
+
+    app = FastAPI(
+        title="Tenor", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, responses=errors.RESPONSES
+    )
+    errors.install(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    for router in (health.router, sessions.router, turns.router):
+        app.include_router(router)
+    return app

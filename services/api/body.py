@@ -1,0 +1,109 @@
+"""Request bodies: how much is read, and what a turn may be sent as."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Request
+from fastapi.datastructures import Headers
+from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.api.errors import ProblemResponse, describe
+from services.api.schemas import TurnIn
+from shared.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+
+_SOUND = ("audio/", "video/", "application/octet-stream", "application/ogg")
+
+
+class BodyLimit:
+    """ASGI middleware that refuses a body over `limit` bytes: at once if its length is declared, else as it comes."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self._limit:
+            await ProblemResponse(self._error())(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limit:
+                raise self._error()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _error(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request body is larger than the {self._limit} bytes allowed")
+
+
+@asynccontextmanager
+async def turn_body(request: Request) -> AsyncIterator[tuple[TurnIn, UploadFile | None]]:
+    """What was sent as a turn: JSON, or a form with `audio` and the same fields. The upload is closed on leaving.
+
+    Raises:
+        UnsupportedMediaType: neither, or the file is declared to be something else than sound.
+        InvalidRequest: a field is missing or wrong, or its text is not UTF-8.
+    """
+    media_type, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if media_type == b"application/json":
+        yield _turn(await request.body()), None
+    elif media_type == b"multipart/form-data":
+        fields, audio = await _form(request, parameters.get(b"boundary", b""))
+        try:
+            yield _turn(fields), _sound(audio)
+        finally:
+            await audio.close()
+    else:
+        raise UnsupportedMediaType(
+            f"a turn is sent as application/json or multipart/form-data, not as {media_type.decode('latin-1')!r}"
+        )
+
+
+def _turn(body: bytes | dict[str, str]) -> TurnIn:
+    try:
+        return TurnIn.model_validate_json(body) if isinstance(body, bytes) else TurnIn.model_validate(body)
+    except ValidationError as error:
+        raise InvalidRequest(describe(list(error.errors(include_url=False, include_input=False)))) from None
+
+
+def _sound(audio: UploadFile) -> UploadFile:
+    declared = (audio.content_type or "application/octet-stream").lower()
+    if not declared.startswith(_SOUND):
+        raise UnsupportedMediaType(f"the audio field holds {declared}: send a recording, such as audio/wav")
+    return audio
+
+
+async def _form(request: Request, boundary: bytes) -> tuple[dict[str, str], UploadFile]:
+    # Latin-1 keeps a field's bytes as they came, where the parser would otherwise guess at what is not UTF-8.
+    headers = Headers(
+        {"content-type": f'multipart/form-data; boundary="{boundary.decode("latin-1")}"; charset=latin-1'}
+    )
+    parser = MultiPartParser(headers, request.stream(), max_files=1, max_fields=16)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequest(f"the form cannot be read: {error.message}") from None
+    audio = form.get("audio")
+    if not isinstance(audio, UploadFile):
+        raise InvalidRequest("audio: a form must hold the recording as a file in its field 'audio'")
+    return {name: _utf8(name, value) for name, value in form.items() if isinstance(value, str)}, audio
+
+
+def _utf8(name: str, value: str) -> str:
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name}: the text is not valid UTF-8 at byte {error.start}") from None

@@ -1,0 +1,63 @@
+"""What a route is given: the process's resources, and the caller's key."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from shared.blobs import BlobFolder
+from shared.domain.access import ApiKey, Permission
+from shared.errors import Forbidden, Unauthenticated
+from shared.queue import Queue
+from shared.settings import Settings
+from shared.store.database import Database
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one API process holds for its whole life."""
+
+    settings: Settings
+    database: Database
+    queue: Queue
+    blobs: BlobFolder
+
+
+def resources(request: Request) -> Resources:
+    return cast("Resources", request.app.state.resources)
+
+
+Res = Annotated[Resources, Depends(resources)]
+_bearer = HTTPBearer(auto_error=False, description="an API key, made with `tenor keys create`")
+
+
+def api_key(res: Res, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiKey:
+    """Raises Unauthenticated unless the request carries a valid key."""
+    if credentials is None:
+        raise Unauthenticated("send an API key: Authorization: Bearer tnr_...")
+    with res.database.transaction() as transaction:
+        key = transaction.accounts.key(credentials.credentials)
+    if key is None:
+        raise Unauthenticated("the API key is unknown or was revoked")
+    return key
+
+
+Key = Annotated[ApiKey, Depends(api_key)]
+
+
+class Allowed:
+    """A dependency that lets a key through if its role has the permission."""
+
+    def __init__(self, permission: Permission) -> None:
+        self._permission = permission
+
+    def __call__(self, key: Key) -> ApiKey:
+        if self._permission not in key.role.permissions:
+            raise Forbidden(f"a key with the role {key.role.value!r} may not {self._permission.value}")
+        return key
+
+
+Reader = Annotated[ApiKey, Depends(Allowed(Permission.read))]
+Writer = Annotated[ApiKey, Depends(Allowed(Permission.write))]
+Deleter = Annotated[ApiKey, Depends(Allowed(Permission.delete))]

@@ -1,0 +1,86 @@
+"""Errors on the wire: RFC 9457 problem documents with a stable `code`."""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from shared.errors import InvalidRequest, NotFound, RequestError, TenorError, Unavailable
+
+_log = logging.getLogger(__name__)
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document. Programs go by `code`; `detail` is for people."""
+
+    type: str = Field(default="about:blank", examples=["about:blank"])
+    title: str = Field(examples=["No such session"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["there is no session 5a0e0df1-4f0d-4dd6-a7a8-2b8bb2f5f7a4"])
+    code: str = Field(examples=["session_not_found"])
+    retryable: bool = Field(examples=[False], description="whether the same request may go well later")
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {"description": "A problem document", "content": {"application/problem+json": {"schema": {}}}}
+}
+
+
+class ProblemResponse(JSONResponse):
+    media_type = "application/problem+json"
+
+    def __init__(self, error: TenorError) -> None:
+        problem = Problem(
+            title=error.title, status=error.status, detail=error.detail, code=error.code, retryable=error.retryable
+        )
+        super().__init__(problem.model_dump(), status_code=error.status, headers=_headers(error))
+
+
+def _headers(error: TenorError) -> dict[str, str]:
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": "Bearer"}
+    return {"Retry-After": "2"} if isinstance(error, Unavailable) else {}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem document."""
+
+    @app.exception_handler(TenorError)
+    def tenor_error(_: Request, error: TenorError) -> ProblemResponse:
+        return ProblemResponse(error)
+
+    @app.exception_handler(RequestValidationError)
+    def validation_error(_: Request, error: RequestValidationError) -> ProblemResponse:
+        return ProblemResponse(InvalidRequest(describe(list(error.errors()))))
+
+    @app.exception_handler(HTTPException)
+    def http_error(_: Request, error: HTTPException) -> ProblemResponse:
+        return ProblemResponse(_from_http(error))
+
+    @app.exception_handler(Exception)
+    def unexpected(request: Request, error: Exception) -> ProblemResponse:
+        _log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)
+        return ProblemResponse(TenorError("this is our mistake, not yours; the request had no effect that it reported"))
+
+
+def describe(errors: list[Any]) -> str:
+    """Where each value is wrong and why, without the value, which may be what a person said."""
+    lines = []
+    for error in errors:
+        place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
+        lines.append(f"{place}: {error['msg']}" if place else error["msg"])
+    return "; ".join(lines)
+
+
+def _from_http(error: HTTPException) -> TenorError:
+    known = NotFound if error.status_code == HTTPStatus.NOT_FOUND else RequestError
+    problem = known(str(error.detail))
+    if known is RequestError:
+        status = HTTPStatus(error.status_code)
+        problem.status, problem.title, problem.code = status.value, status.phrase, status.name.lower()
+    return problem

@@ -1,0 +1,85 @@
+"""Sessions: one conversation each, with its history."""
+
+import base64
+import binascii
+import logging
+from collections.abc import Sequence
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+
+from services.api.dependencies import Deleter, Reader, Res, Resources, Writer
+from services.api.schemas import HistoryOut, SessionIn, SessionOut, TurnOut
+from shared.errors import InvalidRequest, Unavailable
+
+_log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+
+@router.post("", status_code=201, summary="Open a session")
+def create_session(body: SessionIn, response: Response, res: Res, key: Writer) -> SessionOut:
+    with res.database.transaction() as transaction:
+        session = transaction.conversations.create_session(
+            key.tenant_id, body.consent, body.subject_ref, body.external_ref, body.language_hint
+        )
+    response.headers["Location"] = f"/v1/sessions/{session.id}"
+    return SessionOut.of(session)
+
+
+@router.get("/{session_id}", summary="Read a session")
+def read_session(session_id: UUID, res: Res, key: Reader) -> SessionOut:
+    with res.database.transaction() as transaction:
+        return SessionOut.of(transaction.conversations.session(key.tenant_id, session_id))
+
+
+@router.delete("/{session_id}", status_code=204, summary="Delete a session: its rows and its recordings")
+def delete_session(session_id: UUID, res: Res, key: Deleter) -> None:
+    with res.database.transaction() as transaction:
+        uris = transaction.conversations.delete_session(key.tenant_id, session_id)
+        transaction.accounts.audit(key, "session.delete", session_id)
+    _delete_sound(res, uris)
+
+
+@router.get("/{session_id}/history", summary="Read a session's turns, in order")
+def read_history(
+    session_id: UUID,
+    res: Res,
+    key: Reader,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> HistoryOut:
+    after = -1 if cursor is None else _index(cursor)
+    with res.database.transaction() as transaction:
+        transaction.conversations.session(key.tenant_id, session_id)
+        found = transaction.conversations.history(key.tenant_id, session_id, after, limit + 1)
+        transaction.accounts.audit(key, "history.read", session_id)
+    page = [TurnOut.of(turn) for turn in found[:limit]]
+    return HistoryOut(turns=page, next_cursor=_cursor(page[-1].index) if len(found) > limit else None)
+
+
+def _delete_sound(res: Resources, uris: Sequence[str]) -> None:
+    """Makes the answer true when it arrives. What cannot be deleted now stays doomed, and the sweeper deletes it."""
+    try:
+        for uri in uris:
+            res.blobs.delete(uri)
+    except Unavailable as error:
+        _log.warning("deletion is left to the sweeper: %s", error.detail)
+        return
+    with res.database.transaction() as transaction:
+        transaction.recordings.forget(uris)
+
+
+def _cursor(index: int) -> str:
+    return base64.urlsafe_b64encode(f"turn:{index}".encode()).decode()
+
+
+def _index(cursor: str) -> int:
+    try:
+        word, _, index = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
+        if word == "turn" and index.isdecimal():
+            return int(index)
+    except (binascii.Error, ValueError):
+        pass
+    raise InvalidRequest("cursor: use the next_cursor of the page before, as it is")

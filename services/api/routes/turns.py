@@ -1,0 +1,159 @@
+"""Turns: accepted at once, analysed by the workers."""
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from services.api.body import turn_body
+from services.api.dependencies import Reader, Res, Resources, Writer
+from services.api.schemas import TurnIn, TurnOut
+from shared import audio
+from shared.blobs import new_uri
+from shared.domain.access import ApiKey
+from shared.domain.conversation import Session
+from shared.domain.history import AnalyzedTurn
+from shared.domain.job import Message
+from shared.errors import AudioTooLong, InvalidRequest, TextTooLong
+from shared.queue import ANALYZE_TURN, INTERACTIVE
+from shared.store.database import Transaction
+
+router = APIRouter(prefix="/v1", tags=["turns"])
+
+_UPLOAD_PATIENCE = timedelta(hours=1)
+_POLL_S = 0.05
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": TurnIn.model_json_schema()},
+            "multipart/form-data": {
+                "schema": {
+                    **TurnIn.model_json_schema(),
+                    "required": ["audio"],
+                    "properties": {
+                        "audio": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "WAV, FLAC, MP3, Ogg, Opus, M4A or WebM; any rate, mono or stereo",
+                        },
+                        **TurnIn.model_json_schema()["properties"],
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "/sessions/{session_id}/turns",
+    status_code=202,
+    summary="Add a turn: a text, a recording, or both",
+    openapi_extra=_BODY,
+)
+async def add_turn(session_id: UUID, request: Request, response: Response, res: Res, key: Writer) -> TurnOut:
+    session = await run_in_threadpool(_session, res, key, session_id)
+    async with turn_body(request) as (body, upload):
+        accepted = await run_in_threadpool(_accept, res, session, body, upload)
+    response.headers["Location"] = f"/v1/turns/{accepted.turn.id}"
+    return TurnOut.of(accepted)
+
+
+@router.get("/turns/{turn_id}", summary="Read a turn and its prediction")
+async def read_turn(
+    turn_id: UUID,
+    res: Res,
+    key: Reader,
+    wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for the turn to be done")] = 0,
+) -> TurnOut:
+    deadline = time.monotonic() + wait
+    while True:
+        found = await run_in_threadpool(_turn, res, key, turn_id)
+        if found.job.ended or time.monotonic() >= deadline:
+            await run_in_threadpool(_audit, res, key, found.turn.session_id)
+            return TurnOut.of(found)
+        await asyncio.sleep(_POLL_S)
+
+
+def _session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
+    with res.database.transaction() as transaction:
+        return transaction.conversations.session(key.tenant_id, session_id)
+
+
+def _turn(res: Resources, key: ApiKey, turn_id: UUID) -> AnalyzedTurn:
+    with res.database.transaction() as transaction:
+        return transaction.conversations.turn(key.tenant_id, turn_id)
+
+
+def _audit(res: Resources, key: ApiKey, session_id: UUID) -> None:
+    with res.database.transaction() as transaction:
+        transaction.accounts.audit(key, "turn.read", session_id)
+
+
+def _accept(res: Resources, session: Session, body: TurnIn, upload: UploadFile | None) -> AnalyzedTurn:
+    """Store a turn for good, then send its message. A message that cannot be sent is left to the sweeper."""
+    if body.text is not None and len(body.text) > res.settings.max_text_chars:
+        raise TextTooLong(f"the text has {len(body.text)} characters; {res.settings.max_text_chars} are allowed")
+    if upload is None:
+        accepted, message = _store_text(res, session, body)
+    else:
+        accepted, message = _store_audio(res, session, body, upload)
+    sent = res.queue.send([message])
+    with res.database.transaction() as transaction:
+        transaction.jobs.sent(sent)
+    return accepted
+
+
+def _store_text(res: Resources, session: Session, body: TurnIn) -> tuple[AnalyzedTurn, Message]:
+    if body.text is None or not body.text.strip():
+        raise InvalidRequest("text: a turn without a recording needs a text")
+    with res.database.transaction() as transaction:
+        return _add(transaction, res, session, body, None)
+
+
+def _store_audio(res: Resources, session: Session, body: TurnIn, upload: UploadFile) -> tuple[AnalyzedTurn, Message]:
+    info = audio.probe(upload.file)
+    if info.duration_s is not None and info.duration_s > res.settings.max_turn_s:
+        raise AudioTooLong(
+            f"the recording lasts {info.duration_s:.0f} s; a turn may last {res.settings.max_turn_s:.0f} s"
+        )
+    uri = new_uri(session.tenant_id, session.id)
+    with res.database.transaction() as transaction:
+        transaction.recordings.announce(uri, _UPLOAD_PATIENCE)
+    upload.file.seek(0)
+    sha256 = res.blobs.put(uri, upload.file)
+    with res.database.transaction() as transaction:
+        transaction.conversations.hold(session.tenant_id, session.id)
+        recording = transaction.recordings.claim(
+            session.id,
+            uri=uri,
+            sha256=sha256,
+            media_type=upload.content_type or "application/octet-stream",
+            duration_s=info.duration_s,
+            channels=info.channels,
+            retention=res.settings.audio_retention if session.consent.retain_audio else None,
+        )
+        return _add(transaction, res, session, body, recording.id)
+
+
+def _add(
+    transaction: Transaction, res: Resources, session: Session, body: TurnIn, recording_id: UUID | None
+) -> tuple[AnalyzedTurn, Message]:
+    turn = transaction.conversations.add_turn(
+        session.tenant_id,
+        session.id,
+        speaker=body.speaker,
+        role=body.role,
+        text=body.text,
+        recording_id=recording_id,
+        occurred_at=body.occurred_at,
+    )
+    job, message = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=res.settings.lease)
+    return AnalyzedTurn(turn=turn, job=job, transcript=None, prediction=None), message

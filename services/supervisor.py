@@ -1,0 +1,119 @@
+"""An embedded run: the servers, the API and one worker, kept alive until told to stop."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from services.embedded import EmbeddedServers
+from shared.errors import EX_CONFIG, SetupError
+from shared.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+class Child:
+    """A process that is started again whenever it dies, after a pause that doubles up to half a minute."""
+
+    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path) -> None:
+        self._name = name
+        self._command = command
+        self._env = env
+        self._log = log
+        self._pause = 1.0
+        self._process = self._spawn()
+        self._restart_at: float | None = None
+
+    def check(self) -> None:
+        """Start it again if it died and the pause is over.
+
+        Raises:
+            SetupError: it says that it cannot work the way it is set up.
+        """
+        status = self._process.poll()
+        if status is None:
+            return
+        if status == EX_CONFIG:
+            raise SetupError(self._log.read_text(errors="replace").strip().rpartition("\n")[2])
+        if self._restart_at is None:
+            _log.warning("%s ended with status %d: it is started again", self._name, status)
+            self._restart_at = time.monotonic() + self._pause
+            self._pause = min(self._pause * 2, 30.0)
+        elif time.monotonic() >= self._restart_at:
+            self._restart_at = None
+            self._process = self._spawn()
+
+    def stop(self, patience_s: float) -> None:
+        """Ask it to end, and after `patience_s` seconds make it."""
+        self._process.terminate()
+        try:
+            self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # A session of its own keeps the terminal's Ctrl-C from it: the supervisor stops everything in order.
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                self._command, env=self._env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+
+class Supervisor:
+    """Runs the API and one worker on embedded servers."""
+
+    def __init__(self, settings: Settings, servers: EmbeddedServers, host: str, port: int) -> None:
+        self._url = f"http://{host}:{port}"
+        self._servers = servers
+        self._stopping = threading.Event()
+        logs = settings.data_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        env = {
+            **os.environ,
+            "TENOR_DATA_DIR": str(settings.data_dir),
+            "TENOR_DATABASE_URL": servers.database_url.get_secret_value(),
+            "TENOR_BROKER_URL": servers.broker_url.get_secret_value(),
+        }
+        serve = [sys.executable, "-m", "services.cli", "serve", "--host", host, "--port", str(port)]
+        self._api = Child("the API", serve, env, logs / "api.log")
+        self._worker = Child("the worker", [sys.executable, "-m", "workers"], env, logs / "worker.log")
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` once turns are analysed, then keep everything alive until SIGINT or SIGTERM.
+
+        Raises:
+            SetupError: a process cannot work the way it is set up.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        ready = False
+        try:
+            while not self._stopping.is_set():
+                self._servers.revive()
+                self._api.check()
+                self._worker.check()
+                if not ready and self._works():
+                    ready = True
+                    on_ready()
+                self._stopping.wait(1.0 if ready else 0.1)
+        finally:
+            self._api.stop(patience_s=5)
+            self._worker.stop(patience_s=30)
+
+    def _works(self) -> bool:
+        try:
+            return httpx.get(f"{self._url}/readyz", timeout=5).json().get("workers", 0) > 0
+        except (httpx.HTTPError, ValueError):
+            return False
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping.set()

@@ -1,0 +1,56 @@
+"""Real servers for the tests: one private Postgres and one private Valkey a test process, from wheels."""
+
+import itertools
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from pydantic import SecretStr
+
+from services.embedded import EmbeddedServers
+from shared.settings import Settings
+from shared.store.database import Database
+
+_broker_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
+    with EmbeddedServers(tmp_path_factory.mktemp("servers")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template_database(servers: EmbeddedServers) -> str:
+    """The name of a migrated, empty database to make copies of."""
+    database = Database(servers.database_url)
+    database.migrate()
+    database.close()
+    return "tenor"
+
+
+@pytest.fixture
+def settings(servers: EmbeddedServers, template_database: str, tmp_path: Path) -> Settings:
+    """A fresh database, a broker database of its own, and an empty data folder."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(servers.url_of("postgres"), autocommit=True) as connection:
+        copy = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        connection.execute(copy.format(sql.Identifier(name), sql.Identifier(template_database)))
+    broker = servers.broker_url.get_secret_value().removesuffix("/0")
+    return Settings(
+        data_dir=tmp_path / "data",
+        database_url=SecretStr(servers.url_of(name)),
+        broker_url=SecretStr(f"{broker}/{next(_broker_numbers) % 64}"),
+        lease_s=2,
+        sweep_interval_s=0.2,
+    )
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database_url)
+    yield database
+    database.close()

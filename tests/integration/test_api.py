@@ -1,0 +1,288 @@
+"""The API as its callers see it: what it accepts, how it answers, who may see what."""
+
+import json
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
+
+from services.api.app import create_app
+from shared.domain.access import KeyRole
+from shared.queue import ANALYZE_TURN
+from shared.settings import Settings
+from shared.store.database import Database
+from tests.integration.conftest import MakeKey
+from tests.sounds import tone, wav
+
+
+def problem(response: Response) -> tuple[int, str]:
+    """Status and code of a problem document."""
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == response.status_code
+    assert {"type", "title", "detail", "code"} <= body.keys()
+    return response.status_code, body["code"]
+
+
+def send_audio(
+    api: TestClient, session_id: str, content: bytes, media_type: str = "audio/wav", **fields: str
+) -> Response:
+    return api.post(f"/v1/sessions/{session_id}/turns", files={"audio": ("turn.wav", content, media_type)}, data=fields)
+
+
+def blobs(settings: Settings) -> list[Path]:
+    return [path for path in settings.blob_dir.rglob("*") if path.is_file()]
+
+
+def test_a_session_is_created_and_read_back(api: TestClient) -> None:
+    created = api.post(
+        "/v1/sessions",
+        json={
+            "external_ref": "call-1",
+            "subject_ref": "p-17",
+            "language_hint": "ur",
+            "consent": {"retain_audio": True},
+        },
+    )
+    assert created.status_code == 201
+    session = api.get(created.headers["Location"]).json()
+    assert session == created.json()
+    assert session["language_hint"] == "ur"
+    assert session["consent"]["retain_audio"] is True
+
+
+def test_a_subject_is_the_same_person_in_every_session_of_a_tenant(api: TestClient) -> None:
+    first, again, other = (
+        api.post("/v1/sessions", json={"subject_ref": ref}).json()["subject_id"] for ref in ("p-17", "p-17", "p-18")
+    )
+    assert first == again != other
+
+
+def test_a_text_turn_is_accepted_with_its_location(api: TestClient, session_id: str) -> None:
+    response = api.post(f"/v1/sessions/{session_id}/turns", json={"text": "I waited an hour!", "role": "customer"})
+    assert response.status_code == 202
+    turn = api.get(response.headers["Location"]).json()
+    assert turn["status"] == "queued"
+    assert turn["text"] == "I waited an hour!"
+    assert turn["prediction"] is None
+    assert turn["index"] == 0
+
+
+def test_a_recording_is_accepted_with_its_fields_and_kept_until_it_is_analysed(
+    api: TestClient, session_id: str, settings: Settings
+) -> None:
+    content = wav()
+    response = send_audio(api, session_id, content, role="patient", speaker="Ana", text="buenos días")
+    assert response.status_code == 202
+    turn = response.json()
+    assert (turn["role"], turn["speaker"], turn["text"]) == ("patient", "Ana", "buenos días")
+    assert [path.read_bytes() for path in blobs(settings)] == [content]
+
+
+def test_the_message_of_an_accepted_turn_carries_ids_only(api: TestClient, session_id: str, settings: Settings) -> None:
+    import redis
+
+    api.post(f"/v1/sessions/{session_id}/turns", json={"text": "a secret"})
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    (raw,) = broker.lrange("interactive", 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
+    message = json.loads(raw)
+    assert message["headers"]["task"] == ANALYZE_TURN
+    assert b"secret" not in raw
+    assert "secret" not in message["headers"]["argsrepr"]
+
+
+def test_history_is_ordered_and_paged(api: TestClient, session_id: str) -> None:
+    for number in range(5):
+        api.post(f"/v1/sessions/{session_id}/turns", json={"text": f"turn {number}"})
+    texts, cursor = [], None
+    for _ in range(3):
+        page = api.get(
+            f"/v1/sessions/{session_id}/history", params={"limit": 2} | ({"cursor": cursor} if cursor else {})
+        )
+        texts += [turn["text"] for turn in page.json()["turns"]]
+        cursor = page.json()["next_cursor"]
+    assert texts == [f"turn {number}" for number in range(5)]
+    assert cursor is None
+
+
+def test_reading_a_history_is_audited(api: TestClient, session_id: str, database: Database) -> None:
+    from uuid import UUID
+
+    api.get(f"/v1/sessions/{session_id}/history")
+    with database.transaction() as transaction:
+        tenant_id = transaction.accounts.ensure_tenant("acme")
+        trail = transaction.accounts.audit_trail(tenant_id, UUID(session_id))
+    assert [action for _, action in trail] == ["history.read"]
+
+
+def test_deleting_a_session_deletes_rows_and_audio(api: TestClient, session_id: str, settings: Settings) -> None:
+    location = send_audio(api, session_id, wav()).headers["Location"]
+    assert api.delete(f"/v1/sessions/{session_id}").status_code == 204
+    assert blobs(settings) == []
+    assert problem(api.get(f"/v1/sessions/{session_id}")) == (404, "session_not_found")
+    assert problem(api.get(location)) == (404, "turn_not_found")
+    assert problem(api.get(f"/v1/sessions/{session_id}/history")) == (404, "session_not_found")
+
+
+def test_no_key_sees_another_tenants_rows(api: TestClient, session_id: str, make_key: MakeKey) -> None:
+    location = api.post(f"/v1/sessions/{session_id}/turns", json={"text": "mine"}).headers["Location"]
+    stranger = {"Authorization": f"Bearer {make_key('globex', KeyRole.admin)}"}
+    session = f"/v1/sessions/{session_id}"
+    assert problem(api.get(session, headers=stranger)) == (404, "session_not_found")
+    assert problem(api.get(f"{session}/history", headers=stranger)) == (404, "session_not_found")
+    assert problem(api.get(location, headers=stranger)) == (404, "turn_not_found")
+    assert problem(api.post(f"{session}/turns", json={"text": "x"}, headers=stranger)) == (404, "session_not_found")
+    assert problem(api.delete(session, headers=stranger)) == (404, "session_not_found")
+    assert api.get(session).status_code == 200
+
+
+@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer tnr_wrong"}, {"Authorization": "Basic abc"}])
+def test_without_a_valid_key_nothing_is_answered(api: TestClient, header: dict[str, str]) -> None:
+    del api.headers["Authorization"]
+    assert problem(api.post("/v1/sessions", json={}, headers=header)) == (401, "unauthenticated")
+
+
+def test_a_revoked_key_is_worthless_at_once(api: TestClient, database: Database) -> None:
+    with database.transaction() as transaction:
+        for _, key in transaction.accounts.all_keys():
+            transaction.accounts.revoke_key(key.id)
+    assert problem(api.post("/v1/sessions", json={})) == (401, "unauthenticated")
+
+
+def test_roles_allow_what_they_say(api: TestClient, session_id: str, make_key: MakeKey) -> None:
+    reader = {"Authorization": f"Bearer {make_key('acme', KeyRole.reader)}"}
+    writer = {"Authorization": f"Bearer {make_key('acme', KeyRole.writer)}"}
+    session = f"/v1/sessions/{session_id}"
+    assert api.get(session, headers=reader).status_code == 200
+    assert problem(api.post(f"{session}/turns", json={"text": "x"}, headers=reader)) == (403, "forbidden")
+    assert api.post(f"{session}/turns", json={"text": "x"}, headers=writer).status_code == 202
+    assert problem(api.delete(session, headers=writer)) == (403, "forbidden")
+
+
+def test_keys_are_stored_as_hashes_only(database: Database, make_key: MakeKey, settings: Settings) -> None:
+    import psycopg
+
+    key = make_key("acme", KeyRole.admin)
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        rows = str(connection.execute("SELECT api_keys::text FROM api_keys").fetchall())
+    assert key not in rows
+    assert key.removeprefix("tnr_") not in rows
+
+
+def nan_wav() -> bytes:
+    """A float WAV file whose samples are not numbers."""
+    data = np.full(1600, np.nan, "<f4").tobytes()
+    format_chunk = b"fmt " + (16).to_bytes(4, "little") + np.array([3, 1], "<u2").tobytes()
+    format_chunk += np.array([16000, 64000], "<u4").tobytes() + np.array([4, 32], "<u2").tobytes()
+    body = b"WAVE" + format_chunk + b"data" + len(data).to_bytes(4, "little") + data
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type", "expected"),
+    [
+        (b"", "audio/wav", (422, "audio_empty")),
+        (b"these are only words, not sound" * 99, "audio/wav", (422, "audio_undecodable")),
+        (b"\x89PNG\r\n\x1a\n" + bytes(500), "audio/wav", (422, "audio_undecodable")),
+        (
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n",
+            "audio/wav",
+            (422, "audio_undecodable"),
+        ),
+        (wav(), "text/plain", (415, "media_type_unsupported")),
+        (wav(), "image/png", (415, "media_type_unsupported")),
+        (wav(tone(60, rate=800), rate=800), "audio/wav", (413, "audio_too_long")),
+    ],
+)
+def test_a_recording_that_cannot_be_used_is_refused(
+    api: TestClient, session_id: str, settings: Settings, content: bytes, media_type: str, expected: tuple[int, str]
+) -> None:
+    settings = settings.model_copy(update={"max_turn_s": 30.0})
+    with TestClient(create_app(settings), headers=api.headers, raise_server_exceptions=False) as strict:
+        assert problem(send_audio(strict, session_id, content, media_type)) == expected
+    assert api.get(f"/v1/sessions/{session_id}/history").json()["turns"] == []
+    assert blobs(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type", "expected"),
+    [
+        (b'{"text": "', "application/json", (422, "request_invalid")),
+        (b'{"text": "caf\xe9"}', "application/json", (422, "request_invalid")),
+        (b'{"text": "\\ud800"}', "application/json", (422, "request_invalid")),
+        (b'{"text": "a\\u0000b"}', "application/json", (422, "request_invalid")),
+        (b'{"text": "  "}', "application/json", (422, "request_invalid")),
+        (b"{}", "application/json", (422, "request_invalid")),
+        (b'{"text": "x", "role": "king"}', "application/json", (422, "request_invalid")),
+        (b'{"text": "x", "mood": "good"}', "application/json", (422, "request_invalid")),
+        (b'{"text": "x", "occurred_at": "2026-01-01T00:00:00"}', "application/json", (422, "request_invalid")),
+        (json.dumps({"text": "x" * 2**20}).encode(), "application/json", (413, "text_too_long")),
+        (b"x", "text/plain", (415, "media_type_unsupported")),
+        (b"x", "multipart/form-data", (422, "request_invalid")),
+        (b"x", "multipart/form-data; boundary=b", (422, "request_invalid")),
+        (wav(), "audio/wav", (415, "media_type_unsupported")),
+    ],
+)
+def test_a_body_that_is_no_turn_is_refused(
+    api: TestClient, session_id: str, body: bytes, media_type: str, expected: tuple[int, str]
+) -> None:
+    url = f"/v1/sessions/{session_id}/turns"
+    assert problem(api.post(url, content=body, headers={"content-type": media_type})) == expected
+    assert api.post(url, json={"text": "the next one is fine"}).status_code == 202
+
+
+def test_text_that_is_not_utf8_is_refused_in_a_form_too(api: TestClient, session_id: str) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\ncaf\xe9\r\n'
+    form += b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\n\r\n' + wav() + b"\r\n--b--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    response = api.post(f"/v1/sessions/{session_id}/turns", content=form, headers=headers)
+    assert problem(response) == (422, "request_invalid")
+    assert "UTF-8" in response.json()["detail"]
+
+
+def test_a_refusal_does_not_repeat_what_was_said(api: TestClient, session_id: str) -> None:
+    response = api.post(f"/v1/sessions/{session_id}/turns", json={"text": ["my diagnosis"]})
+    assert "diagnosis" not in response.text
+
+
+def test_an_unknown_session_is_refused_before_its_upload_is_stored(api: TestClient, settings: Settings) -> None:
+    assert problem(send_audio(api, str(uuid4()), wav())) == (404, "session_not_found")
+    assert problem(send_audio(api, "not-a-uuid", wav())) == (422, "request_invalid")
+    assert blobs(settings) == []
+
+
+def test_a_bad_cursor_is_refused(api: TestClient, session_id: str) -> None:
+    for cursor in ("x", "dHVybjotMQ==", "ZXZpbDox", "é"):
+        response = api.get(f"/v1/sessions/{session_id}/history", params={"cursor": cursor})
+        assert problem(response) == (422, "request_invalid")
+
+
+def test_unknown_paths_and_methods_are_problems_too(api: TestClient) -> None:
+    assert problem(api.get("/v1/nothing")) == (404, "not_found")
+    assert problem(api.put("/v1/sessions")) == (405, "method_not_allowed")
+
+
+def test_health_and_readiness(api: TestClient, settings: Settings) -> None:
+    assert api.get("/healthz").json() == {"status": "ok"}
+    assert api.get("/readyz").json() == {"database": "ok", "queue": "ok", "workers": 0}
+    away = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
+    with TestClient(create_app(away), raise_server_exceptions=False) as client:
+        assert problem(client.get("/readyz")) == (503, "unavailable")
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_turn_is_accepted_while_the_queue_is_away(api: TestClient, session_id: str, settings: Settings) -> None:
+    away = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
+    with TestClient(create_app(away), headers=api.headers) as client:
+        assert client.post(f"/v1/sessions/{session_id}/turns", json={"text": "x"}).status_code == 202
+
+
+def test_the_openapi_document_describes_both_ways_to_send_a_turn(api: TestClient) -> None:
+    document = api.get("/openapi.json").json()
+    content = document["paths"]["/v1/sessions/{session_id}/turns"]["post"]["requestBody"]["content"]
+    assert content.keys() == {"application/json", "multipart/form-data"}
+    assert "examples" in content["application/json"]["schema"]
+    assert "$ref" not in json.dumps(content) or "SpeakerRole" in document["components"]["schemas"]

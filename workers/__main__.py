@@ -1,0 +1,16 @@
+"""`python -m workers`: one worker process."""
+
+import sys
+
+from shared.errors import EX_CONFIG, SetupError
+from shared.settings import get_settings
+from shared.telemetry import configure_logging
+from workers.app import run
+
+if __name__ == "__main__":
+    configure_logging()
+    try:
+        run(get_settings())
+    except SetupError as error:
+        sys.stderr.write(f"{error.title}: {error.detail}\n")
+        sys.exit(EX_CONFIG)
