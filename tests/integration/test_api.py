@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import numpy as np
+import psycopg
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from httpx import Response
 
@@ -83,8 +85,6 @@ def test_a_recording_is_accepted_with_its_fields_and_kept_until_it_is_analysed(
 
 
 def test_the_message_of_an_accepted_turn_carries_ids_only(api: TestClient, session_id: str, settings: Settings) -> None:
-    import redis
-
     api.post(f"/v1/sessions/{session_id}/turns", json={"text": "a secret"})
     broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
     (raw,) = broker.lrange("interactive", 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
@@ -109,8 +109,6 @@ def test_history_is_ordered_and_paged(api: TestClient, session_id: str) -> None:
 
 
 def test_reading_a_history_is_audited(api: TestClient, session_id: str, database: Database) -> None:
-    from uuid import UUID
-
     api.get(f"/v1/sessions/{session_id}/history")
     with database.transaction() as transaction:
         tenant_id = transaction.accounts.ensure_tenant("acme")
@@ -163,8 +161,6 @@ def test_roles_allow_what_they_say(api: TestClient, session_id: str, make_key: M
 
 
 def test_keys_are_stored_as_hashes_only(database: Database, make_key: MakeKey, settings: Settings) -> None:
-    import psycopg
-
     key = make_key("acme", KeyRole.admin)
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         rows = str(connection.execute("SELECT api_keys::text FROM api_keys").fetchall())

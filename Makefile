@@ -1,0 +1,27 @@
+# make run    sets up and starts Tenor, embedded, on 127.0.0.1:8000
+# make test   sets up and runs every check and test
+# make setup  only creates .venv and installs
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run test lint
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[offline,training,dev]"
+	@touch $@
+
+run: setup
+	@$(BIN)/tenor run
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal

@@ -1,0 +1,355 @@
+"""Jobs: claimed once, ended once, and never lost."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+import redis
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from pydantic import SecretStr
+from sqlalchemy import create_engine, make_url
+
+from shared.blobs import BlobFolder, new_uri
+from shared.domain.conversation import Consent, SpeakerRole
+from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
+from shared.domain.history import AnalyzedTurn
+from shared.domain.job import Job, JobStatus
+from shared.domain.transcript import Transcript
+from shared.errors import AudioUndecodable, TenorError, Unavailable
+from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue
+from shared.settings import Settings
+from shared.store.database import Database
+from shared.store.tables import metadata
+from workers.sweeper import Sweeper
+
+LEASE = timedelta(seconds=30)
+NO_TIME = timedelta(0)
+
+SCORES = EmotionScores(
+    label_space=EKMAN7.name,
+    categories={name: 0.4 if name == "joy" else 0.1 for name in EKMAN7.categories},
+    dimensions={"valence": 0.5},
+)
+READING = Reading(
+    scores=SCORES,
+    text_only=SCORES,
+    audio_only=None,
+    confidence=0.4,
+    abstained=False,
+    incongruence=None,
+    modalities_used=(Modality.text,),
+)
+
+AddTurn = Callable[..., Job]
+
+
+@pytest.fixture
+def tenant_id(database: Database) -> UUID:
+    with database.transaction() as transaction:
+        return transaction.accounts.ensure_tenant("acme")
+
+
+@pytest.fixture
+def add_turn(database: Database, tenant_id: UUID) -> AddTurn:
+    def add(lease: timedelta = LEASE) -> Job:
+        with database.transaction() as transaction:
+            session = transaction.conversations.create_session(tenant_id, Consent())
+            turn = transaction.conversations.add_turn(
+                tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="good news"
+            )
+            return transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=lease)[0]
+
+    return add
+
+
+def claim(database: Database, job: Job, lease: timedelta = LEASE) -> Job | None:
+    with database.transaction() as transaction:
+        work = transaction.jobs.claim(job.id, lease)
+        return None if work is None else work.job
+
+
+def succeed(database: Database, job: Job, bundle_id: str = "bundle") -> bool:
+    with database.transaction() as transaction:
+        return transaction.jobs.succeed(job, bundle_id, Transcript.provided("good news"), READING)
+
+
+def read(database: Database, tenant_id: UUID, job: Job) -> AnalyzedTurn:
+    with database.transaction() as transaction:
+        return transaction.conversations.turn(tenant_id, job.turn_id)
+
+
+def sweep(database: Database, max_attempts: int = 5) -> int:
+    with database.transaction() as transaction:
+        return transaction.jobs.sweep(task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE, max_attempts=max_attempts)
+
+
+def unsent(database: Database) -> list[UUID]:
+    with database.transaction() as transaction:
+        return [message.job_id for message in transaction.jobs.unsent(NO_TIME)]
+
+
+def forget_outbox(database: Database) -> None:
+    with database.transaction() as transaction:
+        transaction.jobs.sent(transaction.jobs.unsent(NO_TIME))
+
+
+def test_the_result_is_read_back_as_it_was_written(database: Database, add_turn: AddTurn, tenant_id: UUID) -> None:
+    job = claim(database, add_turn())
+    assert job is not None
+    assert succeed(database, job)
+    found = read(database, tenant_id, job)
+    assert found.job.status is JobStatus.succeeded
+    assert found.transcript == Transcript.provided("good news")
+    assert found.prediction is not None
+    assert found.prediction.scores == SCORES
+    assert found.prediction.audio_only is None
+    assert found.prediction.emotion == "joy"
+    assert found.prediction.modalities_used == (Modality.text,)
+
+
+def test_two_workers_never_hold_the_same_job(database: Database, add_turn: AddTurn) -> None:
+    job = add_turn()
+    assert claim(database, job) is not None
+    assert claim(database, job) is None
+
+
+def test_a_job_that_ended_is_not_done_again(database: Database, add_turn: AddTurn) -> None:
+    job = claim(database, add_turn())
+    assert job is not None
+    assert succeed(database, job)
+    assert claim(database, job) is None
+    assert not succeed(database, job)
+
+
+def test_a_worker_that_was_thought_dead_can_no_longer_write(
+    database: Database, add_turn: AddTurn, tenant_id: UUID
+) -> None:
+    slow = claim(database, add_turn(), lease=NO_TIME)
+    assert slow is not None
+    quick = claim(database, slow)
+    assert quick is not None
+    assert succeed(database, quick, "the quick one's")
+    assert not succeed(database, slow, "the slow one's")
+    prediction = read(database, tenant_id, slow).prediction
+    assert prediction is not None
+    assert prediction.bundle_id == "the quick one's"
+
+
+def test_a_renewed_lease_holds(database: Database, add_turn: AddTurn) -> None:
+    job = claim(database, add_turn(), lease=NO_TIME)
+    assert job is not None
+    with database.transaction() as transaction:
+        transaction.jobs.renew([job], LEASE)
+    assert sweep(database) == 0
+    assert claim(database, job) is None
+
+
+def test_a_dead_workers_job_is_sent_again(database: Database, add_turn: AddTurn) -> None:
+    job = claim(database, add_turn(), lease=NO_TIME)
+    assert job is not None
+    forget_outbox(database)
+    assert sweep(database) == 1
+    assert unsent(database) == [job.id]
+    again = claim(database, job)
+    assert again is not None
+    assert again.attempts == 2
+
+
+def test_a_message_that_the_broker_lost_is_sent_again_less_and_less_often(
+    settings: Settings, database: Database, add_turn: AddTurn, tenant_id: UUID
+) -> None:
+    job = add_turn(lease=NO_TIME)
+    waits: list[float] = []
+    for _ in range(3):
+        forget_outbox(database)
+        _let_lease_run_out(settings, job)
+        assert sweep(database) == 1
+        assert unsent(database) == [job.id]
+        found = read(database, tenant_id, job).job
+        waits.append((found.lease_until - found.updated_at) / LEASE)
+    assert waits == [1.0, 2.0, 4.0]
+
+
+def test_a_job_without_attempts_left_ends_with_its_reason(
+    database: Database, add_turn: AddTurn, tenant_id: UUID
+) -> None:
+    job = claim(database, add_turn())
+    assert job is not None
+    with database.transaction() as transaction:
+        transaction.jobs.retry(job, TenorError("internal error (ValueError)"), NO_TIME)
+    assert sweep(database, max_attempts=1) == 1
+    found = read(database, tenant_id, job).job
+    assert (found.status, found.error_code) == (JobStatus.failed, "attempts_exhausted")
+    assert "ValueError" in (found.error_message or "")
+
+
+def test_a_turn_deleted_while_it_is_analysed_leaves_nothing(
+    database: Database, add_turn: AddTurn, tenant_id: UUID
+) -> None:
+    job = claim(database, add_turn())
+    assert job is not None
+    with database.transaction() as transaction:
+        session_id = transaction.conversations.turn(tenant_id, job.turn_id).turn.session_id
+        transaction.conversations.delete_session(tenant_id, session_id)
+    assert not succeed(database, job)
+
+
+def test_a_person_is_forgotten_with_their_last_session(database: Database, tenant_id: UUID) -> None:
+    def subject_of_new_session() -> tuple[UUID, UUID | None]:
+        with database.transaction() as transaction:
+            session = transaction.conversations.create_session(tenant_id, Consent(), subject_ref="p-17")
+            return session.id, session.subject_id
+
+    (first, subject), (second, same) = subject_of_new_session(), subject_of_new_session()
+    assert subject == same
+    for session_id in (first, second):
+        with database.transaction() as transaction:
+            transaction.conversations.delete_session(tenant_id, session_id)
+    assert subject_of_new_session()[1] != subject
+
+
+def test_indexes_are_gapless_when_many_turns_arrive_at_once(database: Database, tenant_id: UUID) -> None:
+    with database.transaction() as transaction:
+        session_id = transaction.conversations.create_session(tenant_id, Consent()).id
+
+    def add(_: int) -> int:
+        with database.transaction() as transaction:
+            return transaction.conversations.add_turn(
+                tenant_id, session_id, speaker="Ana", role=SpeakerRole.user, text="x"
+            ).index
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(add, range(40))) == list(range(40))
+
+
+@pytest.fixture
+def sweeper(settings: Settings, database: Database) -> Sweeper:
+    return Sweeper(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), "bundle")
+
+
+def test_the_sweeper_sends_what_the_api_could_not(
+    sweeper: Sweeper, settings: Settings, database: Database, add_turn: AddTurn
+) -> None:
+    add_turn()
+    time.sleep(1.1)
+    sweeper.sweep()
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    assert broker.llen(INTERACTIVE) == 1
+    sweeper.sweep()
+    assert broker.llen(INTERACTIVE) == 1
+
+
+def test_a_flushed_broker_can_be_sent_to_at_once(settings: Settings, database: Database, add_turn: AddTurn) -> None:
+    queue = Queue(settings.broker_url)
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    for _ in range(2):
+        add_turn()
+        with database.transaction() as transaction:
+            messages = transaction.jobs.unsent(NO_TIME)
+            assert queue.send(messages) == list(messages)
+        assert broker.llen(INTERACTIVE) == len(messages)
+        broker.flushall()
+
+
+def test_an_upload_that_was_never_claimed_is_deleted(
+    sweeper: Sweeper, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    blobs = BlobFolder(settings.blob_dir)
+    uri = new_uri(uuid4(), uuid4())
+    with database.transaction() as transaction:
+        transaction.recordings.announce(uri, NO_TIME)
+    source = tmp_path / "voice"
+    source.write_bytes(b"voice")
+    with source.open("rb") as file:
+        blobs.put(uri, file)
+    sweeper.sweep()
+    assert list(settings.blob_dir.rglob("*")) == []
+
+
+@pytest.mark.parametrize(("retention", "kept"), [(None, False), (timedelta(days=1), True)])
+@pytest.mark.parametrize("outcome", ["succeeds", "fails"])
+def test_a_recording_outlives_its_analysis_only_with_consent(
+    sweeper: Sweeper,
+    settings: Settings,
+    database: Database,
+    tenant_id: UUID,
+    tmp_path: Path,
+    retention: timedelta | None,
+    kept: bool,
+    outcome: str,
+) -> None:
+    source = tmp_path / "voice"
+    source.write_bytes(b"voice")
+    with database.transaction() as transaction:
+        session = transaction.conversations.create_session(tenant_id, Consent())
+        uri = new_uri(tenant_id, session.id)
+        with source.open("rb") as file:
+            sha256 = BlobFolder(settings.blob_dir).put(uri, file)
+        recording = transaction.recordings.claim(
+            session.id,
+            uri=uri,
+            sha256=sha256,
+            media_type="audio/wav",
+            duration_s=1.0,
+            channels=1,
+            retention=retention,
+        )
+        turn = transaction.conversations.add_turn(
+            tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text=None, recording_id=recording.id
+        )
+        queued, _ = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE)
+    sweeper.sweep()
+    path = BlobFolder(settings.blob_dir).path(uri)
+    assert path.exists()
+    job = claim(database, queued)
+    assert job is not None
+    if outcome == "succeeds":
+        assert succeed(database, job)
+    else:
+        with database.transaction() as transaction:
+            assert transaction.jobs.fail(job, AudioUndecodable("damaged"))
+    sweeper.sweep()
+    assert path.exists() is kept
+
+
+def test_workers_are_counted_while_they_give_signs_of_life(
+    sweeper: Sweeper, settings: Settings, database: Database
+) -> None:
+    def alive() -> int:
+        with database.transaction() as transaction:
+            return transaction.jobs.workers(seen_within=settings.lease)
+
+    assert alive() == 0
+    sweeper.start()
+    _wait_for(lambda: alive() == 1)
+    sweeper.stop()
+    assert alive() == 0
+
+
+def test_the_database_being_away_is_a_clear_error() -> None:
+    with pytest.raises(Unavailable), Database(SecretStr("postgresql://127.0.0.1:1/none")).transaction():
+        pass
+
+
+def test_migrations_and_tables_agree(settings: Settings) -> None:
+    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
+    with create_engine(url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def _let_lease_run_out(settings: Settings, job: Job) -> None:
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s' WHERE id = %s", [job.id])
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
