@@ -137,6 +137,29 @@ def analyze(
     raise typer.Exit(1 if failed else 0)
 
 
+@app.command(epilog="Example: `tenor bench tests/assets/*.ogg --format json`")
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Spoken clips of a few seconds.")],
+    rounds: Annotated[int, typer.Option(min=1, help="How often each clip is analysed.")] = 5,
+    output: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.table,
+) -> None:
+    """Measure this Tenor on this machine: time per clip and text, in process and as a service, and memory."""
+    from services import bench as benchmark
+
+    with _reported(), _err.status("Measuring ..."):
+        settings = get_settings()
+        figures = [benchmark.api_start(rounds)]
+        figures += benchmark.as_a_service(settings, files, rounds)
+        figures += benchmark.in_process(settings, files, rounds)
+    if output is Format.json:
+        sys.stdout.write(json.dumps([figure.model_dump() for figure in figures]) + "\n")
+        return
+    table = Table("what", "median", "worst", "unit", "measured")
+    for figure in figures:
+        table.add_row(figure.name, f"{figure.median:.3g}", f"{figure.worst:.3g}", figure.unit, f"{figure.count} times")
+    _out.print(table)
+
+
 @keys.command("create", epilog="Example: `tenor keys create --tenant clinic --role reader --name 'Dr. Rahman'`")
 def create_key(
     tenant: Annotated[str, typer.Option(help="Whose key it is; a new tenant is made.")],

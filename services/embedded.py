@@ -76,11 +76,18 @@ class EmbeddedServers:
         assert self._postgres is not None
         return self._postgres.get_uri(database)
 
+    @property
+    def pids(self) -> list[int]:
+        """The servers' main processes."""
+        postgres = None if self._postgres is None else self._postgres.get_pid()
+        valkey = None if self._valkey is None else self._valkey.pid
+        return [pid for pid in (postgres, valkey) if pid]
+
     def _start_valkey(self) -> ValkeyServer:
         folder = self._data_dir / "valkey"
         _stop_left_over(folder / "valkey.pid")
         # The broker's memory is only a hint, so nothing of it is kept.
-        server = ValkeyServer(port=_free_port(), data_dir=str(folder), config={"save": "", "databases": "64"})
+        server = ValkeyServer(port=free_port(), data_dir=str(folder), config={"save": "", "databases": "64"})
         server.start()
         return server
 
@@ -109,7 +116,8 @@ def running_urls(settings: Settings) -> Settings:
     return settings.model_copy(update={name: SecretStr(url) for name, url in addresses.items()})
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -9,9 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
-import httpx
+import httpx2 as httpx
 
 from services.embedded import EmbeddedServers
 from shared.errors import EX_CONFIG, SetupError
@@ -72,7 +71,7 @@ class Supervisor:
     """Runs the API and one worker on embedded servers."""
 
     def __init__(self, settings: Settings, servers: EmbeddedServers, host: str, port: int) -> None:
-        self._url = f"http://{host}:{port}"
+        self.url = f"http://{host}:{port}"
         self._servers = servers
         self._stopping = threading.Event()
         logs = settings.data_dir / "logs"
@@ -94,7 +93,7 @@ class Supervisor:
             SetupError: a process cannot work the way it is set up.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+            signal.signal(number, lambda *_: self.stop())
         ready = False
         try:
             while not self._stopping.is_set():
@@ -111,9 +110,10 @@ class Supervisor:
 
     def _works(self) -> bool:
         try:
-            return httpx.get(f"{self._url}/readyz", timeout=5).json().get("workers", 0) > 0
+            return httpx.get(f"{self.url}/readyz", timeout=5).json().get("workers", 0) > 0
         except (httpx.HTTPError, ValueError):
             return False
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def stop(self) -> None:
+        """Make `run` stop everything and return."""
         self._stopping.set()

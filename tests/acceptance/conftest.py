@@ -1,0 +1,93 @@
+"""A whole Tenor for each test: real processes, real models, servers of its own."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from services.api.app import create_app
+from shared.domain.access import KeyRole
+from shared.settings import Settings
+from shared.store.database import Database
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@dataclass
+class Tenor:
+    """An API, and workers that a test starts and kills."""
+
+    api: TestClient
+    settings: Settings
+    database: Database
+    env: dict[str, str]
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        log = self.settings.data_dir / "worker.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        before = self.workers()
+        with log.open("ab") as file:
+            worker = subprocess.Popen([sys.executable, "-m", "workers"], env=self.env, stdout=file, stderr=file)
+        wait_for(lambda: self.workers() > before or worker.poll() is not None, seconds=60)
+        assert worker.poll() is None, log.read_text()
+        return worker
+
+    def workers(self) -> int:
+        return self.api.get("/readyz").json()["workers"]
+
+    def broker(self) -> redis.Redis:
+        return redis.Redis.from_url(self.settings.broker_url.get_secret_value())
+
+    def session(self) -> str:
+        return self.api.post("/v1/sessions", json={}).json()["id"]
+
+    def say(self, session_id: str, recording: Path) -> None:
+        files = {"audio": (recording.name, recording.read_bytes(), "audio/ogg")}
+        response = self.api.post(f"/v1/sessions/{session_id}/turns", files=files)
+        assert response.status_code == 202, response.text
+
+    def turns(self, session_id: str) -> list[dict[str, object]]:
+        return self.api.get(f"/v1/sessions/{session_id}/history", params={"limit": 200}).json()["turns"]
+
+    def count(self, session_id: str, status: str) -> int:
+        return sum(turn["status"] == status for turn in self.turns(session_id))
+
+    def predictions(self, session_id: str) -> int:
+        """Rows, not turns: twice the same prediction would show."""
+        import psycopg
+
+        query = "SELECT count(*) FROM predictions JOIN turns ON turns.id = turn_id WHERE session_id = %s"
+        with psycopg.connect(self.settings.database_url.get_secret_value()) as connection:
+            row = connection.execute(query, [session_id]).fetchone()
+        assert row is not None
+        return row[0]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def tenor(settings: Settings, database: Database) -> Iterator[Tenor]:
+    with database.transaction() as transaction:
+        key = transaction.accounts.create_key(transaction.accounts.ensure_tenant("acme"), "test", KeyRole.admin)
+    env = {
+        **os.environ,
+        "TENOR_DATA_DIR": str(settings.data_dir),
+        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
+        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
+        "TENOR_LEASE_S": str(settings.lease_s),
+        "TENOR_SWEEP_INTERVAL_S": str(settings.sweep_interval_s),
+    }
+    with TestClient(create_app(settings), headers={"Authorization": f"Bearer {key}"}) as api:
+        yield Tenor(api, settings, database, env)

@@ -1,0 +1,108 @@
+"""`tenor run`, as its user meets it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import psutil
+import pytest
+
+from tests.acceptance.conftest import ASSETS
+
+READY_S = 90
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running(data_dir: Path) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
+    """A started `tenor run`, and a client with the key that it printed; Ctrl-C at the end."""
+    port = free_port()
+    env = {**os.environ, "TENOR_DATA_DIR": str(data_dir), "TENOR_LEASE_S": "3", "TENOR_SWEEP_INTERVAL_S": "0.5"}
+    command = [sys.executable, "-m", "services.cli", "run", "--port", str(port)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        key = None
+        deadline = time.monotonic() + READY_S
+        while key is None:
+            line = process.stdout.readline()
+            assert line, _logs(data_dir)
+            assert time.monotonic() < deadline, _logs(data_dir)
+            key = re.search(r"tnr_\S+", line)
+        headers = {"Authorization": f"Bearer {key.group()}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
+            yield process, client
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
+def _logs(data_dir: Path) -> str:
+    return "\n".join(path.read_text() for path in (data_dir / "logs").glob("*.log"))
+
+
+def analyzed(client: httpx.Client, session_id: str) -> dict[str, object]:
+    recording = (ASSETS / "english.ogg").read_bytes()
+    response = client.post(f"/v1/sessions/{session_id}/turns", files={"audio": ("a.ogg", recording, "audio/ogg")})
+    assert response.status_code == 202
+    turn = client.get(response.headers["Location"], params={"wait": 30}).json()
+    assert turn["status"] == "succeeded", turn
+    return turn
+
+
+def test_a_spoken_turn_gives_an_emotion_survives_a_dead_worker_and_is_there_at_the_next_start(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as (tenor, client):
+        session_id = client.post("/v1/sessions", json={}).json()["id"]
+        first = analyzed(client, session_id)
+        assert first["prediction"]["modalities_used"] == ["text", "audio"]  # pyright: ignore[reportIndexIssue]
+
+        (worker,) = (child for child in psutil.Process(tenor.pid).children() if "workers" in " ".join(child.cmdline()))
+        worker.kill()
+        second = analyzed(client, session_id)
+        left = [process.pid for process in psutil.Process(tenor.pid).children(recursive=True)]
+    assert not any(psutil.pid_exists(pid) for pid in left)
+
+    with running(tmp_path / "data") as (_, client):
+        history = client.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+        assert [turn["id"] for turn in history] == [first["id"], second["id"]]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_upload_of_200_mb_is_refused_with_memory_flat(tmp_path: Path, declared: bool) -> None:
+    with running(tmp_path / "data") as (tenor, client):
+        session_id = client.post("/v1/sessions", json={}).json()["id"]
+        (api,) = (child for child in psutil.Process(tenor.pid).children() if "serve" in child.cmdline())
+        before = api.memory_info().rss
+        peak, size = before, 200 * 2**20
+
+        def chunks() -> Iterator[bytes]:
+            nonlocal peak
+            yield b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\n\r\n'
+            for _ in range(size // 2**20):
+                peak = max(peak, api.memory_info().rss)
+                yield bytes(2**20)
+
+        headers = {"content-type": "multipart/form-data; boundary=b"} | (
+            {"content-length": str(size)} if declared else {}
+        )
+        try:
+            response = client.post(f"/v1/sessions/{session_id}/turns", content=chunks(), headers=headers)
+            assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+        except httpx.WriteError:
+            pass  # the connection was closed while we were still sending: refused all the same
+        assert peak - before < 32 * 2**20
+        assert analyzed(client, session_id)["status"] == "succeeded"

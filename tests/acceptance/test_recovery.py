@@ -1,0 +1,66 @@
+"""What a crash leaves undone is done again, once, without a person."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.acceptance.conftest import ASSETS, Tenor, wait_for
+
+TURNS = 20
+RECOVERY_S = 30
+"""Longest time from the end of the leases until everything is done."""
+
+SPOKEN = ASSETS / "english.ogg"
+
+
+@contextmanager
+def killed_at_the_end(worker: "subprocess.Popen[bytes]") -> Iterator[None]:
+    try:
+        yield
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+@pytest.fixture
+def session_id(tenor: Tenor) -> str:
+    session_id = tenor.session()
+    for _ in range(TURNS):
+        tenor.say(session_id, SPOKEN)
+    return session_id
+
+
+def assert_all_are_done_once(tenor: Tenor, session_id: str) -> None:
+    wait_for(lambda: tenor.count(session_id, "succeeded") == TURNS, tenor.settings.lease_s + RECOVERY_S)
+    assert tenor.predictions(session_id) == TURNS
+
+
+def test_all_turns_are_done_once_after_the_worker_is_killed(tenor: Tenor, session_id: str) -> None:
+    with killed_at_the_end(tenor.start_worker()) as _:
+        wait_for(lambda: tenor.count(session_id, "succeeded") >= 3, 30)
+    assert tenor.count(session_id, "running") > 0
+    assert tenor.count(session_id, "succeeded") < TURNS
+    with killed_at_the_end(tenor.start_worker()):
+        assert_all_are_done_once(tenor, session_id)
+
+
+def test_all_turns_are_done_once_after_the_broker_is_flushed(tenor: Tenor, session_id: str) -> None:
+    with killed_at_the_end(tenor.start_worker()):
+        wait_for(lambda: tenor.count(session_id, "succeeded") >= 3, 30)
+        tenor.broker().flushdb()
+        assert tenor.count(session_id, "queued") > 0
+        assert_all_are_done_once(tenor, session_id)
+
+
+def test_a_worker_told_to_stop_finishes_what_it_holds(tenor: Tenor, session_id: str) -> None:
+    worker = tenor.start_worker()
+    with killed_at_the_end(worker):
+        wait_for(lambda: tenor.count(session_id, "succeeded") >= 3, 30)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    assert tenor.count(session_id, "running") == 0
+    with killed_at_the_end(tenor.start_worker()):
+        assert_all_are_done_once(tenor, session_id)
