@@ -1,5 +1,13 @@
-"""Sound in: any container and codec that FFmpeg reads, out as 16 kHz mono float32."""
+"""Sound in: any container and codec that FFmpeg reads, out as 16 kHz mono float32.
 
+A recording that is cut off is refused rather than half heard, wherever the file shows it: a WAV shorter than its header
+promises, an Ogg file that ends within a page, a FLAC, MP4, WebM or AIFF with less sound than its header counts. MP3 and
+bare AAC only estimate their length, and a live stream does not know it: these are taken for as long as they are.
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,6 +26,13 @@ Samples = NDArray[np.float32]
 """Shape [samples], 16 kHz mono, nominally in [-1, 1]."""
 
 Source = Path | IO[bytes]
+
+ESTIMATING_FORMATS = {"mp3", "aac"}
+"""FFmpeg derives these formats' duration from the bit rate."""
+
+MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
+UNKNOWN_WAV_BYTES = 0x7FFF_0000
+"""Writers to a pipe put this or more into the header, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,27 +62,44 @@ def decode(source: Source, max_duration_s: float | None = None) -> Samples:
     Memory stays bounded by `max_duration_s`: decoding stops as soon as it is passed.
 
     Raises:
-        AudioEmpty: no bytes, or no samples.
-        AudioUndecodable: not a recording, or damaged.
+        AudioEmpty: no bytes, or no samples (or so few, up to 3 ms, that no resampling is possible).
+        AudioUndecodable: not a recording, damaged or cut off.
         AudioNotFinite: NaN or infinite samples.
         AudioTooLong: longer than `max_duration_s`.
     """
     chunks: list[Samples] = []
     count = 0
     with _open(source) as container:
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
+        promised = _promised_seconds(container)
+        # FFmpeg's own mixing makes two equal channels 3 dB louder than one, so the channels are kept here.
+        resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
         try:
             for frame in container.decode(audio=0):
                 for resampled in resampler.resample(frame):
-                    chunks.append(resampled.to_ndarray()[0])
+                    chunks.append(resampled.to_ndarray().mean(axis=0))
                     count += chunks[-1].size
                 if max_duration_s is not None and count > max_duration_s * SAMPLE_RATE:
                     raise AudioTooLong(f"the recording is longer than the {max_duration_s:g} s allowed")
-            chunks.extend(frame.to_ndarray()[0] for frame in resampler.resample(None))
+            chunks.extend(frame.to_ndarray().mean(axis=0) for frame in resampler.resample(None))
         except (av.error.FFmpegError, ValueError) as error:
             raise AudioUndecodable(f"the recording is damaged: {error}") from error
     samples = np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+    if samples.size < SAMPLE_RATE * (0.99 * promised - 0.1):
+        raise AudioUndecodable(
+            f"the recording is cut off: {samples.size / SAMPLE_RATE:.1f} of the {promised:.1f} s its header promises"
+        )
     return _checked(samples.astype(np.float32, copy=False))
+
+
+def _promised_seconds(container: InputContainer) -> float:
+    """The length that the header states, 0 where it states none."""
+    stream = container.streams.audio[0]
+    if container.format.name in ESTIMATING_FORMATS:
+        return 0.0
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1  # a video's length need not be its sound's
+    return container.duration / av.time_base if alone and container.duration else 0.0
 
 
 def _checked(samples: Samples) -> Samples:
@@ -80,8 +112,7 @@ def _checked(samples: Samples) -> Samples:
 
 
 def _open(source: Source) -> InputContainer:
-    if _is_empty(source):
-        raise AudioEmpty("the recording has zero bytes")
+    _check_bytes(source)
     try:
         container = av.open(str(source) if isinstance(source, Path) else source, mode="r", metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError) as error:
@@ -92,9 +123,42 @@ def _open(source: Source) -> InputContainer:
     return container
 
 
-def _is_empty(source: Source) -> bool:
+def _check_bytes(source: Source) -> None:
+    """Refuse what FFmpeg would not notice: no bytes at all, or the lost end of a WAV or Ogg file."""
+    with _rewound(source) as file:
+        size = file.seek(0, 2)
+        if size == 0:
+            raise AudioEmpty("the recording has zero bytes")
+        file.seek(0)
+        head = file.read(12)
+        file.seek(max(0, size - MAX_OGG_PAGE_BYTES))
+        if _is_cut_wav(head, size) or (head.startswith(b"OggS") and _is_cut_ogg(file.read())):
+            raise AudioUndecodable(f"the recording is cut off after {size} bytes")
+
+
+def _is_cut_wav(head: bytes, size: int) -> bool:
+    if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        return False
+    (promised,) = struct.unpack_from("<I", head, 4)
+    return promised < UNKNOWN_WAV_BYTES and size < 0.99 * promised
+
+
+def _is_cut_ogg(tail: bytes) -> bool:
+    """Whether the last page (RFC 3533, section 6) lacks its end."""
+    page = tail[tail.rfind(b"OggS") :]
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        return True
+    lacing = page[27 : 27 + page[26]]
+    return len(page) < 27 + len(lacing) + sum(lacing)
+
+
+@contextmanager
+def _rewound(source: Source) -> Iterator[IO[bytes]]:
+    """The source's bytes from the beginning, and at the beginning again afterwards."""
     if isinstance(source, Path):
-        return source.stat().st_size == 0
-    end = source.seek(0, 2)
-    source.seek(0)
-    return end == 0
+        with source.open("rb") as file:
+            yield file
+    else:
+        source.seek(0)
+        yield source
+        source.seek(0)

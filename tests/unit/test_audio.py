@@ -1,0 +1,232 @@
+"""Sound in: every format that counts, and everything that can be wrong with one."""
+
+import io
+import struct
+import tracemalloc
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.audio import SAMPLE_RATE, decode, probe
+from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable
+
+FORMATS = {
+    "wav": ("wav", "pcm_s16le"),
+    "float wav": ("wav", "pcm_f32le"),
+    "flac": ("flac", "flac"),
+    "mp3": ("mp3", "libmp3lame"),
+    "opus": ("ogg", "libopus"),
+    "m4a": ("ipod", "aac"),
+    "webm": ("webm", "libopus"),
+}
+LOSSLESS = ("wav", "float wav", "flac")
+RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
+
+
+def tone(seconds: float, rate: int = SAMPLE_RATE, level: float = 0.5) -> np.ndarray:
+    """Shape [samples]."""
+    return level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+
+
+def encoded(name: str, sound: np.ndarray, rate: int = SAMPLE_RATE) -> bytes:
+    """`sound`, shape [samples] or [channels, samples], as a file of that format."""
+    out = io.BytesIO()
+    write(out, name, sound, rate)
+    return out.getvalue()
+
+
+def write(out: io.BytesIO | str, name: str, sound: np.ndarray, rate: int, **options: str) -> None:
+    channels = np.atleast_2d(sound).astype(np.float32)
+    layout = "stereo" if len(channels) == 2 else "mono"
+    container, codec = FORMATS[name]
+    with av.open(out, "w", format=container, options=options) as file:
+        stream = file.add_stream(codec, rate=rate)
+        assert isinstance(stream, av.AudioStream)
+        stream.layout = layout
+        stream.codec_context.open()
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format="fltp", layout=layout)
+        frame.sample_rate = rate
+        resampler = av.AudioResampler(stream.format, layout, rate, frame_size=stream.frame_size)
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(piece))
+        file.mux(stream.encode(None))
+
+
+def wav(data: bytes, promised: int | None = None, bits: int = 16, kind: int = 1) -> bytes:
+    """A mono 16 kHz WAV whose header promises that many bytes of sound (by default, those that are there)."""
+    size = len(data) if promised is None else promised
+    width = bits // 8
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, kind, 1, SAMPLE_RATE, SAMPLE_RATE * width, width, bits)
+    whole = min(36 + size, 0xFFFF_FFFF)
+    return struct.pack("<4sI4s", b"RIFF", whole, b"WAVE") + form + struct.pack("<4sI", b"data", size) + data
+
+
+def rms(sound: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(sound, dtype=np.float64))))
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_and_rate_comes_out_as_16_khz_mono(name: str, rate: int) -> None:
+    if name in ("opus", "webm"):
+        rate = min((8_000, 16_000, 48_000), key=lambda known: abs(known - rate))
+    samples = decode(io.BytesIO(encoded(name, tone(2, rate), rate)))
+    assert samples.dtype == np.float32
+    assert samples.shape == (pytest.approx(2 * SAMPLE_RATE, abs=0.2 * SAMPLE_RATE),)
+    middle = samples[SAMPLE_RATE // 2 : SAMPLE_RATE * 3 // 2]
+    assert rms(middle) == pytest.approx(rms(tone(2)), rel=0.1)
+    assert int(np.abs(np.fft.rfft(middle)).argmax()) == pytest.approx(440, abs=1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_equal_channels_are_as_loud_as_one(name: str) -> None:
+    sound = tone(2, 48_000)
+    samples = decode(io.BytesIO(encoded(name, np.stack([sound, sound]), 48_000)))
+    assert rms(samples[8_000:24_000]) == pytest.approx(rms(sound), rel=0.1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_channels_are_averaged(name: str) -> None:
+    left = tone(2, 48_000)
+    samples = decode(io.BytesIO(encoded(name, np.stack([left, np.zeros_like(left)]), 48_000)))
+    assert rms(samples[8_000:24_000]) == pytest.approx(rms(left) / 2, rel=0.1)
+
+
+@given(
+    seconds=st.floats(0.01, 3),
+    rate=st.sampled_from(RATES),
+    level=st.floats(0.01, 1),
+    name=st.sampled_from(LOSSLESS),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_length_and_loudness_survive(seconds: float, rate: int, level: float, name: str, seed: int) -> None:
+    count = max(1, round(seconds * rate))
+    # Low enough in pitch to pass the lowest rate, and not so near its edge that a filter would take some.
+    times = np.arange(count) / rate
+    sound = level * np.sin(2 * np.pi * np.random.default_rng(seed).uniform(100, 1000) * times)
+    samples = decode(io.BytesIO(encoded(name, sound, rate)))
+    assert abs(samples.size - count * SAMPLE_RATE / rate) <= 2
+    if seconds > 0.5:
+        assert rms(samples) == pytest.approx(rms(sound), rel=0.02)
+
+
+def test_a_path_does_as_well_as_a_file_object(tmp_path: Path) -> None:
+    data = encoded("wav", tone(1))
+    (tmp_path / "tone.wav").write_bytes(data)
+    np.testing.assert_array_equal(decode(tmp_path / "tone.wav"), decode(io.BytesIO(data)))
+
+
+def test_a_file_object_is_read_from_its_beginning() -> None:
+    file = io.BytesIO(encoded("wav", tone(1)))
+    file.seek(100)
+    assert decode(file).size == SAMPLE_RATE
+
+
+def test_eight_bit_and_one_sample() -> None:
+    assert rms(decode(io.BytesIO(wav(bytes([128] * 800), bits=8)))) == 0
+    assert decode(io.BytesIO(wav(b"\x00\x40"))).tolist() == [0.5]
+
+
+def test_the_header_tells_length_and_channels() -> None:
+    info = probe(io.BytesIO(encoded("flac", np.stack([tone(2), tone(2)]))))
+    assert info.channels == 2
+    assert info.duration_s == pytest.approx(2)
+
+
+@pytest.mark.parametrize("data", [b"", wav(b"")], ids=["zero bytes", "no samples"])
+def test_nothing_is_empty(data: bytes) -> None:
+    with pytest.raises(AudioEmpty):
+        decode(io.BytesIO(data))
+
+
+def test_an_empty_file_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(AudioEmpty, match="zero bytes"):
+        decode(tmp_path / "empty.wav")
+
+
+def picture() -> bytes:
+    out = io.BytesIO()
+    with av.open(out, "w", format="image2pipe") as file:
+        stream = file.add_stream("png", rate=1)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "rgb24"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")))
+        file.mux(stream.encode(None))
+    return out.getvalue()
+
+
+NOT_SOUND = {
+    "text": b"These are words, not sound. " * 50,
+    "one byte": b"\x00",
+    "zeros": bytes(10_000),
+    "random": np.random.default_rng(0).bytes(50_000),
+    "picture": picture(),
+    "bare header": wav(b"", promised=0)[:20],
+}
+
+
+@pytest.mark.parametrize("data", NOT_SOUND.values(), ids=NOT_SOUND.keys())
+def test_what_is_not_sound_is_refused(data: bytes) -> None:
+    with pytest.raises(AudioUndecodable):
+        decode(io.BytesIO(data))
+    with pytest.raises(AudioUndecodable):
+        probe(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "mp3"])
+def test_a_cut_off_recording_is_refused(name: str, share: float) -> None:
+    data = encoded(name, tone(4, 48_000), 48_000)
+    with pytest.raises(AudioUndecodable):
+        decode(io.BytesIO(data[: int(share * len(data))]))
+
+
+def test_an_m4a_with_its_index_in_front_is_refused_when_cut_off(tmp_path: Path) -> None:
+    write(str(tmp_path / "tone.m4a"), "m4a", tone(4, 48_000), 48_000, movflags="faststart")
+    data = (tmp_path / "tone.m4a").read_bytes()
+    assert decode(io.BytesIO(data)).size == pytest.approx(4 * SAMPLE_RATE, rel=0.02)
+    with pytest.raises(AudioUndecodable):
+        decode(io.BytesIO(data[: len(data) // 2]))
+
+
+@pytest.mark.parametrize("promised", [0, 0x7FFF_FFFF, 0xFFFF_FFFF])
+def test_a_live_stream_that_did_not_know_its_length_is_heard(promised: int) -> None:
+    sound = (32_000 * tone(1)).astype("<i2").tobytes()
+    assert decode(io.BytesIO(wav(sound, promised))).size == SAMPLE_RATE
+
+
+def test_an_mp3_is_heard_as_far_as_it_goes() -> None:
+    data = encoded("mp3", tone(4))
+    assert decode(io.BytesIO(data[: len(data) // 2])).size == pytest.approx(2 * SAMPLE_RATE, rel=0.1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_not_numbers_are_refused(bad: float) -> None:
+    sound = tone(1).astype("<f4")
+    sound[8_000] = bad
+    with pytest.raises(AudioNotFinite, match=r"at 0\.500 s"):
+        decode(io.BytesIO(wav(sound.tobytes(), bits=32, kind=3)))
+
+
+def test_too_long_is_refused_and_the_limit_itself_is_not() -> None:
+    file = io.BytesIO(encoded("wav", tone(3)))
+    assert decode(file, max_duration_s=3).size == 3 * SAMPLE_RATE
+    with pytest.raises(AudioTooLong, match=r"longer than the 2\.9 s"):
+        decode(file, max_duration_s=2.9)
+
+
+def test_too_long_is_noticed_early_in_little_memory() -> None:
+    data = encoded("flac", np.zeros(600 * SAMPLE_RATE, np.float32))
+    tracemalloc.start()
+    try:
+        with pytest.raises(AudioTooLong):
+            decode(io.BytesIO(data), max_duration_s=10)
+        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20
+    finally:
+        tracemalloc.stop()
