@@ -1,0 +1,130 @@
+"""Bundles from disk: manifests, checksums, and weights from safetensors, never from pickles."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import nn
+
+from shared.domain.bundle import Component, ModelBundle
+from shared.errors import BundleError
+from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
+from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
+
+SHIPPED = Path(__file__).parents[1] / "bundles"
+MANIFEST = "bundle.yaml"
+
+Config = TypeVar("Config")
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def bundle_folder(name: str) -> Path:
+    """The folder of a shipped bundle by its name, or the folder that `name` is.
+
+    Raises:
+        BundleError: neither is there.
+    """
+    for folder in (SHIPPED / name, Path(name)):
+        if (folder / MANIFEST).is_file():
+            return folder
+    shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob(f"*/{MANIFEST}")))
+    raise BundleError(f"there is no bundle {name!r}: use the path of a folder with a {MANIFEST}, or one of {shipped}")
+
+
+def read_manifest(folder: Path) -> ModelBundle:
+    """The manifest of the bundle in `folder`; the files it names are not looked at.
+
+    Raises:
+        BundleError: there is none, or it is not valid.
+    """
+    path = folder / MANIFEST
+    try:
+        return ModelBundle.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing: a bundle is a folder with a manifest of that name") from None
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is not a valid manifest: {error}") from error
+
+
+def verify_files(folder: Path, bundle: ModelBundle) -> None:
+    """Check every file that the manifest names against its sha256.
+
+    Raises:
+        BundleError: a file is missing or differs.
+    """
+    for component in bundle.components:
+        for name, expected in component.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise BundleError(f"{path} is missing: the bundle {bundle.name!r} is incomplete")
+            if sha256(path) != expected:
+                raise BundleError(f"{path} is not the file that the manifest means: its sha256 is {sha256(path)}")
+
+
+def sha256(path: Path) -> str:
+    """A file's digest, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_text_encoder(folder: Path, component: Component) -> TextEncoder:
+    """A component of kind `xlmr_vocabulary_bert`."""
+    config = _options(component, "xlmr_vocabulary_bert", TextEncoderConfig.model_validate)
+    tokenizer = Tokenizer.from_file(str(folder / _file(component, ".json")))
+    return _with_weights(TextEncoder(config, tokenizer), folder / _file(component, ".safetensors"))
+
+
+def load_speech_encoder(folder: Path, component: Component) -> SpeechEncoder:
+    """A component of kind `whisper_encoder`."""
+    config = _options(component, "whisper_encoder", SpeechEncoderConfig.model_validate)
+    return _with_weights(SpeechEncoder(config), folder / _file(component, ".safetensors"))
+
+
+def load_encoders(folder: Path) -> tuple[TextEncoder, SpeechEncoder]:
+    """The encoders in a folder that has their weights and `encoders.json`, but no manifest yet."""
+    options = json.loads((folder / "encoders.json").read_text(encoding="utf-8"))
+    text = TextEncoder(
+        TextEncoderConfig.model_validate(options["text_encoder"]),
+        Tokenizer.from_file(str(folder / "tokenizer.json")),
+    )
+    speech = SpeechEncoder(SpeechEncoderConfig.model_validate(options["speech_encoder"]))
+    return (
+        _with_weights(text, folder / "text_encoder.safetensors"),
+        _with_weights(speech, folder / "speech_encoder.safetensors"),
+    )
+
+
+def load_fusion(folder: Path, component: Component) -> CrossAttentionFusion:
+    """A component of kind `cross_attention`."""
+    config = _options(component, "cross_attention", FusionConfig.model_validate)
+    return _with_weights(CrossAttentionFusion(config), folder / _file(component, ".safetensors"))
+
+
+def _options(component: Component, kind: str, validate: Callable[[object], Config]) -> Config:
+    if component.kind != kind:
+        raise BundleError(f"this Tenor cannot load a component of kind {component.kind!r} here: it knows {kind!r}")
+    try:
+        return validate(component.options)
+    except ValidationError as error:
+        raise BundleError(f"the options of {kind!r} are not valid: {error}") from error
+
+
+def _file(component: Component, ending: str) -> str:
+    names = [name for name in component.files if name.endswith(ending)]
+    if len(names) != 1:
+        raise BundleError(f"a component of kind {component.kind!r} needs exactly one {ending} file, not {names}")
+    return names[0]
+
+
+def _with_weights(module: Module, path: Path) -> Module:
+    try:
+        module.load_state_dict(load_file(path))
+    except (RuntimeError, OSError) as error:
+        raise BundleError(f"{path} does not fit the options in its manifest: {error}") from error
+    return module.float().eval().requires_grad_(False)

@@ -1,0 +1,186 @@
+"""Batches of cached features: spoken utterances with their own words, other words or none, and texts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from shared.modeling.encoders import Tokens
+from training.data.corpus import Utterance
+from training.data.features import FeatureFile
+
+
+@dataclass(frozen=True)
+class Example:
+    """Features of one utterance, either of which may be None.
+
+    Attributes:
+        text: shape [tokens, text width].
+        voice: shape [tokens, layers, voice width].
+    """
+
+    utterance: Utterance
+    text: Tensor | None
+    voice: Tensor | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch for the fusion.
+
+    Attributes:
+        target: shape [batch, categories].
+        valence: shape [batch]; NaN where nothing is known.
+    """
+
+    text: Tokens
+    voice: Tokens
+    target: Tensor
+    valence: Tensor
+    utterances: tuple[Utterance, ...]
+
+
+class Features:
+    """The cached features of some corpora."""
+
+    def __init__(self, cache: Path, corpora: Sequence[str], augmentations: Sequence[str]) -> None:
+        self._text = {name: FeatureFile(cache / name / "text") for name in corpora if _has(cache / name / "text")}
+        self._voice = {
+            (name, augmentation): FeatureFile(cache / name / augmentation)
+            for name in corpora
+            for augmentation in augmentations
+            if _has(cache / name / augmentation)
+        }
+
+    def text(self, utterance: Utterance) -> Tensor | None:
+        if utterance.text is None:
+            return None
+        return _tensor(self._text[utterance.corpus][utterance.text])
+
+    def voice(self, utterance: Utterance, augmentation: str = "original") -> Tensor | None:
+        if utterance.audio is None:
+            return None
+        return _tensor(self._voice[utterance.corpus, augmentation][utterance.id])
+
+
+class TrainingBatches(IterableDataset[Batch]):
+    """An endless supply of batches, each of `voices` spoken utterances and `texts` texts.
+
+    The acted corpora's words say nothing of their emotion, so a model that saw only them would learn to overlook words
+    wherever there is a voice. Hence a spoken utterance comes with its own words, or with those of a text of the same
+    emotion, or with none.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        spoken: Sequence[Utterance],
+        written: Sequence[Utterance],
+        *,
+        voices: int,
+        texts: int,
+        corpus_weights: dict[str, float],
+        augmentations: Sequence[str],
+        own_words: float,
+        matching_words: float,
+        seed: int,
+    ) -> None:
+        self._features = features
+        self._spoken = list(spoken)
+        self._written = list(written)
+        self._voices, self._texts = voices, texts
+        self._augmentations = list(augmentations)
+        self._own_words, self._matching_words = own_words, matching_words
+        self._seed = seed
+        self._spoken_odds = _odds(self._spoken, corpus_weights)
+        self._written_odds = _odds(self._written, corpus_weights)
+        self._by_label = [[u for u in self._written if u.target[label] == 1] for label in range(_categories(written))]
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = np.random.default_rng(self._seed)
+        while True:
+            spoken = rng.choice(len(self._spoken), self._voices, p=self._spoken_odds)
+            written = rng.choice(len(self._written), self._texts, p=self._written_odds)
+            examples = [self._with_voice(self._spoken[i], rng) for i in spoken]
+            examples += [Example(self._written[i], self._features.text(self._written[i]), None) for i in written]
+            yield collate(examples)
+
+    def _with_voice(self, utterance: Utterance, rng: np.random.Generator) -> Example:
+        # The recording as it is as often as all other ways together.
+        augmented = rng.random() < 0.5
+        name = self._augmentations[rng.integers(len(self._augmentations))] if augmented else "original"
+        return Example(utterance, self._words(utterance, rng), self._features.voice(utterance, name))
+
+    def _words(self, utterance: Utterance, rng: np.random.Generator) -> Tensor | None:
+        chance = rng.random()
+        if chance < self._own_words:
+            return self._features.text(utterance)
+        matching = self._by_label[utterance.label]
+        if chance < self._own_words + self._matching_words and matching:
+            return self._features.text(matching[rng.integers(len(matching))])
+        return None
+
+
+class EvaluationSet(Dataset[Example]):
+    """Utterances one by one, with the modalities asked for."""
+
+    def __init__(self, features: Features, utterances: Sequence[Utterance], *, text: bool, voice: bool) -> None:
+        self._features = features
+        self._utterances = [u for u in utterances if (u.text or not text) and (u.audio or not voice)]
+        self._text, self._voice = text, voice
+
+    def __len__(self) -> int:
+        return len(self._utterances)
+
+    def __getitem__(self, index: int) -> Example:
+        utterance = self._utterances[index]
+        return Example(
+            utterance,
+            self._features.text(utterance) if self._text else None,
+            self._features.voice(utterance) if self._voice else None,
+        )
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Pad a batch. A modality that no example has is one empty token each."""
+    return Batch(
+        text=_tokens([example.text for example in examples], (384,)),
+        voice=_tokens([example.voice for example in examples], (4, 512)),
+        target=torch.tensor([example.utterance.target for example in examples]),
+        valence=torch.tensor([float("nan") if (v := example.utterance.valence) is None else v for example in examples]),
+        utterances=tuple(example.utterance for example in examples),
+    )
+
+
+def _tokens(sequences: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tokens:
+    shape = next((tuple(sequence.shape[1:]) for sequence in sequences if sequence is not None), shape)
+    empty = torch.zeros(0, *shape)
+    padded = Tokens.padded([empty if sequence is None else sequence for sequence in sequences])
+    if padded.mask.shape[1] > 0:
+        return padded
+    return Tokens(torch.zeros(len(sequences), 1, *shape), torch.zeros(len(sequences), 1, dtype=torch.bool))
+
+
+def _odds(utterances: Sequence[Utterance], weights: dict[str, float]) -> np.ndarray:
+    """A corpus is drawn by its weight, whatever its size, and its utterances evenly."""
+    sizes: dict[str, int] = {}
+    for utterance in utterances:
+        sizes[utterance.corpus] = sizes.get(utterance.corpus, 0) + 1
+    odds = np.array([weights.get(u.corpus, 1.0) / sizes[u.corpus] for u in utterances])
+    return odds / odds.sum()
+
+
+def _categories(utterances: Sequence[Utterance]) -> int:
+    return len(utterances[0].target) if utterances else 0
+
+
+def _has(folder: Path) -> bool:
+    return FeatureFile.exists(folder)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))

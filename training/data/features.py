@@ -1,0 +1,51 @@
+"""Cached features: what the frozen encoders make of every utterance, written once, read by memory mapping."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+Sequence = NDArray[np.float16]
+
+
+class FeatureFile:
+    """Sequences of features of shape [tokens, ...] in one array, found by the utterance's id."""
+
+    def __init__(self, folder: Path) -> None:
+        self._array = np.load(folder / "features.npy", mmap_mode="r")
+        self._spans: dict[str, list[int]] = json.loads((folder / "spans.json").read_text())
+
+    def __contains__(self, id_: str) -> bool:
+        return id_ in self._spans
+
+    def __getitem__(self, id_: str) -> Sequence:
+        start, end = self._spans[id_]
+        return self._array[start:end]
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        return (folder / "spans.json").is_file()
+
+    @staticmethod
+    def write(folder: Path, items: Iterable[tuple[str, Sequence]]) -> None:
+        """Write a file anew. It exists once it is whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        spans: dict[str, list[int]] = {}
+        sequences: list[Sequence] = []
+        count = 0
+        for id_, sequence in items:
+            spans[id_] = [count, count + len(sequence)]
+            count += len(sequence)
+            sequences.append(sequence)
+        array = open_memmap(
+            folder / "features.npy", mode="w+", dtype=np.float16, shape=(count, *sequences[0].shape[1:])
+        )
+        at = 0
+        for sequence in sequences:
+            array[at : at + len(sequence)] = sequence
+            at += len(sequence)
+        array.flush()
+        (folder / "spans.json").write_text(json.dumps(spans))

@@ -1,0 +1,40 @@
+"""GoEmotions on the Ekman classes: English comments from Reddit, several labels each.
+
+Demszky et al. 2020, https://github.com/google-research/google-research/tree/master/goemotions, Apache-2.0.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from training.data.corpus import Split, Utterance, existing, mapped, target, valence
+
+LICENCE = "Apache-2.0"
+SOURCE = "https://github.com/google-research/google-research/tree/master/goemotions, mapped by its ekman_mapping.json"
+LABELS = {name: name for name in ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")}
+FILES = {"train.tsv": Split.train, "dev.tsv": Split.validation, "test.tsv": Split.test}
+
+
+def load(folder: Path) -> Iterator[Utterance]:
+    """Lines of text, label numbers and comment id, with the labels' names in `labels.txt`.
+
+    Raises:
+        CorpusMissing: it is not at `folder`.
+    """
+    existing(folder / "train.tsv", "GoEmotions", SOURCE)
+    names = (folder / "labels.txt").read_text(encoding="utf-8").split()
+    for name, split in FILES.items():
+        if not (folder / name).exists():
+            continue
+        for line in (folder / name).read_text(encoding="utf-8").splitlines():
+            text, numbers, comment = line.split("\t")
+            categories = [mapped(names[int(number)], LABELS, name) for number in numbers.split(",")]
+            yield Utterance(
+                id=comment,
+                corpus="goemotions",
+                language="en",
+                split=split,
+                target=target(categories),
+                valence=valence(categories),
+                group=comment,
+                text=text,
+            )

@@ -1,0 +1,59 @@
+"""RAVDESS: 24 English actors, two sentences, eight acted emotions.
+
+Livingstone and Russo 2018, https://zenodo.org/records/1188976, CC BY-NC-SA 4.0. Files are named by seven numbers:
+modality, channel, emotion, intensity, statement, repetition, actor. Speech only (channel 01).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from training.data.corpus import Split, Utterance, existing, mapped, target, valence
+
+LICENCE = "CC BY-NC-SA 4.0"
+SOURCE = "https://zenodo.org/records/1188976 (Audio_Speech_Actors_01-24.zip)"
+LABELS = {
+    "01": "neutral",
+    "02": "neutral",  # calm
+    "03": "joy",
+    "04": "sadness",
+    "05": "anger",
+    "06": "fear",
+    "07": "disgust",
+    "08": "surprise",
+}
+STATEMENTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
+
+
+def split_of(actor: int) -> Split:
+    """Speaker-independent: actors 1-18 train, 19-20 validate, 21-24 test."""
+    if actor <= 18:
+        return Split.train
+    return Split.validation if actor <= 20 else Split.test
+
+
+def load(folder: Path) -> Iterator[Utterance]:
+    """The corpus as published: `Actor_NN/*.wav`, or the same as FLAC.
+
+    Raises:
+        CorpusMissing: it is not at `folder`.
+        ValueError: a file's name holds a number that the corpus does not know.
+    """
+    existing(folder, "RAVDESS", SOURCE)
+    for path in sorted(path for path in folder.glob("Actor_*/*") if path.suffix in (".wav", ".flac")):
+        fields = path.stem.split("-")
+        if len(fields) != 7:
+            raise ValueError(f"{path.name} is not named by seven numbers as RAVDESS's files are")
+        if fields[1] != "01":
+            continue
+        category = mapped(fields[2], LABELS, path.name)
+        yield Utterance(
+            id=path.stem,
+            corpus="ravdess",
+            language="en",
+            split=split_of(int(fields[6])),
+            target=target([category]),
+            valence=valence([category]),
+            group=f"actor {fields[6]}",
+            text=STATEMENTS[fields[4]],
+            audio=path,
+        )

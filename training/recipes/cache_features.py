@@ -1,0 +1,71 @@
+"""Run the frozen encoders over every corpus, once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from shared.audio import decode
+from shared.modeling.encoders import SpeechEncoder, TextEncoder
+from shared.modeling.loading import load_encoders
+from training.data.augment import AUGMENTATIONS
+from training.data.corpus import Utterance
+from training.data.features import FeatureFile
+from training.data.features import Sequence as Features
+from training.data.load import load
+
+
+def cache_features(
+    encoders: Path,
+    data: Path,
+    cache: Path,
+    corpora: Sequence[str],
+    augmentations: Sequence[str] = ("original", "speed", "noise", "telephone"),
+    batch_size: int = 32,
+) -> None:
+    """Write the text features of every corpus, and the voice features of every corpus and augmentation.
+
+    What is there already is not done again.
+
+    Args:
+        encoders: a folder written by `build_encoders`.
+        data: holds the corpora.
+        cache: where to write.
+        corpora: which corpora.
+        augmentations: which ones; `original` is none.
+        batch_size: texts at once.
+    """
+    text_encoder, speech_encoder = load_encoders(encoders)
+    for corpus in corpora:
+        utterances = load(data, [corpus])
+        texts = sorted({utterance.text for utterance in utterances if utterance.text}, key=len)
+        if texts and not FeatureFile.exists(cache / corpus / "text"):
+            batches = track([texts[at : at + batch_size] for at in range(0, len(texts), batch_size)], f"{corpus}, text")
+            FeatureFile.write(cache / corpus / "text", _text_features(text_encoder, batches))
+        spoken = [utterance for utterance in utterances if utterance.audio]
+        for name in augmentations if spoken else ():
+            if not FeatureFile.exists(cache / corpus / name):
+                progress = track(spoken, f"{corpus}, {name}")
+                FeatureFile.write(cache / corpus / name, _voice_features(speech_encoder, progress, name))
+
+
+@torch.inference_mode()
+def _text_features(encoder: TextEncoder, batches: Iterable[Sequence[str]]) -> Iterator[tuple[str, Features]]:
+    for texts in batches:
+        tokens = encoder(texts)
+        for text, features, mask in zip(texts, tokens.features, tokens.mask, strict=True):
+            yield text, features[mask].half().numpy()
+
+
+@torch.inference_mode()
+def _voice_features(
+    encoder: SpeechEncoder, utterances: Iterable[Utterance], name: str
+) -> Iterator[tuple[str, Features]]:
+    for utterance in utterances:
+        assert utterance.audio is not None
+        rng = np.random.default_rng(crc32(f"{name} {utterance.id}".encode()))
+        tokens = encoder([AUGMENTATIONS[name](decode(utterance.audio), rng)])
+        yield utterance.id, tokens.features[0].half().numpy()

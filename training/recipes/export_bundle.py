@@ -1,0 +1,189 @@
+"""Put a bundle together: encoders, fusion, calibration, and a manifest that says what it can do."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from scipy.optimize import minimize_scalar
+
+from shared.domain.bundle import Calibration, Component, ModelBundle
+from shared.domain.emotion import EKMAN7
+from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
+from shared.modeling.loading import MANIFEST, sha256
+from training.data import goemotions, meld, ravdess, urdu_latif, xed
+from training.data.corpus import Split, Utterance
+from training.data.dataset import Features
+from training.data.load import load
+from training.metrics import metrics
+from training.recipes.evaluate import load_run, predict, softmax
+from training.recipes.train import VIEWS
+
+LICENCES = {
+    "ravdess": ravdess.LICENCE,
+    "urdu_latif": urdu_latif.LICENCE,
+    "meld": meld.LICENCE,
+    "goemotions": goemotions.LICENCE,
+    "xed": xed.LICENCE,
+}
+ACCEPTED_RISK = 0.5
+"""Tenor abstains where fewer than half of the validation answers of that confidence are right."""
+
+
+def export_bundle(
+    data: Path,
+    cache: Path,
+    encoders: Path,
+    run: Path,
+    out: Path,
+    corpora: Sequence[str],
+    name: str = "compact",
+    version: str = "1",
+    fusion: FusionConfig = FusionConfig(),  # noqa: B008 - frozen
+    cross_validation: Path | None = None,
+) -> None:
+    """Calibrate on the validation splits, measure, and write the bundle to `out`.
+
+    Args:
+        data: holds the corpora.
+        cache: written by `cache_features`.
+        encoders: written by `build_encoders`.
+        run: written by `train`.
+        out: the bundle's folder.
+        corpora: which corpora.
+        name: the bundle's.
+        version: the bundle's.
+        fusion: the model's shapes.
+        cross_validation: written by `evaluate` with `folds`; its figures go into the manifest.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for source in (encoders / "text_encoder.safetensors", encoders / "tokenizer.json"):
+        shutil.copyfile(source, out / source.name)
+    shutil.copyfile(encoders / "speech_encoder.safetensors", out / "speech_encoder.safetensors")
+    shutil.copyfile(run / "fusion.safetensors", out / "fusion.safetensors")
+    options = json.loads((encoders / "encoders.json").read_text())
+    held_out = [u for u in load(data, corpora) if u.split is Split.validation]
+    features = Features(cache, corpora, ["original"])
+    model = load_run(run, fusion)
+    calibration = calibrate(model, features, held_out)
+    bundle = ModelBundle(
+        name=name,
+        version=version,
+        label_space=EKMAN7,
+        asr=Component(kind="faster_whisper", source="Systran/faster-whisper-base", licence="MIT"),
+        text_encoder=Component(
+            kind="xlmr_vocabulary_bert",
+            source="intfloat/multilingual-e5-small, its vocabulary pruned",
+            licence="MIT",
+            files=_digests(out, "text_encoder.safetensors", "tokenizer.json"),
+            options=options["text_encoder"],
+        ),
+        speech_encoder=Component(
+            kind="whisper_encoder",
+            source="openai/whisper-base, its encoder without the last layer",
+            licence="MIT",
+            files=_digests(out, "speech_encoder.safetensors"),
+            options=options["speech_encoder"],
+        ),
+        fusion=Component(
+            kind="cross_attention",
+            source="trained by Tenor's recipes on the corpora below",
+            licence="see LICENSE.md",
+            files=_digests(out, "fusion.safetensors"),
+            options=fusion.model_dump(),
+        ),
+        calibration=calibration,
+        metrics={
+            "validation": measure(model, features, held_out, calibration),
+            "cross_validation": {} if cross_validation is None else _summary(json.loads(cross_validation.read_text())),
+        },
+        training_data=[{"name": corpus, "licence": LICENCES[corpus]} for corpus in corpora],
+        licence="research and other non-commercial use only, see LICENSE.md",
+    )
+    text = yaml.safe_dump(bundle.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (out / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def calibrate(model: CrossAttentionFusion, features: Features, utterances: Sequence[Utterance]) -> Calibration:
+    """The temperatures that make the true labels most likely, and the confidence from which half are right."""
+    chosen = {
+        kind: [
+            predict(model, features, part, text=text, voice=voice)[:2] for part, text, voice in _of(kind, utterances)
+        ]
+        for kind in ("both", "text", "voice")
+    }
+    temperatures: dict[str, float] = {}
+    confidences, rights = [], []
+    for kind, parts in chosen.items():
+        labels = np.array([u.label for found, _ in parts for u in found])
+        logits = np.concatenate([logits for _, logits in parts])
+        temperatures[kind] = best_temperature(labels, logits)
+        probabilities = softmax(logits, temperatures[kind])
+        confidences.append(probabilities.max(axis=1))
+        rights.append(probabilities.argmax(axis=1) == labels)
+    return Calibration(
+        temperature=round(temperatures["both"], 3),
+        text_temperature=round(temperatures["text"], 3),
+        audio_temperature=round(temperatures["voice"], 3),
+        abstain_below=abstention_threshold(np.concatenate(confidences), np.concatenate(rights)),
+    )
+
+
+def best_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Minimises the negative log-likelihood (Guo et al. 2017)."""
+
+    def loss(temperature: float) -> float:
+        chosen = softmax(logits, temperature)[np.arange(len(labels)), labels]
+        return float(-np.log(np.maximum(chosen, 1e-12)).mean())
+
+    return float(minimize_scalar(loss, bounds=(0.2, 10.0), method="bounded").x)
+
+
+def abstention_threshold(confidence: np.ndarray, right: np.ndarray, width: float = 0.05) -> float:
+    """The lowest confidence, in steps of 0.01, about which no more answers than `ACCEPTED_RISK` are wrong."""
+    for step in range(10, 100):
+        near = np.abs(confidence - step / 100) <= width
+        if near.any() and 1 - right[near].mean() <= ACCEPTED_RISK:
+            return step / 100
+    return 0.0
+
+
+def measure(
+    model: CrossAttentionFusion, features: Features, utterances: Sequence[Utterance], calibration: Calibration
+) -> dict[str, dict[str, float]]:
+    """The figures of every view, calibrated as they are served."""
+    results = {}
+    for name, (corpus, text, voice) in VIEWS.items():
+        part = [u for u in utterances if u.corpus == corpus]
+        found, logits, _ = predict(model, features, part, text=text, voice=voice)
+        if found:
+            temperature = (
+                calibration.temperature
+                if text and voice
+                else calibration.text_temperature
+                if text
+                else calibration.audio_temperature
+            )
+            result = metrics([u.label for u in found], softmax(logits, temperature))
+            results[name] = result.model_dump()
+    return _summary(results)
+
+
+def _of(kind: str, utterances: Sequence[Utterance]) -> list[tuple[list[Utterance], bool, bool]]:
+    wanted = {"both": (True, True), "text": (True, False), "voice": (False, True)}[kind]
+    return [
+        ([u for u in utterances if u.corpus == corpus], text, voice)
+        for corpus, text, voice in VIEWS.values()
+        if (text, voice) == wanted
+    ]
+
+
+def _summary(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    kept = ("count", "weighted_f1", "uar", "ece")
+    return {name: {key: round(result[key], 4) for key in kept} for name, result in results.items()}
+
+
+def _digests(folder: Path, *names: str) -> dict[str, str]:
+    return {name: sha256(folder / name) for name in names}

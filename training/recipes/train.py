@@ -1,0 +1,155 @@
+"""Train a fusion on the cached features of frozen encoders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from shared.modeling.fusion import FusionConfig
+from training.data.corpus import Split, Utterance
+from training.data.dataset import EvaluationSet, Features, TrainingBatches, collate
+from training.data.load import load
+from training.lit_fusion import LitFusion
+
+VIEWS: dict[str, tuple[str, bool, bool]] = {
+    "ravdess voice": ("ravdess", False, True),
+    "ravdess both": ("ravdess", True, True),
+    "urdu_latif voice": ("urdu_latif", False, True),
+    "meld text": ("meld", True, False),
+    "goemotions text": ("goemotions", True, False),
+    "xed text": ("xed", True, False),
+}
+"""What is validated: a name, its corpus, and whether its text and its voice are given."""
+
+
+def train(
+    data: Path,
+    cache: Path,
+    out: Path,
+    corpora: Sequence[str],
+    fusion: FusionConfig = FusionConfig(),  # noqa: B008 - frozen
+    augmentations: Sequence[str] = ("speed", "noise", "telephone"),
+    corpus_weights: dict[str, float] | None = None,
+    own_words: float = 0.3,
+    matching_words: float = 0.4,
+    voices: int = 48,
+    texts: int = 96,
+    steps_per_epoch: int = 200,
+    epochs: int = 12,
+    patience: int = 4,
+    learning_rate: float = 5e-4,
+    weight_decay: float = 0.05,
+    label_smoothing: float = 0.05,
+    valence_weight: float = 0.5,
+    seed: int = 0,
+    fold: int | None = None,
+    folds: int = 5,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    resume: bool = False,
+) -> None:
+    """Train, keep the best epoch by validation, and write `fusion.safetensors`; metrics go to a CSV file.
+
+    Args:
+        data: holds the corpora.
+        cache: written by `cache_features`.
+        out: checkpoints, metrics and the result.
+        corpora: which corpora.
+        fusion: the model's shapes.
+        augmentations: of the voice, drawn for half of the spoken utterances.
+        corpus_weights: how often a corpus is drawn, against the others with the same modality; 1 if not named.
+        own_words: share of the spoken utterances that come with their own words.
+        matching_words: share that come with words of the same emotion from another corpus.
+        voices: spoken utterances a batch.
+        texts: texts a batch.
+        steps_per_epoch: batches between two validations.
+        epochs: at most.
+        patience: epochs without a better score until training stops.
+        learning_rate: the highest.
+        weight_decay: AdamW's.
+        label_smoothing: of the cross-entropy.
+        valence_weight: of the valence's squared error.
+        seed: of weights and draws.
+        fold: cross-validation over speakers: this fold of the spoken corpora, 0 to `folds` - 1, is kept for testing,
+            nothing is chosen by it, and all epochs are trained.
+        folds: how many.
+        precision: Lightning's, such as bf16-mixed.
+        accelerator: Lightning's.
+        resume: go on from the last checkpoint in `out`, if there is one.
+    """
+    lightning.seed_everything(seed, workers=True)
+    utterances = load(data, corpora)
+    kept_for_training = [u for u in utterances if is_training(u, utterances, fold, folds)]
+    features = Features(cache, corpora, ["original", *augmentations])
+    batches = TrainingBatches(
+        features,
+        [u for u in kept_for_training if u.audio],
+        [u for u in kept_for_training if not u.audio],
+        voices=voices,
+        texts=texts,
+        corpus_weights=corpus_weights or {},
+        augmentations=augmentations,
+        own_words=own_words,
+        matching_words=matching_words,
+        seed=seed,
+    )
+    validation = {} if fold is not None else _validation(features, utterances, corpora)
+    module = LitFusion(fusion, learning_rate, weight_decay, label_smoothing, valence_weight, list(validation))
+    checkpoint = ModelCheckpoint(
+        dirpath=out, filename="best", monitor="val/score" if validation else None, mode="max", save_last=True
+    )
+    stopping = [EarlyStopping("val/score", mode="max", patience=patience)] if validation else []
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        limit_train_batches=steps_per_epoch,
+        precision=precision,  # pyright: ignore[reportArgumentType] - the values are Lightning's to check
+        accelerator=accelerator,
+        gradient_clip_val=1.0,
+        callbacks=[checkpoint, RichProgressBar(), *stopping],
+        logger=CSVLogger(out, name="", version=""),
+        num_sanity_val_steps=0,
+        log_every_n_steps=20,
+    )
+    last = out / "last.ckpt"
+    trainer.fit(
+        module,
+        DataLoader(batches, batch_size=None),
+        list(validation.values()) or None,
+        ckpt_path=last if resume and last.exists() else None,
+    )
+    if validation:
+        state = trainer.strategy.load_checkpoint(checkpoint.best_model_path, weights_only=True)["state_dict"]
+        module.load_state_dict(state)
+    save_file({name: tensor.half() for name, tensor in module.fusion.state_dict().items()}, out / "fusion.safetensors")
+
+
+def is_training(utterance: Utterance, utterances: Sequence[Utterance], fold: int | None, folds: int) -> bool:
+    """Whether to train on it: its corpus says so, or for spoken ones in cross-validation, it is not in the fold."""
+    if fold is None or utterance.audio is None:
+        return utterance.split is Split.train
+    return fold_of(utterance, folds) != fold
+
+
+def fold_of(utterance: Utterance, folds: int) -> int:
+    """The fold of an utterance's speaker: the digits of the name, else its letters, count round."""
+    digits = "".join(letter for letter in utterance.group if letter.isdigit())
+    return (int(digits) if digits else sum(map(ord, utterance.group))) % folds
+
+
+def _validation(
+    features: Features, utterances: Sequence[Utterance], corpora: Sequence[str]
+) -> dict[str, DataLoader[object]]:
+    held_out = [u for u in utterances if u.split is Split.validation]
+    return {
+        name: DataLoader(
+            EvaluationSet(features, [u for u in held_out if u.corpus == corpus][:4000], text=text, voice=voice),
+            batch_size=128,
+            collate_fn=collate,
+        )
+        for name, (corpus, text, voice) in VIEWS.items()
+        if corpus in corpora
+    }
