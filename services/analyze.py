@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from shared.audio import SAMPLE_RATE, decode
 from shared.domain.emotion import Modality
-from shared.errors import AudioUndecodable, TenorError
+from shared.errors import NotFound, TenorError
 from shared.modeling.pipeline import Analysis, Pipeline, load_pipeline
 from shared.settings import Settings
 
@@ -83,7 +83,7 @@ class Analyzer:
 
     def _file(self, file: Path) -> list[Row]:
         if not file.is_file():
-            raise AudioUndecodable("there is no such file")
+            raise NotFound("there is no such file")
         samples = decode(file)
         rows = []
         for start, end in self._pipeline.utterances(samples) or [(0.0, samples.size / SAMPLE_RATE)]:

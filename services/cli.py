@@ -182,10 +182,11 @@ def list_keys(
     if output is Format.json:
         sys.stdout.write(json.dumps([{"tenant": t, **key.model_dump(mode="json")} for t, key in found]) + "\n")
         return
-    table = Table("id", "tenant", "name", "role", "created", "revoked")
+    table = Table("id", "tenant", "name", "role", "state")
+    table.columns[0].no_wrap = True
     for tenant, key in found:
-        revoked = "" if key.revoked_at is None else f"{key.revoked_at:%Y-%m-%d %H:%M}"
-        table.add_row(str(key.id), tenant, key.name, key.role.value, f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+        state = "valid" if key.revoked_at is None else f"revoked {key.revoked_at:%Y-%m-%d}"
+        table.add_row(str(key.id), tenant, key.name, key.role.value, state)
     _out.print(table)
 
 
@@ -263,14 +264,14 @@ def _with_progress(
 
 
 def _table(rows: "list[Row]") -> Table:
-    table = Table("file", "time", "emotion", "confidence", "valence", "incongruence", "text")
+    table = Table("file", "time", "emotion", "valence", "incongruence")
+    table.add_column("text", min_width=24)
     for row in rows:
         time = "" if row.start is None or row.end is None else f"{row.start:.1f}-{row.end:.1f} s"
         table.add_row(
             "" if row.file is None else Path(row.file).name,
             time,
-            row.emotion or "[dim]abstained[/]",
-            f"{row.confidence:.2f}",
+            f"{row.emotion} {row.confidence:.0%}" if row.emotion else "[dim]abstained[/]",
             "" if row.valence is None else f"{row.valence:+.2f}",
             "" if row.incongruence is None else f"{row.incongruence:.2f}",
             Text(row.text),

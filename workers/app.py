@@ -6,7 +6,7 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutdown
 
 from shared.blobs import BlobFolder
-from shared.modeling.pipeline import Pipeline
+from shared.modeling.pipeline import load_pipeline
 from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
@@ -22,7 +22,7 @@ def run(settings: Settings) -> None:
     Raises:
         SetupError: the models cannot be loaded.
     """
-    pipeline = Pipeline.from_settings(settings)
+    pipeline = load_pipeline(settings)
     pipeline.warm_up()
     database = Database(settings.database_url, pool_size=settings.worker_threads + 2)
     blobs = BlobFolder(settings.blob_dir)

@@ -1,6 +1,7 @@
 """Every table. All times are UTC by the database's clock, all ids UUIDs, and every row of a tenant names it."""
 
 from sqlalchemy import (
+    JSON,
     Boolean,
     Column,
     DateTime,
@@ -139,9 +140,9 @@ predictions = Table(
     _id(),
     Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
     Column("bundle_id", String(100), nullable=False),
-    Column("scores", JSONB(none_as_null=True)),
-    Column("text_only", JSONB(none_as_null=True)),
-    Column("audio_only", JSONB(none_as_null=True)),
+    Column("scores", JSON(none_as_null=True), comment="not JSONB, which forgets the order of the categories"),
+    Column("text_only", JSON(none_as_null=True)),
+    Column("audio_only", JSON(none_as_null=True)),
     Column("confidence", Float, nullable=False),
     Column("abstained", Boolean, nullable=False),
     Column("incongruence", Float),

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -108,15 +109,11 @@ def export_bundle(
 
 def calibrate(model: CrossAttentionFusion, features: Features, utterances: Sequence[Utterance]) -> Calibration:
     """The temperatures that make the true labels most likely, and the confidence from which half are right."""
-    chosen = {
-        kind: [
-            predict(model, features, part, text=text, voice=voice)[:2] for part, text, voice in _of(kind, utterances)
-        ]
-        for kind in ("both", "text", "voice")
-    }
     temperatures: dict[str, float] = {}
     confidences, rights = [], []
-    for kind, parts in chosen.items():
+    for kind in ("both", "text", "voice"):
+        views = _of(kind, utterances)
+        parts = [predict(model, features, part, text=text, voice=voice)[:2] for part, text, voice in views]
         labels = np.array([u.label for found, _ in parts for u in found])
         logits = np.concatenate([logits for _, logits in parts])
         temperatures[kind] = best_temperature(labels, logits)
@@ -138,7 +135,8 @@ def best_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
         chosen = softmax(logits, temperature)[np.arange(len(labels)), labels]
         return float(-np.log(np.maximum(chosen, 1e-12)).mean())
 
-    return float(minimize_scalar(loss, bounds=(0.2, 10.0), method="bounded").x)
+    found: Any = minimize_scalar(loss, bounds=(0.2, 10.0), method="bounded")
+    return float(found.x)
 
 
 def abstention_threshold(confidence: np.ndarray, right: np.ndarray, width: float = 0.05) -> float:
