@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import yaml
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -125,6 +126,6 @@ def _file(component: Component, ending: str) -> str:
 def _with_weights(module: Module, path: Path) -> Module:
     try:
         module.load_state_dict(load_file(path))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise BundleError(f"{path} does not fit the options in its manifest: {error}") from error
     return module.float().eval().requires_grad_(False)

@@ -108,7 +108,7 @@ def test_the_result_is_read_back_as_it_was_written(database: Database, add_turn:
     assert found.transcript == Transcript.provided("good news")
     assert found.prediction is not None
     assert found.prediction.scores == SCORES
-    assert list(found.prediction.scores.categories) == list(EKMAN7.categories)
+    assert list(found.prediction.model_dump()["scores"]["categories"]) == list(EKMAN7.categories)
     assert found.prediction.audio_only is None
     assert found.prediction.emotion == "joy"
     assert found.prediction.modalities_used == (Modality.text,)

@@ -1,0 +1,80 @@
+"""The encoders' promises: padding changes nothing, and what they do not know they say."""
+
+import numpy as np
+import pytest
+import torch
+
+from shared.audio import SAMPLE_RATE, Samples
+from shared.modeling.encoders import SpeechEncoder, TextEncoder
+from tests.unit import tiny
+
+
+@pytest.fixture(scope="module")
+def text_encoder() -> TextEncoder:
+    torch.manual_seed(0)
+    return TextEncoder(tiny.TEXT, tiny.tokenizer()).eval()
+
+
+@pytest.fixture(scope="module")
+def speech_encoder() -> SpeechEncoder:
+    torch.manual_seed(0)
+    return SpeechEncoder(tiny.SPEECH).eval()
+
+
+def noise(seconds: float) -> Samples:
+    rng = np.random.default_rng(int(seconds * 1000))
+    return (rng.standard_normal(int(seconds * SAMPLE_RATE)) * 0.1).astype(np.float32)
+
+
+@torch.inference_mode()
+def test_texts_in_a_batch_are_read_as_alone(text_encoder: TextEncoder) -> None:
+    texts = ["I am happy", "no", "what a long and weary way it was"]
+    together = text_encoder(texts)
+    for i, text in enumerate(texts):
+        alone = text_encoder([text])
+        size = alone.features.shape[1]
+        torch.testing.assert_close(together.features[i, :size], alone.features[0], atol=1e-4, rtol=1e-4)
+        assert together.mask[i].sum() == size
+        assert together.features[i, size:].abs().sum() == 0
+
+
+@torch.inference_mode()
+def test_clips_in_a_batch_are_heard_as_alone(speech_encoder: SpeechEncoder) -> None:
+    clips = [noise(seconds) for seconds in (1.3, 0.013, 0.5, 4.7)]
+    together = speech_encoder(clips)
+    for i, clip in enumerate(clips):
+        alone = speech_encoder([clip])
+        size = alone.features.shape[1]
+        torch.testing.assert_close(together.features[i, :size], alone.features[0], atol=1e-4, rtol=1e-4)
+        assert together.mask[i].sum() == size
+
+
+@torch.inference_mode()
+def test_a_clip_longer_than_the_positions_is_heard_to_its_end(speech_encoder: SpeechEncoder) -> None:
+    # The tiny encoder's positions last two seconds; a token lasts a tenth.
+    tokens = speech_encoder([noise(5.0)])
+    assert tokens.mask.sum() == 50
+    changed = noise(5.0)
+    changed[-SAMPLE_RATE // 2 :] = 0
+    assert not torch.allclose(speech_encoder([changed]).features[0, -3:], tokens.features[0, -3:])
+
+
+@torch.inference_mode()
+def test_a_long_text_is_cut_not_refused(text_encoder: TextEncoder) -> None:
+    assert text_encoder(["very " * 1000]).features.shape[1] == tiny.TEXT.max_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("I am happy", True),
+        ("I am happy привет", False),
+        ("а very good friend", True),  # noqa: RUF001 - one Cyrillic letter among many Latin ones
+        ("我很高兴", False),
+        ("", False),
+        ("...!", False),
+        ("   ", False),
+    ],
+)
+def test_the_text_encoder_tells_what_it_cannot_read(text_encoder: TextEncoder, text: str, known: bool) -> None:
+    assert text_encoder.knows(text) is known

@@ -1,0 +1,85 @@
+"""Bundles are whole and what they say they are, or they are refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shared.errors import BundleError
+from shared.modeling import loading
+from shared.modeling.loading import MANIFEST, SHIPPED, bundle_folder, read_manifest, verify_files
+from tests.unit.tiny import write_bundle
+
+LIMIT_BYTES = 120_000_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "bundle")
+
+
+def edit(folder: Path, **changes: object) -> None:
+    manifest = yaml.safe_load((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(yaml.safe_dump(manifest | changes))
+
+
+def test_a_whole_bundle_is_accepted(folder: Path) -> None:
+    bundle = read_manifest(folder)
+    verify_files(folder, bundle)
+    loading.load_text_encoder(folder, bundle.text_encoder)
+    loading.load_speech_encoder(folder, bundle.speech_encoder)
+    loading.load_fusion(folder, bundle.fusion)
+
+
+def test_a_changed_file_is_refused(folder: Path) -> None:
+    with (folder / "fusion.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    with pytest.raises(BundleError, match=r"fusion\.safetensors.*sha256"):
+        verify_files(folder, read_manifest(folder))
+
+
+def test_a_missing_file_is_refused(folder: Path) -> None:
+    (folder / "speech_encoder.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"speech_encoder.*missing"):
+        verify_files(folder, read_manifest(folder))
+
+
+def test_an_unknown_kind_is_refused_by_name(folder: Path) -> None:
+    component = read_manifest(folder).fusion.model_copy(update={"kind": "telepathy"})
+    with pytest.raises(BundleError, match=r"telepathy.*cross_attention"):
+        loading.load_fusion(folder, component)
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
+    component = read_manifest(folder).fusion
+    wrong = component.model_copy(update={"options": {**component.options, "width": 32}})
+    with pytest.raises(BundleError, match="does not fit"):
+        loading.load_fusion(folder, wrong)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "name: x", "{", "name: !!python/object:os.system {}"])
+def test_a_manifest_that_is_none_is_refused(folder: Path, content: str) -> None:
+    (folder / MANIFEST).write_text(content)
+    with pytest.raises(BundleError, match="not a valid manifest"):
+        read_manifest(folder)
+
+
+def test_a_bundle_that_is_nowhere_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="compact"):
+        bundle_folder(str(tmp_path / "nothing"))
+
+
+def test_bundles_that_predict_differently_have_different_ids(folder: Path) -> None:
+    before = read_manifest(folder).id
+    edit(folder, version="2", metrics={"new": 1})
+    assert read_manifest(folder).id == before
+    edit(folder, calibration={"temperature": 2.0})
+    assert read_manifest(folder).id != before
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}")), ids=lambda p: p.name)
+def test_a_shipped_bundle_is_whole_and_small(folder: Path) -> None:
+    verify_files(folder, read_manifest(folder))
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < LIMIT_BYTES
+    assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".yaml", ".md"}

@@ -1,0 +1,142 @@
+"""What is read of a turn, and what is not."""
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from shared.audio import Samples
+from shared.domain.emotion import EKMAN7, EmotionScores, Modality
+from shared.domain.transcript import Segment, Transcript, TranscriptSource
+from shared.modeling.pipeline import Pipeline, incongruence
+from shared.modeling.transcriber import Transcriber
+from tests.sounds import tone
+from tests.unit.tiny import write_bundle
+
+
+class Heard:
+    """A transcriber that hears what a test says it hears."""
+
+    def __init__(self, text: str = "I am happy", speaks: bool = True) -> None:
+        self._text, self._speaks = text, speaks
+
+    def transcribe(self, samples: Samples, language: str | None = None) -> Transcript:
+        segments = (Segment(start=0.0, end=1.0, text=self._text),) if self._speaks else ()
+        return Transcript(
+            language=language or "en", language_probability=0.9, segments=segments, source=TranscriptSource.asr
+        )
+
+    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+        return [(0.0, 1.0)] if self._speaks else []
+
+
+def pipeline(folder: Path, heard: Heard | None = None) -> Pipeline:
+    """A tiny bundle's pipeline; without `heard`, one in which nothing may be heard."""
+
+    def load_transcriber() -> Transcriber:
+        assert heard is not None, "the speech models were touched"
+        return cast("Transcriber", heard)
+
+    return Pipeline.load(folder, load_transcriber)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def test_a_text_never_touches_the_speech_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = pipeline(folder)
+    monkeypatch.setattr(subject, "_load_speech", lambda: pytest.fail("the speech encoder was loaded"))
+    analysis = subject.analyze(samples=None, text="I am happy")
+    assert analysis.reading.modalities_used == (Modality.text,)
+    assert analysis.reading.scores == analysis.reading.text_only
+    assert analysis.reading.audio_only is None
+    assert analysis.reading.incongruence is None
+    assert analysis.transcript == Transcript.provided("I am happy")
+
+
+def test_speech_is_read_as_words_and_as_voice(folder: Path) -> None:
+    analysis = pipeline(folder, Heard()).analyze(samples=tone(), text=None)
+    reading = analysis.reading
+    assert reading.modalities_used == (Modality.text, Modality.audio)
+    assert reading.text_only is not None
+    assert reading.audio_only is not None
+    assert reading.incongruence == pytest.approx(incongruence(reading.text_only, reading.audio_only))
+    assert analysis.transcript is not None
+    assert analysis.transcript.source is TranscriptSource.asr
+
+
+def test_one_modality_reads_the_same_beside_the_other_as_alone(folder: Path) -> None:
+    subject = pipeline(folder, Heard())
+    both = subject.analyze(samples=tone(), text="I am happy").reading
+    words = subject.analyze(samples=None, text="I am happy").reading
+    assert both.text_only is not None
+    assert words.scores is not None
+    assert both.text_only.categories == pytest.approx(words.scores.categories, abs=1e-5)
+
+
+def test_words_that_come_with_the_sound_are_taken_as_they_are(folder: Path) -> None:
+    transcript = pipeline(folder, Heard("something else")).analyze(samples=tone(), text="I am sad").transcript
+    assert transcript == Transcript.provided("I am sad")
+
+
+def test_where_nobody_speaks_tenor_abstains(folder: Path) -> None:
+    analysis = pipeline(folder, Heard(speaks=False)).analyze(samples=tone(), text=None)
+    assert analysis.transcript is not None
+    assert analysis.transcript.segments == ()
+    assert analysis.reading.scores is None
+    assert analysis.reading.emotion is None
+    assert analysis.reading.abstained
+    assert analysis.reading.modalities_used == ()
+
+
+@pytest.mark.parametrize("words", ["我很高兴", "...", ""])
+def test_words_that_cannot_be_read_leave_the_voice(folder: Path, words: str) -> None:
+    reading = pipeline(folder, Heard(words)).analyze(samples=tone(), text=None).reading
+    assert reading.modalities_used == (Modality.audio,)
+    assert reading.scores == reading.audio_only
+    assert reading.text_only is None
+
+
+def test_a_text_that_cannot_be_read_gives_no_emotion(folder: Path) -> None:
+    reading = pipeline(folder).analyze(samples=None, text="我很高兴").reading
+    assert reading.scores is None
+    assert reading.abstained
+
+
+def test_a_confidence_below_the_threshold_names_no_emotion_but_keeps_the_scores(tmp_path: Path) -> None:
+    reading = pipeline(write_bundle(tmp_path, abstain_below=0.99)).analyze(samples=None, text="I am happy").reading
+    assert reading.abstained
+    assert reading.emotion is None
+    assert reading.scores is not None
+    assert reading.confidence == max(reading.scores.categories.values())
+
+
+def scores(weights: np.ndarray) -> EmotionScores:
+    shares = weights / weights.sum()
+    return EmotionScores(label_space=EKMAN7.name, categories=dict(zip(EKMAN7.categories, shares.tolist(), strict=True)))
+
+
+distributions = arrays(np.float64, 7, elements=st.floats(1e-6, 1)).map(scores)
+
+
+@given(distributions, distributions)
+def test_incongruence_is_a_symmetric_distance_in_the_unit_interval(p: EmotionScores, q: EmotionScores) -> None:
+    assert 0 <= incongruence(p, q) <= 1
+    assert incongruence(p, q) == pytest.approx(incongruence(q, p))
+    assert incongruence(p, p) == pytest.approx(0, abs=1e-7)
+
+
+@given(distributions, distributions, distributions)
+def test_incongruence_obeys_the_triangle_inequality(p: EmotionScores, q: EmotionScores, r: EmotionScores) -> None:
+    assert incongruence(p, r) <= incongruence(p, q) + incongruence(q, r) + 1e-9
+
+
+def test_emotions_that_share_nothing_are_at_distance_one() -> None:
+    joy, anger = (scores(np.eye(7)[EKMAN7.index(name)]) for name in ("joy", "anger"))
+    assert incongruence(joy, anger) == pytest.approx(1)

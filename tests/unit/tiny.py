@@ -1,0 +1,65 @@
+"""A whole bundle of random weights, small enough to make in a moment."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import Unigram
+from torch import nn
+
+from shared.domain.bundle import Calibration, Component, ModelBundle
+from shared.domain.emotion import EKMAN7
+from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
+from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
+from shared.modeling.loading import MANIFEST, sha256
+
+TEXT = TextEncoderConfig(vocabulary=40, width=16, layers=1, heads=2, hidden=32, positions=64, max_tokens=64)
+SPEECH = SpeechEncoderConfig(width=16, layers=2, heads=2, hidden=32, first_layer=1, positions=100)
+FUSION = FusionConfig(
+    text_width=16, voice_width=16, voice_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8
+)
+
+
+def tokenizer() -> Tokenizer:
+    """Knows Latin letters only, each as a piece of its own."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz", ":", "!", ".", "I", "▁"]
+    pieces = [(piece, -2.0) for piece in ["<s>", "<pad>", "</s>", "<unk>", *letters]]
+    built = Tokenizer(Unigram(pieces, unk_id=3))
+    built.pre_tokenizer = pre_tokenizers.Metaspace()
+    return built
+
+
+def write_bundle(folder: Path, abstain_below: float = 0.0) -> Path:
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    modules: dict[str, nn.Module] = {
+        "text_encoder": TextEncoder(TEXT, tokenizer()),
+        "speech_encoder": SpeechEncoder(SPEECH),
+        "fusion": CrossAttentionFusion(FUSION),
+    }
+    for name, module in modules.items():
+        state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+
+    def component(kind: str, options: dict[str, object], *files: str) -> Component:
+        digests = {name: sha256(folder / name) for name in files}
+        return Component(kind=kind, source="random", licence="none", files=digests, options=options)
+
+    bundle = ModelBundle(
+        name="tiny",
+        version="1",
+        label_space=EKMAN7,
+        asr=component("faster_whisper", {}),
+        text_encoder=component("xlmr_vocabulary_bert", TEXT.model_dump(), "text_encoder.safetensors", "tokenizer.json"),
+        speech_encoder=component("whisper_encoder", SPEECH.model_dump(), "speech_encoder.safetensors"),
+        fusion=component("cross_attention", FUSION.model_dump(), "fusion.safetensors"),
+        calibration=Calibration(abstain_below=abstain_below),
+        metrics={},
+        training_data=[],
+        licence="none",
+    )
+    (folder / MANIFEST).write_text(yaml.safe_dump(bundle.model_dump(mode="json")), encoding="utf-8")
+    return folder
