@@ -19,6 +19,7 @@ RECIPES = {
 if __name__ == "__main__":
     auto_cli(
         RECIPES,
+        as_positional=False,
         prog="python -m training",
         description="Example: python -m training train --config training/configs/compact.yaml "
         "--data DATA --cache CACHE --out runs/compact",

@@ -46,9 +46,11 @@ class LitFusion(lightning.LightningModule):
     def forward(self, batch: Batch) -> Fused:
         return self.fusion(batch.text, batch.voice)
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self._loss(self(batch), batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.utterances))
+    def training_step(self, batches: tuple[Batch, ...], index: int) -> Tensor:
+        """The mean loss over all utterances of the step's batches."""
+        count = sum(len(batch.utterances) for batch in batches)
+        loss = torch.stack([self._loss(self(batch), batch) * len(batch.utterances) for batch in batches]).sum() / count
+        self.log("train/loss", loss, prog_bar=True, batch_size=count)
         return loss
 
     def on_validation_epoch_start(self) -> None:

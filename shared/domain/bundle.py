@@ -1,6 +1,7 @@
 """A model bundle: everything that must be the same wherever a prediction is made."""
 
 import hashlib
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,7 +63,6 @@ class ModelBundle(BaseModel):
     @property
     def id(self) -> str:
         """Name and digest: two bundles that predict differently never share an id."""
-        decisive = self.model_dump_json(
-            include={"label_space", "asr", "text_encoder", "speech_encoder", "fusion", "calibration"}
-        )
+        parts = {"label_space", "asr", "text_encoder", "speech_encoder", "fusion", "calibration"}
+        decisive = json.dumps(self.model_dump(mode="json", include=parts), sort_keys=True)
         return f"{self.name}-{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"

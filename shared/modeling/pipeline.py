@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Self
@@ -55,6 +54,8 @@ class Pipeline:
         self._load_speech = load_speech
         self._load_transcriber = load_transcriber
         self._loading = Lock()
+        self._loaded_speech: SpeechEncoder | None = None
+        self._loaded_transcriber: Transcriber | None = None
 
     @classmethod
     def load(cls, folder: Path, load_transcriber: Callable[[], Transcriber], device: str = "cpu") -> Self:
@@ -107,15 +108,19 @@ class Pipeline:
         self._transcriber.transcribe(noise)
         self._read("warm", noise)
 
-    @cached_property
+    @property
     def _speech_encoder(self) -> SpeechEncoder:
         with self._loading:
-            return self._load_speech()
+            if self._loaded_speech is None:
+                self._loaded_speech = self._load_speech()
+            return self._loaded_speech
 
-    @cached_property
+    @property
     def _transcriber(self) -> Transcriber:
         with self._loading:
-            return self._load_transcriber()
+            if self._loaded_transcriber is None:
+                self._loaded_transcriber = self._load_transcriber()
+            return self._loaded_transcriber
 
     @torch.inference_mode()
     def _read(self, words: str | None, voice: Samples | None) -> Reading:

@@ -32,10 +32,11 @@ class Tenor:
     def start_worker(self) -> "subprocess.Popen[bytes]":
         log = self.settings.data_dir / "worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        before = self.workers()
+        # A killed worker counts as alive until its last sign of life is old.
+        wait_for(lambda: self.workers() == 0, seconds=30)
         with log.open("ab") as file:
             worker = subprocess.Popen([sys.executable, "-m", "workers"], env=self.env, stdout=file, stderr=file)
-        wait_for(lambda: self.workers() > before or worker.poll() is not None, seconds=60)
+        wait_for(lambda: self.workers() > 0 or worker.poll() is not None, seconds=60)
         assert worker.poll() is None, log.read_text()
         return worker
 

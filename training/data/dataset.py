@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from shared.modeling.encoders import Tokens
+from shared.modeling.fusion import FusionConfig
 from training.data.corpus import Utterance
 from training.data.features import FeatureFile
 
@@ -43,6 +44,13 @@ class Batch:
     valence: Tensor
     utterances: tuple[Utterance, ...]
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device, for Lightning."""
+        text, voice = (
+            Tokens(tokens.features.to(device), tokens.mask.to(device)) for tokens in (self.text, self.voice)
+        )
+        return Batch(text, voice, self.target.to(device), self.valence.to(device), self.utterances)
+
 
 class Features:
     """The cached features of some corpora."""
@@ -67,8 +75,11 @@ class Features:
         return _tensor(self._voice[utterance.corpus, augmentation][utterance.id])
 
 
-class TrainingBatches(IterableDataset[Batch]):
-    """An endless supply of batches, each of `voices` spoken utterances and `texts` texts.
+class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
+    """An endless supply of pairs of batches: `voices` spoken utterances, and `texts` texts.
+
+    They are apart, as texts in one batch with voices would cost as much as voices. Either is left out where the corpora
+    have none.
 
     The acted corpora's words say nothing of their emotion, so a model that saw only them would learn to overlook words
     wherever there is a voice. Hence a spoken utterance comes with its own words, or with those of a text of the same
@@ -78,6 +89,7 @@ class TrainingBatches(IterableDataset[Batch]):
     def __init__(
         self,
         features: Features,
+        config: FusionConfig,
         spoken: Sequence[Utterance],
         written: Sequence[Utterance],
         *,
@@ -90,6 +102,7 @@ class TrainingBatches(IterableDataset[Batch]):
         seed: int,
     ) -> None:
         self._features = features
+        self._config = config
         self._spoken = list(spoken)
         self._written = list(written)
         self._voices, self._texts = voices, texts
@@ -98,16 +111,22 @@ class TrainingBatches(IterableDataset[Batch]):
         self._seed = seed
         self._spoken_odds = _odds(self._spoken, corpus_weights)
         self._written_odds = _odds(self._written, corpus_weights)
-        self._by_label = [[u for u in self._written if u.target[label] == 1] for label in range(_categories(written))]
+        self._by_label: dict[int, list[Utterance]] = {}
+        for utterance in self._written:
+            if max(utterance.target) == 1:
+                self._by_label.setdefault(utterance.label, []).append(utterance)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
         rng = np.random.default_rng(self._seed)
         while True:
-            spoken = rng.choice(len(self._spoken), self._voices, p=self._spoken_odds)
-            written = rng.choice(len(self._written), self._texts, p=self._written_odds)
-            examples = [self._with_voice(self._spoken[i], rng) for i in spoken]
-            examples += [Example(self._written[i], self._features.text(self._written[i]), None) for i in written]
-            yield collate(examples)
+            pair: list[list[Example]] = []
+            if self._spoken:
+                drawn = rng.choice(len(self._spoken), self._voices, p=self._spoken_odds)
+                pair.append([self._with_voice(self._spoken[i], rng) for i in drawn])
+            if self._written:
+                drawn = rng.choice(len(self._written), self._texts, p=self._written_odds)
+                pair.append([Example(self._written[i], self._features.text(self._written[i]), None) for i in drawn])
+            yield tuple(collate(examples, self._config) for examples in pair)
 
     def _with_voice(self, utterance: Utterance, rng: np.random.Generator) -> Example:
         # The recording as it is as often as all other ways together.
@@ -119,7 +138,7 @@ class TrainingBatches(IterableDataset[Batch]):
         chance = rng.random()
         if chance < self._own_words:
             return self._features.text(utterance)
-        matching = self._by_label[utterance.label]
+        matching = self._by_label.get(utterance.label)
         if chance < self._own_words + self._matching_words and matching:
             return self._features.text(matching[rng.integers(len(matching))])
         return None
@@ -145,11 +164,11 @@ class EvaluationSet(Dataset[Example]):
         )
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pad a batch. A modality that no example has is one empty token each."""
+def collate(examples: Sequence[Example], config: FusionConfig) -> Batch:
+    """Pad a batch. A modality that no example has is one masked token each."""
     return Batch(
-        text=_tokens([example.text for example in examples], (384,)),
-        voice=_tokens([example.voice for example in examples], (4, 512)),
+        text=_tokens([example.text for example in examples], (config.text_width,)),
+        voice=_tokens([example.voice for example in examples], (config.voice_layers, config.voice_width)),
         target=torch.tensor([example.utterance.target for example in examples]),
         valence=torch.tensor([float("nan") if (v := example.utterance.valence) is None else v for example in examples]),
         utterances=tuple(example.utterance for example in examples),
@@ -157,7 +176,6 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def _tokens(sequences: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tokens:
-    shape = next((tuple(sequence.shape[1:]) for sequence in sequences if sequence is not None), shape)
     empty = torch.zeros(0, *shape)
     padded = Tokens.padded([empty if sequence is None else sequence for sequence in sequences])
     if padded.mask.shape[1] > 0:
@@ -170,12 +188,10 @@ def _odds(utterances: Sequence[Utterance], weights: dict[str, float]) -> np.ndar
     sizes: dict[str, int] = {}
     for utterance in utterances:
         sizes[utterance.corpus] = sizes.get(utterance.corpus, 0) + 1
+    if not utterances:
+        return np.zeros(0)
     odds = np.array([weights.get(u.corpus, 1.0) / sizes[u.corpus] for u in utterances])
     return odds / odds.sum()
-
-
-def _categories(utterances: Sequence[Utterance]) -> int:
-    return len(utterances[0].target) if utterances else 0
 
 
 def _has(folder: Path) -> bool:

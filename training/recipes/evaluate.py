@@ -48,7 +48,10 @@ def evaluate(
         if folds is None:
             parts = [(models[0], [u for u in chosen if u.split is split])]
         elif voice:
-            parts = [(model, [u for u in chosen if fold_of(u, folds) == i]) for i, model in enumerate(models)]
+            parts = [
+                (model, [u for u in chosen if u.split is not Split.test and fold_of(u, folds) == i])
+                for i, model in enumerate(models)
+            ]
         else:
             continue
         labels: list[int] = []
@@ -81,7 +84,7 @@ def predict(
     found: list[Utterance] = []
     logits, valence = [np.zeros((0, model.config.categories))], [np.zeros(0)]
     for start in range(0, len(examples), 128):
-        batch = collate([examples[i] for i in range(start, min(start + 128, len(examples)))])
+        batch = collate([examples[i] for i in range(start, min(start + 128, len(examples)))], model.config)
         fused = model(batch.text, batch.voice)
         found += batch.utterances
         logits.append(fused.logits.numpy())

@@ -1,6 +1,7 @@
 """Train a fusion on the cached features of frozen encoders."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -36,10 +37,10 @@ def train(
     corpus_weights: dict[str, float] | None = None,
     own_words: float = 0.3,
     matching_words: float = 0.4,
-    voices: int = 48,
-    texts: int = 96,
-    steps_per_epoch: int = 200,
-    epochs: int = 12,
+    voices: int = 32,
+    texts: int = 64,
+    steps_per_epoch: int = 150,
+    epochs: int = 10,
     patience: int = 4,
     learning_rate: float = 5e-4,
     weight_decay: float = 0.05,
@@ -83,10 +84,11 @@ def train(
     """
     lightning.seed_everything(seed, workers=True)
     utterances = load(data, corpora)
-    kept_for_training = [u for u in utterances if is_training(u, utterances, fold, folds)]
+    kept_for_training = [u for u in utterances if is_training(u, fold, folds)]
     features = Features(cache, corpora, ["original", *augmentations])
     batches = TrainingBatches(
         features,
+        fusion,
         [u for u in kept_for_training if u.audio],
         [u for u in kept_for_training if not u.audio],
         voices=voices,
@@ -97,7 +99,7 @@ def train(
         matching_words=matching_words,
         seed=seed,
     )
-    validation = {} if fold is not None else _validation(features, utterances, corpora)
+    validation = {} if fold is not None else _validation(features, fusion, utterances, corpora)
     module = LitFusion(fusion, learning_rate, weight_decay, label_smoothing, valence_weight, list(validation))
     checkpoint = ModelCheckpoint(
         dirpath=out, filename="best", monitor="val/score" if validation else None, mode="max", save_last=True
@@ -127,11 +129,11 @@ def train(
     save_file({name: tensor.half() for name, tensor in module.fusion.state_dict().items()}, out / "fusion.safetensors")
 
 
-def is_training(utterance: Utterance, utterances: Sequence[Utterance], fold: int | None, folds: int) -> bool:
+def is_training(utterance: Utterance, fold: int | None, folds: int) -> bool:
     """Whether to train on it: its corpus says so, or for spoken ones in cross-validation, it is not in the fold."""
     if fold is None or utterance.audio is None:
         return utterance.split is Split.train
-    return fold_of(utterance, folds) != fold
+    return utterance.split is not Split.test and fold_of(utterance, folds) != fold
 
 
 def fold_of(utterance: Utterance, folds: int) -> int:
@@ -141,14 +143,14 @@ def fold_of(utterance: Utterance, folds: int) -> int:
 
 
 def _validation(
-    features: Features, utterances: Sequence[Utterance], corpora: Sequence[str]
+    features: Features, fusion: FusionConfig, utterances: Sequence[Utterance], corpora: Sequence[str]
 ) -> dict[str, DataLoader[object]]:
     held_out = [u for u in utterances if u.split is Split.validation]
     return {
         name: DataLoader(
             EvaluationSet(features, [u for u in held_out if u.corpus == corpus][:4000], text=text, voice=voice),
             batch_size=128,
-            collate_fn=collate,
+            collate_fn=partial(collate, config=fusion),
         )
         for name, (corpus, text, voice) in VIEWS.items()
         if corpus in corpora
