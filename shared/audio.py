@@ -27,6 +27,10 @@ Samples = NDArray[np.float32]
 
 Source = Path | IO[bytes]
 
+FORMATS = ("wav", "w64", "flac", "mp3", "ogg", "mov", "matroska", "aac", "aiff", "au", "caf", "amr", "asf")
+"""FFmpeg's names of the containers that are opened. Playlists are not among them: they name other files, which a
+stranger's upload must not make us read."""
+
 ESTIMATING_FORMATS = {"mp3", "aac"}
 """FFmpeg derives these formats' duration from the bit rate."""
 
@@ -114,7 +118,12 @@ def _checked(samples: Samples) -> Samples:
 def _open(source: Source) -> InputContainer:
     _check_bytes(source)
     try:
-        container = av.open(str(source) if isinstance(source, Path) else source, mode="r", metadata_errors="ignore")
+        container = av.open(
+            str(source) if isinstance(source, Path) else source,
+            mode="r",
+            metadata_errors="ignore",
+            options={"format_whitelist": ",".join(FORMATS)},
+        )
     except (av.error.FFmpegError, ValueError) as error:
         raise AudioUndecodable(f"this is not a recording that FFmpeg can read: {error}") from error
     if not container.streams.audio:

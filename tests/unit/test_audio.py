@@ -230,3 +230,19 @@ def test_too_long_is_noticed_early_in_little_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 5 * 2**20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1.0,\nfile://{other}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{other}'\n",
+    ],
+)
+def test_a_playlist_does_not_make_us_read_another_file(tmp_path: Path, playlist: str) -> None:
+    other = tmp_path / "another.wav"
+    other.write_bytes(encoded("wav", tone(1)))
+    upload = tmp_path / "upload"
+    upload.write_text(playlist.format(other=other))
+    with pytest.raises(AudioUndecodable):
+        decode(upload)
