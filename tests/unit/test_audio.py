@@ -232,17 +232,9 @@ def test_too_long_is_noticed_early_in_little_memory() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    "playlist",
-    [
-        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1.0,\nfile://{other}\n#EXT-X-ENDLIST\n",
-        "ffconcat version 1.0\nfile '{other}'\n",
-    ],
-)
-def test_a_playlist_does_not_make_us_read_another_file(tmp_path: Path, playlist: str) -> None:
-    other = tmp_path / "another.wav"
-    other.write_bytes(encoded("wav", tone(1)))
-    upload = tmp_path / "upload"
-    upload.write_text(playlist.format(other=other))
+def test_a_playlist_does_not_make_us_read_another_file(tmp_path: Path) -> None:
+    (tmp_path / "another.wav").write_bytes(encoded("wav", tone(1)))
+    playlist = tmp_path / "upload"
+    playlist.write_text("ffconcat version 1.0\nfile another.wav\n")
     with pytest.raises(AudioUndecodable):
-        decode(upload)
+        decode(playlist)
