@@ -33,11 +33,10 @@ Span = tuple[float, float]
 HOP = 160
 """Samples per feature frame; the encoder halves the frames."""
 FULL_FRAMES = 3000
-SHORT_S = 10.0
-"""Longest stretch that gets a short window."""
+STRETCH_S = 10.0
+"""Longest stretch that is decoded at once: in longer ones Whisper base now and then leaves out a sentence."""
 MARGIN_S = 3.0
 """Silence after the stretch within a short window."""
-WINDOW_S = 30.0
 TIMESTAMP_S = 0.02
 MAX_FIRST_TIMESTAMP = 50
 """A second: Whisper's own limit for the first timestamp."""
@@ -66,13 +65,13 @@ class Window:
     Attributes:
         span: where it lies in the recording.
         frames: feature frames that hold sound; the rest of the encoded ones is silence.
-        short: whether the encoder saw fewer than its 30 s.
+        full: whether the encoder saw its 30 s.
         encoded: shape [1, encoded frames / 2, width].
     """
 
     span: Span
     frames: int
-    short: bool
+    full: bool
     encoded: ctranslate2.StorageView
 
 
@@ -146,7 +145,7 @@ class Transcriber:
         probability = None
         language = self._checked_language(language)
         samples = _centred(samples)
-        spans = _split(self._speech(samples), samples.size / SAMPLE_RATE, WINDOW_S)
+        spans = _split(self._speech(samples), samples.size / SAMPLE_RATE, STRETCH_S)
         if not spans:
             return _transcript(language, None, ())
         # The longest stretch tells the language best, and most turns are but one stretch.
@@ -164,7 +163,7 @@ class Transcriber:
         """Where somebody speaks: tight stretches, parted by pauses of at least 0.2 s."""
         return self._speech(_centred(samples))
 
-    def utterances(self, samples: Samples, max_s: float = WINDOW_S) -> list[Span]:
+    def utterances(self, samples: Samples, max_s: float = 30.0) -> list[Span]:
         """The recording as one utterance if it is no longer than `max_s`, else cut into stretches of speech.
 
         Cuts lie in the longest pauses, and within speech only where it goes on for longer than `max_s`. The silence
@@ -189,17 +188,16 @@ class Transcriber:
     def _encode(self, samples: Samples, span: Span, full: bool = False) -> Window:
         start, end = (round(time * SAMPLE_RATE) for time in span)
         sound = samples[start:end]
-        short = not full and _length(span) <= SHORT_S
         frames = -(-sound.size // HOP)
-        window = min(FULL_FRAMES, frames + round(MARGIN_S * SAMPLE_RATE / HOP)) // 2 * 2 if short else FULL_FRAMES
+        window = FULL_FRAMES if full else (frames + round(MARGIN_S * SAMPLE_RATE / HOP)) // 2 * 2
         # Padded as sound, not as features: zeros among the features are a hum that the decoder stumbles over.
-        padded = np.pad(sound[: window * HOP], (0, max(0, window * HOP - sound.size)))
+        padded = np.pad(sound, (0, window * HOP - sound.size))
         features = self._whisper.feature_extractor(padded)[:, :window]
-        return Window(span, min(frames, window), short, self._whisper.encode(features))
+        return Window(span, frames, full, self._whisper.encode(features))
 
     def _detect(self, samples: Samples, window: Window) -> tuple[Window, str, float]:
         language, probability = self._language(window)
-        if window.short and probability < MIN_LANGUAGE_PROBABILITY:
+        if not window.full and probability < MIN_LANGUAGE_PROBABILITY:
             window = self._encode(samples, window.span, full=True)
             language, probability = self._language(window)
         return window, language, probability
@@ -212,7 +210,7 @@ class Transcriber:
 
     def _segments(self, samples: Samples, window: Window, language: str, words: bool) -> list[Segment]:
         decoded = self._decode(window, language)
-        if window.short and decoded.failed:
+        if not window.full and decoded.failed:
             window = self._encode(samples, window.span, full=True)
             decoded = self._decode(window, language)
         if decoded.endless:

@@ -172,8 +172,10 @@ def test_times_of_a_long_recording_are_its_own(transcriber: Transcriber) -> None
 
 @needs_weights
 def test_long_speech_is_heard_to_its_end(transcriber: Transcriber) -> None:
-    transcript = transcriber.transcribe(np.tile(spoken("english"), 12))
-    assert len(re.findall("see you again", transcript.text)) >= 11
+    sentences = np.concatenate([spoken("english"), silence(0.5), spoken("angry"), silence(0.5)])
+    transcript = transcriber.transcribe(np.tile(sentences, 6))
+    assert len(re.findall("see you again", transcript.text)) == 6
+    assert len(re.findall("angry with me", transcript.text)) == 6
 
 
 @needs_weights
