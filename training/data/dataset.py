@@ -46,9 +46,7 @@ class Batch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The same batch on another device, for Lightning."""
-        text, voice = (
-            Tokens(tokens.features.to(device), tokens.mask.to(device)) for tokens in (self.text, self.voice)
-        )
+        text, voice = (Tokens(tokens.features.to(device), tokens.mask.to(device)) for tokens in (self.text, self.voice))
         return Batch(text, voice, self.target.to(device), self.valence.to(device), self.utterances)
 
 
@@ -108,7 +106,7 @@ class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
         self._voices, self._texts = voices, texts
         self._augmentations = list(augmentations)
         self._own_words, self._matching_words = own_words, matching_words
-        self._seed = seed
+        self._rng = np.random.default_rng(seed)
         self._spoken_odds = _odds(self._spoken, corpus_weights)
         self._written_odds = _odds(self._written, corpus_weights)
         self._by_label: dict[int, list[Utterance]] = {}
@@ -117,7 +115,8 @@ class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
                 self._by_label.setdefault(utterance.label, []).append(utterance)
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
-        rng = np.random.default_rng(self._seed)
+        # Lightning asks anew every epoch, which must go on with the draws and not repeat them.
+        rng = self._rng
         while True:
             pair: list[list[Example]] = []
             if self._spoken:
@@ -130,7 +129,7 @@ class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
 
     def _with_voice(self, utterance: Utterance, rng: np.random.Generator) -> Example:
         # The recording as it is as often as all other ways together.
-        augmented = rng.random() < 0.5
+        augmented = rng.random() < 0.5 and bool(self._augmentations)
         name = self._augmentations[rng.integers(len(self._augmentations))] if augmented else "original"
         return Example(utterance, self._words(utterance, rng), self._features.voice(utterance, name))
 

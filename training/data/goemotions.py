@@ -25,7 +25,8 @@ def load(folder: Path) -> Iterator[Utterance]:
     for name, split in FILES.items():
         if not (folder / name).exists():
             continue
-        for line in (folder / name).read_text(encoding="utf-8").splitlines():
+        # Not splitlines(), which takes some characters within a comment for the end of its line.
+        for line in (folder / name).read_text(encoding="utf-8").rstrip("\n").split("\n"):
             text, numbers, comment = line.split("\t")
             categories = [mapped(names[int(number)], LABELS, name) for number in numbers.split(",")]
             yield Utterance(

@@ -54,6 +54,6 @@ def load(folder: Path) -> Iterator[Utterance]:
             target=target([category]),
             valence=valence([category]),
             group=f"actor {fields[6]}",
-            text=STATEMENTS[fields[4]],
+            text=mapped(fields[4], STATEMENTS, path.name),
             audio=path,
         )

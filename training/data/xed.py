@@ -60,7 +60,8 @@ def _labelled(path: Path, language: str, limit: int | None) -> Iterator[Utteranc
 def _neutral(path: Path, language: str, limit: int) -> Iterator[Utterance]:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
-            yield _utterance(line.split("\t")[1], language, ["neutral"])
+            if text := line.split("\t")[1].strip():
+                yield _utterance(text, language, ["neutral"])
 
 
 def _utterance(text: str, language: str, categories: list[str]) -> Utterance:

@@ -69,7 +69,13 @@ def prune_text_encoder(folder: Path, out: Path, texts: Iterable[str], pieces: in
     state = load_file(folder / "model.safetensors")
     embeddings = "embeddings.word_embeddings.weight"
     state[embeddings] = state[embeddings][torch.tensor(kept)]
-    _save({f"bert.{name}": tensor for name, tensor in state.items()}, out / "text_encoder.safetensors")
+    # The hub's file has also a pooler and the numbers of the positions, which the encoder does not.
+    kept_weights = {
+        f"bert.{name}": tensor
+        for name, tensor in state.items()
+        if not name.startswith("pooler.") and name != "embeddings.position_ids"
+    }
+    _save(kept_weights, out / "text_encoder.safetensors")
     return TextEncoderConfig(vocabulary=len(kept), padding_id=new_ids[1])
 
 

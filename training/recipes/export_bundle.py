@@ -115,6 +115,9 @@ def calibrate(model: CrossAttentionFusion, features: Features, utterances: Seque
         views = _of(kind, utterances)
         parts = [predict(model, features, part, text=text, voice=voice)[:2] for part, text, voice in views]
         labels = np.array([u.label for found, _ in parts for u in found])
+        if not labels.size:
+            temperatures[kind] = 1.0
+            continue
         logits = np.concatenate([logits for _, logits in parts])
         temperatures[kind] = best_temperature(labels, logits)
         probabilities = softmax(logits, temperatures[kind])

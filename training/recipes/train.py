@@ -102,7 +102,13 @@ def train(
     validation = {} if fold is not None else _validation(features, fusion, utterances, corpora)
     module = LitFusion(fusion, learning_rate, weight_decay, label_smoothing, valence_weight, list(validation))
     checkpoint = ModelCheckpoint(
-        dirpath=out, filename="best", monitor="val/score" if validation else None, mode="max", save_last=True
+        dirpath=out,
+        filename="best",
+        monitor="val/score" if validation else None,
+        mode="max",
+        save_last=True,
+        # Else a second run writes `last-v1.ckpt`, and `resume` would go on from the first.
+        enable_version_counter=False,
     )
     stopping = [EarlyStopping("val/score", mode="max", patience=patience)] if validation else []
     trainer = lightning.Trainer(
