@@ -133,7 +133,7 @@ def analyze(
             else:
                 rows.extend(result)
     if rows:
-        _out.print(_table(rows))
+        _out.print(results_table(rows))
     raise typer.Exit(1 if failed else 0)
 
 
@@ -263,7 +263,8 @@ def _with_progress(
             yield str(file), result
 
 
-def _table(rows: "list[Row]") -> Table:
+def results_table(rows: "list[Row]") -> Table:
+    """What `tenor analyze` shows a person."""
     table = Table("file", "time", "emotion", "valence", "incongruence")
     table.add_column("text", min_width=24)
     for row in rows:

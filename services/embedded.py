@@ -1,12 +1,13 @@
 """The private Postgres and Valkey of an embedded run, from wheels, under a data folder."""
 
+import fcntl
 import json
 import logging
 import socket
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import psutil
 import psycopg
@@ -31,6 +32,9 @@ class EmbeddedServers:
 
     Postgres listens on a socket below the data folder only, Valkey on a free port of 127.0.0.1. Servers that an
     earlier run left behind when it was killed are taken over (Postgres) or stopped (Valkey).
+
+    Raises:
+        SetupError: another embedded run uses the folder.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -40,6 +44,7 @@ class EmbeddedServers:
 
     def __enter__(self) -> Self:
         self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
         self._postgres = get_server(self._data_dir / "postgres")
         with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
             known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_DATABASE]).fetchone()
@@ -66,6 +71,19 @@ class EmbeddedServers:
             self._valkey.stop()
         if self._postgres is not None:
             self._postgres.cleanup()
+        self._lock.close()
+
+    def _locked(self) -> IO[bytes]:
+        """The data folder is ours until the file is closed or this process ends, however it ends."""
+        file = (self._data_dir / "lock").open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise SetupError(
+                f"another Tenor runs on {self._data_dir}: stop it, or set TENOR_DATA_DIR to another folder"
+            ) from None
+        return file
 
     @property
     def database_url(self) -> SecretStr:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -67,11 +68,25 @@ class Child:
             )
 
 
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SetupError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from None
+
+
 class Supervisor:
-    """Runs the API and one worker on embedded servers."""
+    """Runs the API and one worker on embedded servers.
+
+    Raises:
+        SetupError: the port is taken.
+    """
 
     def __init__(self, settings: Settings, servers: EmbeddedServers, host: str, port: int) -> None:
         self.url = f"http://{host}:{port}"
+        _check_free(host, port)
         self._servers = servers
         self._stopping = threading.Event()
         logs = settings.data_dir / "logs"

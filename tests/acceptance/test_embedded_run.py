@@ -64,7 +64,7 @@ def analyzed(client: httpx.Client, session_id: str) -> dict[str, object]:
     return turn
 
 
-def test_a_spoken_turn_gives_an_emotion_survives_a_dead_worker_and_is_there_at_the_next_start(tmp_path: Path) -> None:
+def test_a_spoken_turn_gives_an_emotion_survives_dead_processes_and_is_there_at_the_next_start(tmp_path: Path) -> None:
     with running(tmp_path / "data") as (tenor, client):
         session_id = client.post("/v1/sessions", json={}).json()["id"]
         first = analyzed(client, session_id)
@@ -73,12 +73,14 @@ def test_a_spoken_turn_gives_an_emotion_survives_a_dead_worker_and_is_there_at_t
         (worker,) = (child for child in psutil.Process(tenor.pid).children() if "workers" in " ".join(child.cmdline()))
         worker.kill()
         second = analyzed(client, session_id)
+        psutil.Process(int((tmp_path / "data" / "valkey" / "valkey.pid").read_text())).kill()
+        third = analyzed(client, session_id)
         left = [process.pid for process in psutil.Process(tenor.pid).children(recursive=True)]
     assert not any(psutil.pid_exists(pid) for pid in left)
 
     with running(tmp_path / "data") as (_, client):
         history = client.get(f"/v1/sessions/{session_id}/history").json()["turns"]
-        assert [turn["id"] for turn in history] == [first["id"], second["id"]]
+        assert [turn["id"] for turn in history] == [first["id"], second["id"], third["id"]]
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -107,3 +109,14 @@ def test_an_upload_of_200_mb_is_refused_with_memory_flat(tmp_path: Path, declare
             pass  # the connection was closed while we were still sending: refused all the same
         assert peak - before < 32 * 2**20
         assert analyzed(client, session_id)["status"] == "succeeded"
+
+
+def test_what_is_taken_is_said(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as (_, client):
+        port = str(client.base_url.port)
+        for folder, said in ((tmp_path / "data", "another Tenor runs on"), (tmp_path / "other", "--port")):
+            env = {**os.environ, "TENOR_DATA_DIR": str(folder)}
+            command = [sys.executable, "-m", "services.cli", "run", "--port", port]
+            result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+            assert result.returncode == 78
+            assert said in result.stderr
