@@ -1,0 +1,135 @@
+"""A worker's life with turns of every kind: each ends, the worker lives on, and nothing is said in its logs."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from fastapi.testclient import TestClient
+
+from shared.audio import Samples
+from shared.blobs import BlobFolder
+from shared.domain.transcript import Segment, Transcript, TranscriptSource
+from shared.modeling.pipeline import Pipeline
+from shared.modeling.transcriber import Transcriber
+from shared.settings import Settings
+from shared.store.database import Database
+from tests.integration.test_api import nan_wav
+from tests.sounds import tone, wav
+from tests.unit.tiny import write_bundle
+from workers.engine import Engine, backoff
+
+SECRET = "my father has died"
+
+
+class Hears:
+    """A transcriber that always hears the secret, or fails with it in its message."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def transcribe(self, samples: Samples, language: str | None = None) -> Transcript:
+        if self.broken:
+            raise ValueError(f"cannot decode {SECRET!r}")
+        segment = Segment(start=0.0, end=1.0, text=SECRET)
+        return Transcript(language="en", language_probability=0.9, segments=(segment,), source=TranscriptSource.asr)
+
+    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+        return [(0.0, 1.0)]
+
+
+@pytest.fixture
+def hears() -> Hears:
+    return Hears()
+
+
+@pytest.fixture
+def engine(settings: Settings, database: Database, tmp_path: Path, hears: Hears) -> Engine:
+    pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
+    return Engine(settings, database, BlobFolder(settings.blob_dir), pipeline)
+
+
+Say = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def say(api: TestClient, session_id: str, engine: Engine, database: Database) -> Say:
+    """Send a turn, let the engine do its job, and read the turn."""
+
+    def send(text: str | None = None, recording: bytes | None = None) -> dict[str, Any]:
+        url = f"/v1/sessions/{session_id}/turns"
+        if recording is None:
+            response = api.post(url, json={"text": text})
+        else:
+            response = api.post(url, files={"audio": ("a.wav", recording, "audio/wav")})
+        assert response.status_code == 202, response.text
+        location = response.headers["Location"]
+        with database.transaction() as transaction:
+            tenant_id = transaction.accounts.ensure_tenant("acme")
+            job = transaction.conversations.turn(tenant_id, UUID(response.json()["id"])).job
+        engine.run(job.id)
+        return api.get(location).json()
+
+    return send
+
+
+def test_a_text_and_a_recording_end_with_a_prediction(say: Say) -> None:
+    written, spoken = say(text="I am happy"), say(recording=wav())
+    assert written["prediction"]["modalities_used"] == ["text"]
+    assert spoken["prediction"]["modalities_used"] == ["text", "audio"]
+    assert spoken["transcript"]["segments"][0]["text"] == SECRET
+
+
+@pytest.mark.parametrize(
+    ("recording", "code"),
+    [
+        (nan_wav(), "audio_not_finite"),
+        (wav(tone(20, rate=800), rate=800), "audio_too_long"),
+    ],
+)
+def test_a_recording_that_only_shows_its_fault_when_decoded_fails_with_its_code(
+    say: Say, engine: Engine, settings: Settings, recording: bytes, code: str
+) -> None:
+    engine._settings = settings.model_copy(update={"max_turn_s": 10.0})
+    turn = say(recording=recording)
+    assert (turn["status"], turn["error"]["code"]) == ("failed", code)
+    assert say(text="the next one is fine")["status"] == "succeeded"
+
+
+def test_a_recording_that_vanished_fails_with_its_code(say: Say, settings: Settings, engine: Engine) -> None:
+    engine._blobs = BlobFolder(settings.data_dir / "elsewhere")
+    turn = say(recording=wav())
+    assert (turn["status"], turn["error"]["code"]) == ("failed", "recording_gone")
+
+
+def test_the_unexpected_puts_the_job_back_without_repeating_what_was_said(
+    say: Say, hears: Hears, caplog: pytest.LogCaptureFixture
+) -> None:
+    hears.broken = True
+    with caplog.at_level(logging.INFO):
+        turn = say(recording=wav())
+    assert turn["status"] == "queued"
+    assert turn["error"] == {"code": "internal_error", "message": "internal error (ValueError)"}
+    assert "ValueError" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_nothing_that_was_said_is_logged(say: Say, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        say(text=SECRET)
+        say(recording=wav())
+    assert "succeeded" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_job_that_is_gone_is_no_error(engine: Engine) -> None:
+    engine.run(UUID(int=0))
+
+
+def test_attempts_are_ever_further_apart_up_to_a_minute() -> None:
+    waits = [backoff(attempts).total_seconds() for attempts in range(1, 12)]
+    assert waits == sorted(waits)
+    assert waits[0] == 1
+    assert waits[-1] == 60
