@@ -144,7 +144,7 @@ def is_training(utterance: Utterance, fold: int | None, folds: int) -> bool:
 
 def fold_of(utterance: Utterance, folds: int) -> int:
     """The fold of an utterance's speaker: the digits of the name, else its letters, count round."""
-    digits = "".join(letter for letter in utterance.group if letter.isdigit())
+    digits = "".join(letter for letter in utterance.group if letter.isdecimal())
     return (int(digits) if digits else sum(map(ord, utterance.group))) % folds
 
 

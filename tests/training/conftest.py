@@ -1,0 +1,104 @@
+"""Small corpora, small pretrained models and what the recipes make of them, once a test process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
+from tokenizers.models import Unigram
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from shared.modeling.encoders import SpeechEncoder, TextEncoder
+from tests.training.corpora import write_data
+from tests.unit.tiny import SPEECH, TEXT, tokenizer
+from training.data.load import CORPORA
+from training.recipes.cache_features import cache_features
+
+WORDS = ("▁the", "▁day", "ing", "▁lovely", "▁дом", "ный", "▁سلام", "▁घर", "▁中国", "▁what", "▁train")
+LETTERS = "abcdefghijklmnopqrstuvwxyzабвгдежзиклмнопрстуыйαβγسلامघरकत0123456789:!?中国人"  # noqa: RUF001
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The tests run side by side: models this small only wait for one another's threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `build_encoders` writes them, of random weights."""
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    _save(TextEncoder(TEXT, tokenizer()).state_dict(), folder / "text_encoder.safetensors")
+    _save(SpeechEncoder(SPEECH).state_dict(), folder / "speech_encoder.safetensors")
+    options = {"text_encoder": TEXT.model_dump(), "speech_encoder": SPEECH.model_dump()}
+    (folder / "encoders.json").write_text(json.dumps(options))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory, encoders: Path, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    cache_features(encoders, data, folder, list(CORPORA))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two pretrained models as the hub has them, but tiny."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    text = folder / "multilingual-e5-small"
+    text.mkdir()
+    pieces = xlmr_tokenizer()
+    pieces.save(str(text / "tokenizer.json"))
+    bert = BertModel(
+        BertConfig(
+            # The hub's matrix has more rows than the vocabulary has pieces.
+            vocab_size=pieces.get_vocab_size() + 5,
+            hidden_size=TEXT.width,
+            num_hidden_layers=TEXT.layers,
+            num_attention_heads=TEXT.heads,
+            intermediate_size=TEXT.hidden,
+            max_position_embeddings=TEXT.positions,
+            layer_norm_eps=1e-12,
+            pad_token_id=1,
+        )
+    )
+    positions = {"embeddings.position_ids": torch.arange(TEXT.positions)[None]}
+    _save(bert.state_dict() | positions, text / "model.safetensors")
+
+    whisper = SpeechEncoder(SPEECH.model_copy(update={"layers": SPEECH.layers + 1})).state_dict()
+    whisper |= {"layer_norm.weight": torch.ones(SPEECH.width), "layer_norm.bias": torch.zeros(SPEECH.width)}
+    speech = folder / "whisper-base"
+    speech.mkdir()
+    state = {f"model.encoder.{name}": tensor for name, tensor in whisper.items()}
+    _save(state | {"model.decoder.layers.0.fc1.weight": torch.zeros(2, 2)}, speech / "model.safetensors")
+    return folder
+
+
+def xlmr_tokenizer() -> Tokenizer:
+    """Special pieces, then the ordinary ones by score, and the mask last, as in XLM-R."""
+    ordinary = [",", ".", "▁", *WORDS, *LETTERS]
+    scored = [(piece, -3.0 - 0.1 * i) for i, piece in enumerate(ordinary)]
+    special = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
+    built = Tokenizer(Unigram([*special, *scored, ("<mask>", 0.0)], unk_id=3))
+    built.pre_tokenizer = pre_tokenizers.Metaspace()
+    built.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    built.add_special_tokens([AddedToken(piece, special=True) for piece in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")])
+    return built
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)

@@ -1,0 +1,181 @@
+"""Cached features, and the batches that are drawn from them."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.domain.emotion import EKMAN7
+from tests.unit.tiny import FUSION
+from training.data.corpus import Split, Utterance, target
+from training.data.dataset import Batch, EvaluationSet, Example, Features, TrainingBatches, collate
+from training.data.features import FeatureFile
+
+WAYS = {"original": 1.0, "noise": 2.0, "speed": 3.0}
+
+
+def spoken(corpus: str, number: int, category: str = "joy") -> Utterance:
+    name = f"{corpus} {number}"
+    return Utterance(name, corpus, "en", Split.train, target([category]), 1.0, name, text=name, audio=Path(name))
+
+
+def written(corpus: str, number: int, category: str = "joy") -> Utterance:
+    name = f"{corpus} {number}"
+    return Utterance(name, corpus, "en", Split.train, target([category]), None, name, text=name)
+
+
+ACTED = [spoken("ravdess", i, category) for i, category in enumerate(EKMAN7.categories)]
+HEARD = [spoken("urdu_latif", i) for i in range(63)]
+READ = [written("meld", i, category) for i, category in enumerate(EKMAN7.categories)]
+POSTED = [written("xed", i, category) for i, category in enumerate(EKMAN7.categories * 9)]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    """Each text's features are the number of its label, each voice's the number of its augmentation."""
+    cache = tmp_path_factory.mktemp("cache")
+    for corpus, utterances in {"ravdess": ACTED, "urdu_latif": HEARD, "meld": READ, "xed": POSTED}.items():
+        texts = [(u.id, np.full((3, 16), u.label, np.float16)) for u in utterances]
+        FeatureFile.write(cache / corpus / "text", texts)
+        for name, value in WAYS.items() if utterances[0].audio else ():
+            FeatureFile.write(
+                cache / corpus / name, [(u.id, np.full((2, 2, 16), value, np.float16)) for u in utterances]
+            )
+    return Features(cache, ["ravdess", "urdu_latif", "meld", "xed"], list(WAYS))
+
+
+def batches(features: Features, spoken: list[Utterance], written: list[Utterance], **options: Any) -> TrainingBatches:
+    defaults: dict[str, Any] = {
+        "voices": 200,
+        "texts": 200,
+        "corpus_weights": {},
+        "augmentations": ["noise", "speed"],
+        "own_words": 0.3,
+        "matching_words": 0.4,
+        "seed": 0,
+    }
+    return TrainingBatches(features, FUSION, spoken, written, **defaults | options)
+
+
+def share(batch: Batch, corpus: str) -> float:
+    return sum(u.corpus == corpus for u in batch.utterances) / len(batch.utterances)
+
+
+def test_features_come_back_as_they_were_written(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    items = {f"id {i}": rng.standard_normal((i + 1, 2, 3)).astype(np.float16) for i in range(4)}
+    assert not FeatureFile.exists(tmp_path / "voice")
+    FeatureFile.write(tmp_path / "voice", items.items())
+    assert FeatureFile.exists(tmp_path / "voice")
+    file = FeatureFile(tmp_path / "voice")
+    for id_, sequence in items.items():
+        assert id_ in file
+        np.testing.assert_array_equal(file[id_], sequence)
+    assert "id 4" not in file
+    with pytest.raises(KeyError):
+        file["id 4"]
+
+
+def test_features_written_by_half_do_not_exist(tmp_path: Path) -> None:
+    def broken_off() -> Any:
+        yield "a", np.zeros((1, 2), np.float16)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureFile.write(tmp_path, broken_off())
+    assert not FeatureFile.exists(tmp_path)
+
+
+lengths = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=6)
+
+
+@given(lengths)
+def test_a_batchs_masks_say_what_is_there_and_the_rest_is_zero(sizes: list[tuple[int, int]]) -> None:
+    examples = [
+        Example(
+            ACTED[0],
+            torch.ones(words, FUSION.text_width) if words else None,
+            torch.ones(sounds, FUSION.voice_layers, FUSION.voice_width) if sounds else None,
+        )
+        for words, sounds in sizes
+    ]
+    batch = collate(examples, FUSION)
+    for tokens, wanted in ((batch.text, [w for w, _ in sizes]), (batch.voice, [s for _, s in sizes])):
+        assert tokens.mask.sum(dim=1).tolist() == wanted
+        assert tokens.mask.shape == tokens.features.shape[:2]
+        assert tokens.mask.shape[1] == max(1, *wanted)
+        assert (tokens.features.flatten(2).amax(dim=2) > 0).equal(tokens.mask)
+
+
+def test_a_batch_has_each_utterances_target_and_no_number_where_the_valence_is_unknown() -> None:
+    batch = collate([Example(ACTED[0], None, None), Example(READ[6], None, None)], FUSION)
+    assert batch.target.argmax(dim=1).tolist() == [0, 6]
+    assert batch.valence.isnan().tolist() == [False, True]
+    assert batch.utterances == (ACTED[0], READ[6])
+
+
+def test_corpora_are_drawn_by_their_weights_whatever_their_sizes(features: Features) -> None:
+    weights = {"ravdess": 3.0, "xed": 4.0}
+    pairs = list(islice(batches(features, ACTED + HEARD, READ + POSTED, corpus_weights=weights), 5))
+    assert np.mean([share(voices, "ravdess") for voices, _ in pairs]) == pytest.approx(0.75, abs=0.06)
+    assert np.mean([share(texts, "xed") for _, texts in pairs]) == pytest.approx(0.8, abs=0.06)
+    assert not any(texts.voice.mask.any() for _, texts in pairs)
+
+
+def test_only_spoken_or_only_written_corpora_give_one_batch(features: Features) -> None:
+    (voices,) = next(iter(batches(features, ACTED, [])))
+    assert voices.voice.mask.all()
+    # There are no texts of the same emotion, so the words are an utterance's own or none.
+    assert voices.text.mask.any(dim=1).float().mean() == pytest.approx(0.3, abs=0.1)
+    (texts,) = next(iter(batches(features, [], READ)))
+    assert texts.text.mask.all()
+    assert not texts.voice.mask.any()
+
+
+def test_a_voice_comes_with_words_of_its_emotion(features: Features) -> None:
+    voices, _ = next(iter(batches(features, ACTED, READ + POSTED, own_words=0.0, matching_words=1.0)))
+    label = voices.target.argmax(dim=1)
+    assert voices.text.features[:, 0, 0].equal(label.float())
+
+
+def test_a_voice_comes_with_no_words_where_none_are_asked_for(features: Features) -> None:
+    voices, _ = next(iter(batches(features, ACTED, READ, own_words=0.0, matching_words=0.0)))
+    assert not voices.text.mask.any()
+
+
+def test_half_of_the_voices_are_as_recorded(features: Features) -> None:
+    voices, _ = next(iter(batches(features, ACTED, READ)))
+    way = voices.voice.features[:, 0, 0, 0]
+    assert (way == WAYS["original"]).float().mean() == pytest.approx(0.5, abs=0.12)
+    assert set(way.tolist()) == set(WAYS.values())
+
+
+def test_without_augmentations_all_voices_are_as_recorded(features: Features) -> None:
+    voices, _ = next(iter(batches(features, ACTED, READ, augmentations=[])))
+    assert (voices.voice.features == WAYS["original"]).all()
+
+
+def drawn(subject: TrainingBatches) -> list[str]:
+    return [u.id for batch in next(iter(subject)) for u in batch.utterances]
+
+
+def test_the_seed_decides_what_is_drawn_and_every_epoch_draws_anew(features: Features) -> None:
+    first, second, other = (batches(features, ACTED, READ, seed=seed) for seed in (1, 1, 2))
+    epochs = [drawn(first), drawn(first)]
+    assert epochs == [drawn(second), drawn(second)]
+    assert epochs[0] != epochs[1]
+    assert drawn(other) != epochs[0]
+
+
+def test_an_evaluation_has_who_has_the_modalities_and_only_those(features: Features) -> None:
+    both = EvaluationSet(features, ACTED + READ, text=True, voice=True)
+    assert [both[i].utterance for i in range(len(both))] == ACTED
+    texts = EvaluationSet(features, ACTED + READ, text=True, voice=False)
+    assert len(texts) == len(ACTED + READ)
+    assert texts[0].voice is None
+    assert texts[0].text is not None

@@ -1,0 +1,136 @@
+"""Pruned vocabulary and cut encoders: what is kept reads as before."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import BertConfig, BertModel
+
+from shared.modeling.encoders import TextEncoderConfig
+from shared.modeling.loading import load_encoders
+from tests.sounds import tone
+from tests.training.conftest import xlmr_tokenizer
+from tests.unit.tiny import SPEECH, TEXT
+from training.recipes.build_encoders import SCRIPTS, build_encoders, prune_text_encoder
+
+EMBEDDINGS = "embeddings.word_embeddings.weight"
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+KEPT_LETTERS = "abcdefghijklmnopqrstuvwxyzабвгдежзиклмнопрстуыйαβγسلامघरकत0123456789:!?"  # noqa: RUF001
+
+
+@pytest.fixture(scope="module")
+def pruned(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pruned")
+    prune_text_encoder(models / "multilingual-e5-small", out, ["the lovely day"], pieces=1_000)
+    return out
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pruned: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(pruned / "tokenizer.json"))
+
+
+def test_special_pieces_and_single_letters_are_kept_and_other_scripts_are_not(tokenizer: Tokenizer) -> None:
+    kept = tokenizer.get_vocab()
+    assert {*SPECIAL, *KEPT_LETTERS, "▁", "▁the", "▁дом", "▁घर", "▁سلام"} <= set(kept)
+    assert not {"中", "国", "人", "▁中国"} & set(kept)
+    assert sorted(kept.values()) == list(range(len(kept)))
+
+
+def test_ids_are_those_of_the_same_pieces_with_the_same_embeddings(
+    tokenizer: Tokenizer, pruned: Path, models: Path
+) -> None:
+    before = load_file(models / "multilingual-e5-small" / "model.safetensors")[EMBEDDINGS]
+    after = load_file(pruned / "text_encoder.safetensors")[f"bert.{EMBEDDINGS}"]
+    old = xlmr_tokenizer()
+    assert len(after) == tokenizer.get_vocab_size()
+    for piece, id_ in tokenizer.get_vocab().items():
+        assert after[id_].equal(before[old.token_to_id(piece)].half())
+
+
+def test_texts_in_kept_scripts_are_cut_into_the_same_pieces_between_the_same_marks(tokenizer: Tokenizer) -> None:
+    text = "what the lovely training, ный дом"
+    assert tokenizer.encode(text).tokens == xlmr_tokenizer().encode(text).tokens
+    assert tokenizer.encode(text).tokens[0] == "<s>"
+    assert tokenizer.encode(text).tokens[-1] == "</s>"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(alphabet=KEPT_LETTERS + " ,."))
+def test_no_text_in_kept_scripts_has_an_unknown_piece(tokenizer: Tokenizer, text: str) -> None:
+    encoding = tokenizer.encode(text)
+    assert tokenizer.token_to_id("<unk>") not in encoding.ids
+    assert all(tokenizer.id_to_token(id_) == token for id_, token in zip(encoding.ids, encoding.tokens, strict=True))
+
+
+def test_a_script_that_is_not_kept_is_unknown(tokenizer: Tokenizer) -> None:
+    assert tokenizer.token_to_id("<unk>") in tokenizer.encode("中国").ids
+
+
+def test_the_corpora_keep_their_pieces_beyond_their_scripts_share(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The special pieces' names are Latin letters, and count.
+    monkeypatch.setitem(SCRIPTS, "LATIN", 4 + 1)
+    prune_text_encoder(models / "multilingual-e5-small", tmp_path, ["train"], pieces=1_000)
+    kept = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
+    assert {"▁the", "▁train"} <= set(kept)
+    assert not {"▁day", "▁lovely", "▁what"} & set(kept)
+
+
+def test_a_small_vocabulary_keeps_the_best_pieces(models: Path, tmp_path: Path) -> None:
+    least = len({*SPECIAL, *KEPT_LETTERS, ",", ".", "▁"})
+    config = prune_text_encoder(models / "multilingual-e5-small", tmp_path, [], pieces=least + 2)
+    kept = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
+    assert config.vocabulary == len(kept) == least + 2
+    assert {"▁the", "▁day"} <= set(kept)
+
+
+@torch.inference_mode()
+def test_the_built_encoders_read_as_the_pretrained_ones(
+    models: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The recipe's shapes are those of the real models.
+    shape = TEXT.model_dump(exclude={"vocabulary", "padding_id"})
+    module = "training.recipes.build_encoders"
+    monkeypatch.setattr(f"{module}.TextEncoderConfig", partial(TextEncoderConfig, **shape))
+    monkeypatch.setattr(f"{module}.SpeechEncoderConfig", lambda: SPEECH)
+    build_encoders(models, data, tmp_path, ["meld", "xed"])
+    text_encoder, speech_encoder = load_encoders(tmp_path)
+
+    text = "what the lovely day"
+    ids = xlmr_tokenizer().encode(TEXT.prefix + text).ids
+    expected = _original(models)(torch.tensor([ids])).last_hidden_state
+    torch.testing.assert_close(text_encoder([text]).features, expected, atol=1e-2, rtol=1e-2)
+
+    state = load_file(models / "whisper-base" / "model.safetensors")
+    for name, tensor in speech_encoder.state_dict().items():
+        torch.testing.assert_close(tensor, state[f"model.encoder.{name}"].half().float())
+    assert speech_encoder([tone(0.3)]).features.shape == (1, 3, SPEECH.layers_given, SPEECH.width)
+
+
+def _original(models: Path) -> BertModel:
+    folder = models / "multilingual-e5-small"
+    state = load_file(folder / "model.safetensors")
+    del state["embeddings.position_ids"]
+    rows = len(state[EMBEDDINGS])
+    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    assert rows > len(vocabulary)
+    config = BertConfig(
+        vocab_size=rows,
+        hidden_size=TEXT.width,
+        num_hidden_layers=TEXT.layers,
+        num_attention_heads=TEXT.heads,
+        intermediate_size=TEXT.hidden,
+        max_position_embeddings=TEXT.positions,
+        pad_token_id=1,
+    )
+    model = BertModel(config).eval()
+    model.load_state_dict(state)
+    return model
