@@ -22,6 +22,7 @@ class LitFusion(lightning.LightningModule):
         weight_decay: AdamW's.
         label_smoothing: share of the target spread over all categories.
         valence_weight: weight of the squared error of the valence beside the cross-entropy.
+        mixup: how much voices are mixed, see `Batch.mixed`.
         views: names of the validation sets, in the order of their loaders.
     """
 
@@ -32,6 +33,7 @@ class LitFusion(lightning.LightningModule):
         weight_decay: float,
         label_smoothing: float,
         valence_weight: float,
+        mixup: float,
         views: list[str],
     ) -> None:
         super().__init__()
@@ -40,6 +42,7 @@ class LitFusion(lightning.LightningModule):
         self._weight_decay = weight_decay
         self._label_smoothing = label_smoothing
         self._valence_weight = valence_weight
+        self._mixup = mixup
         self._views = views
         self._outputs: dict[str, list[tuple[list[int], np.ndarray]]] = {}
 
@@ -49,6 +52,7 @@ class LitFusion(lightning.LightningModule):
     def training_step(self, batches: tuple[Batch, ...], index: int) -> Tensor:
         """The mean loss over all utterances of the step's batches."""
         count = sum(len(batch.utterances) for batch in batches)
+        batches = tuple(batch.mixed(self._mixup) for batch in batches)
         loss = torch.stack([self._loss(self(batch), batch) * len(batch.utterances) for batch in batches]).sum() / count
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
         return loss

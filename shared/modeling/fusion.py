@@ -49,6 +49,8 @@ class CrossAttentionFusion(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
+        self.voice_standard = Standardization(config.voice_layers, config.voice_width)
+        self.text_standard = Standardization(config.text_width)
         self.voice_mix = nn.Parameter(torch.zeros(config.voice_layers))
         self.voice_in = _projection(config.voice_width, width, config.dropout)
         self.text_in = _projection(config.text_width, width, config.dropout)
@@ -78,8 +80,8 @@ class CrossAttentionFusion(nn.Module):
             voice: features of shape [batch, tokens, voice layers, voice width].
         """
         mix = torch.softmax(self.voice_mix, dim=0)
-        mixed = torch.einsum("btlw,l->btw", voice.features, mix)
-        words = _or_missing(self.text_in(text.features), text.mask, self.no_text)
+        mixed = torch.einsum("btlw,l->btw", self.voice_standard(voice.features), mix)
+        words = _or_missing(self.text_in(self.text_standard(text.features)), text.mask, self.no_text)
         sound = _or_missing(self.voice_in(mixed), voice.mask, self.no_voice)
         words = Tokens(self.text_self(words, words), words.mask)
         sound = Tokens(self.voice_self(sound, sound), sound.mask)
@@ -87,6 +89,28 @@ class CrossAttentionFusion(nn.Module):
         sound_read = Tokens(self.voice_cross(sound, words), sound.mask)
         state = self.head(torch.cat([self.text_pool(words_heard), self.voice_pool(sound_read)], dim=-1))
         return Fused(self.emotion(state), torch.tanh(self.valence(state)).squeeze(-1))
+
+
+class Standardization(nn.Module):
+    """Makes every feature's mean 0 and deviation 1 over the training data's tokens.
+
+    A few features of a pretrained encoder are tens of times as large as the rest, which a layer norm would drown.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("deviation", torch.ones(shape))
+
+    def fit(self, features: Tensor) -> None:
+        """Measure features of shape [tokens, *shape]."""
+        self.mean.copy_(features.mean(dim=0))
+        self.deviation.copy_(features.std(dim=0).clamp(min=1e-3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
 
 
 class _Attention(nn.Module):

@@ -1,5 +1,6 @@
 """Cached features, and the batches that are drawn from them."""
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from shared.domain.emotion import EKMAN7
 from tests.unit.tiny import FUSION
 from training.data.corpus import Split, Utterance, target
-from training.data.dataset import Batch, EvaluationSet, Example, Features, TrainingBatches, collate
+from training.data.dataset import Batch, EvaluationSet, Example, Features, TrainingBatches, collate, with_gaps
 from training.data.features import FeatureFile
 
 WAYS = {"original": 1.0, "noise": 2.0, "speed": 3.0}
@@ -49,12 +51,18 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
     return Features(cache, ["ravdess", "urdu_latif", "meld", "xed"], list(WAYS))
 
 
-def batches(features: Features, spoken: list[Utterance], written: list[Utterance], **options: Any) -> TrainingBatches:
+def batches(
+    features: Features,
+    spoken: list[Utterance],
+    written: list[Utterance],
+    **options: Any,  # noqa: ANN401 - each has its own type
+) -> TrainingBatches:
     defaults: dict[str, Any] = {
         "voices": 200,
         "texts": 200,
         "corpus_weights": {},
         "augmentations": ["noise", "speed"],
+        "gaps": 0.0,
         "own_words": 0.3,
         "matching_words": 0.4,
         "seed": 0,
@@ -82,7 +90,7 @@ def test_features_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_features_written_by_half_do_not_exist(tmp_path: Path) -> None:
-    def broken_off() -> Any:
+    def broken_off() -> Iterator[tuple[str, NDArray[np.float16]]]:
         yield "a", np.zeros((1, 2), np.float16)
         raise KeyboardInterrupt
 
@@ -179,3 +187,42 @@ def test_an_evaluation_has_who_has_the_modalities_and_only_those(features: Featu
     assert len(texts) == len(ACTED + READ)
     assert texts[0].voice is None
     assert texts[0].text is not None
+
+
+@given(st.integers(1, 200), st.floats(0, 0.5), st.integers(0, 2**32 - 1))
+def test_gaps_leave_a_part_in_its_order(length: int, share: float, seed: int) -> None:
+    tokens = torch.arange(length)[:, None]
+    kept = with_gaps(tokens, share, np.random.default_rng(seed)).flatten().tolist()
+    assert kept == sorted(set(kept))
+    assert length * (1 - 2 * share) <= len(kept) <= length
+
+
+def voices(*lengths: int) -> Batch:
+    """One voice of ones, of twos, and so on; each of a category of its own."""
+    utterances = [spoken("ravdess", i, EKMAN7.categories[i]) for i in range(len(lengths))]
+    features = [torch.full((length, 2, 16), i + 1.0) for i, length in enumerate(lengths)]
+    return collate([Example(u, None, voice) for u, voice in zip(utterances, features, strict=True)], FUSION)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixed_voices_have_mixed_targets_of_which_the_first_is_larger(seed: int) -> None:
+    torch.manual_seed(seed)
+    batch = voices(4, 6, 5)
+    mixed = batch.mixed(0.5)
+    assert mixed.target.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
+    assert mixed.target.argmax(dim=1).tolist() == batch.target.argmax(dim=1).tolist()
+    loudness = (mixed.target[:, :3] * torch.tensor([1.0, 2.0, 3.0])).sum(dim=1)
+    torch.testing.assert_close(mixed.voice.features[:, 0, 0, 0], loudness)
+    # Where the softer voice has ended, the other is alone.
+    assert mixed.voice.features[1, 5, 0, 0] == 2
+    assert mixed.voice.mask.equal(batch.voice.mask)
+
+
+def test_texts_are_not_mixed() -> None:
+    batch = collate([Example(written("xed", i), torch.ones(3, 16), None) for i in range(3)], FUSION)
+    assert batch.mixed(0.5) is batch
+
+
+def test_no_mixing_is_none() -> None:
+    batch = voices(4, 6)
+    assert batch.mixed(0.0) is batch

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.modeling.encoders import Tokens
-from shared.modeling.fusion import CrossAttentionFusion, Fused, FusionConfig
+from shared.modeling.fusion import CrossAttentionFusion, Fused, FusionConfig, Standardization
 
 CONFIG = FusionConfig(
     text_width=6, voice_width=5, voice_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8
@@ -66,3 +66,18 @@ def test_valence_is_bounded_and_every_weight_learns(fusion: CrossAttentionFusion
     (fused.logits.square().sum() + fused.valence.sum()).backward()
     still = [name for name, weight in learner.named_parameters() if weight.grad is None]
     assert still == []
+
+
+def test_standardized_features_have_mean_0_and_deviation_1() -> None:
+    standardization = Standardization(2, 3)
+    tokens = torch.randn(500, 2, 3) * torch.tensor([1.0, 50.0, 0.01]) + 7
+    standardization.fit(tokens)
+    standard = standardization(tokens)
+    torch.testing.assert_close(standard.mean(dim=0), torch.zeros(2, 3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(standard.std(dim=0), torch.ones(2, 3), atol=1e-3, rtol=0)
+
+
+def test_a_feature_that_never_changes_stays_finite() -> None:
+    standardization = Standardization(3)
+    standardization.fit(torch.full((10, 3), 4.0))
+    assert standardization(torch.full((1, 3), 4.0)).tolist() == [[0, 0, 0]]

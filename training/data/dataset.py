@@ -49,6 +49,23 @@ class Batch:
         text, voice = (Tokens(tokens.features.to(device), tokens.mask.to(device)) for tokens in (self.text, self.voice))
         return Batch(text, voice, self.target.to(device), self.valence.to(device), self.utterances)
 
+    def mixed(self, alpha: float) -> "Batch":
+        """Every voice overlaid with another's, more softly, and the targets likewise: mixup (Zhang et al. 2018).
+
+        Args:
+            alpha: of the Beta distribution that the share is drawn from; 0 mixes nothing.
+        """
+        if alpha == 0 or not self.voice.mask.any():
+            return self
+        share = torch.distributions.Beta(alpha, alpha).sample().item()
+        share = max(share, 1 - share)  # the words remain those of the louder
+        other = torch.randperm(len(self.utterances))
+        overlap = (self.voice.mask & self.voice.mask[other])[..., None, None]
+        sound = self.voice.features
+        sound = torch.where(overlap, share * sound + (1 - share) * sound[other], sound)
+        target, valence = (share * value + (1 - share) * value[other] for value in (self.target, self.valence))
+        return Batch(self.text, Tokens(sound, self.voice.mask), target, valence, self.utterances)
+
 
 class Features:
     """The cached features of some corpora."""
@@ -95,6 +112,7 @@ class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
         texts: int,
         corpus_weights: dict[str, float],
         augmentations: Sequence[str],
+        gaps: float,
         own_words: float,
         matching_words: float,
         seed: int,
@@ -105,6 +123,7 @@ class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
         self._written = list(written)
         self._voices, self._texts = voices, texts
         self._augmentations = list(augmentations)
+        self._gaps = gaps
         self._own_words, self._matching_words = own_words, matching_words
         self._rng = np.random.default_rng(seed)
         self._spoken_odds = _odds(self._spoken, corpus_weights)
@@ -131,7 +150,9 @@ class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
         # The recording as it is as often as all other ways together.
         augmented = rng.random() < 0.5 and bool(self._augmentations)
         name = self._augmentations[rng.integers(len(self._augmentations))] if augmented else "original"
-        return Example(utterance, self._words(utterance, rng), self._features.voice(utterance, name))
+        voice = self._features.voice(utterance, name)
+        assert voice is not None
+        return Example(utterance, self._words(utterance, rng), with_gaps(voice, self._gaps, rng))
 
     def _words(self, utterance: Utterance, rng: np.random.Generator) -> Tensor | None:
         chance = rng.random()
@@ -161,6 +182,16 @@ class EvaluationSet(Dataset[Example]):
             self._features.text(utterance) if self._text else None,
             self._features.voice(utterance) if self._voice else None,
         )
+
+
+def with_gaps(tokens: Tensor, share: float, rng: np.random.Generator, count: int = 2) -> Tensor:
+    """Leave out `count` spans, each of at most `share` of the tokens, as SpecAugment does (Park et al. 2019)."""
+    kept = np.ones(len(tokens), dtype=bool)
+    for _ in range(count):
+        length = int(rng.random() * share * len(tokens))
+        start = rng.integers(len(tokens) - length + 1)
+        kept[start : start + length] = False
+    return tokens[torch.from_numpy(kept)]
 
 
 def collate(examples: Sequence[Example], config: FusionConfig) -> Batch:

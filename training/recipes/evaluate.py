@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
+from shared.modeling.fusion import CrossAttentionFusion
 from training.data.corpus import Split, Utterance
 from training.data.dataset import EvaluationSet, Features, collate
 from training.data.load import load
 from training.metrics import Metrics, metrics
-from training.recipes.train import VIEWS, fold_of
+from training.recipes.train import VIEWS, Run, fold_of
 
 
 def evaluate(
@@ -22,8 +22,6 @@ def evaluate(
     cache: Path,
     runs: Sequence[Path],
     out: Path,
-    corpora: Sequence[str],
-    fusion: FusionConfig = FusionConfig(),  # noqa: B008 - frozen
     split: Split = Split.validation,
     folds: int | None = None,
 ) -> None:
@@ -34,14 +32,14 @@ def evaluate(
         cache: written by `cache_features`.
         runs: folders written by `train`: one, or with `folds` one a fold, in order.
         out: the JSON file.
-        corpora: which corpora.
-        fusion: the model's shapes.
         split: which utterances, unless there are folds.
         folds: cross-validation: every spoken utterance is read by the run that did not train on its speaker.
     """
+    loaded = [load_run(run) for run in runs]
+    models = [model for _, model in loaded]
+    corpora = loaded[0][0].corpora
     utterances = load(data, corpora)
     features = Features(cache, corpora, ["original"])
-    models = [load_run(run, fusion) for run in runs]
     results: dict[str, Metrics] = {}
     for name, (corpus, text, voice) in VIEWS.items():
         chosen = [u for u in utterances if u.corpus == corpus]
@@ -68,11 +66,12 @@ def evaluate(
         print(f"{name:18} n={result.count:5}  WF1 {result.weighted_f1:.3f}  UAR {result.uar:.3f}  ECE {result.ece:.3f}")
 
 
-def load_run(run: Path, config: FusionConfig) -> CrossAttentionFusion:
-    """The fusion that `train` wrote."""
-    model = CrossAttentionFusion(config)
-    model.load_state_dict(load_file(run / "fusion.safetensors"))
-    return model.float().eval()
+def load_run(folder: Path) -> tuple[Run, CrossAttentionFusion]:
+    """What `train` wrote."""
+    run = Run.model_validate_json((folder / "run.json").read_text())
+    model = CrossAttentionFusion(run.fusion)
+    model.load_state_dict(load_file(folder / "fusion.safetensors"))
+    return run, model.eval()
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.domain.emotion import EKMAN7
-from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
+from shared.modeling.fusion import CrossAttentionFusion
 from shared.modeling.loading import MANIFEST, sha256
 from training.data import goemotions, meld, ravdess, urdu_latif, xed
 from training.data.corpus import Split, Utterance
@@ -39,10 +39,8 @@ def export_bundle(
     encoders: Path,
     run: Path,
     out: Path,
-    corpora: Sequence[str],
     name: str = "compact",
     version: str = "1",
-    fusion: FusionConfig = FusionConfig(),  # noqa: B008 - frozen
     cross_validation: Path | None = None,
 ) -> None:
     """Calibrate on the validation splits, measure, and write the bundle to `out`.
@@ -53,10 +51,8 @@ def export_bundle(
         encoders: written by `build_encoders`.
         run: written by `train`.
         out: the bundle's folder.
-        corpora: which corpora.
         name: the bundle's.
         version: the bundle's.
-        fusion: the model's shapes.
         cross_validation: written by `evaluate` with `folds`; its figures go into the manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -65,10 +61,11 @@ def export_bundle(
     shutil.copyfile(encoders / "speech_encoder.safetensors", out / "speech_encoder.safetensors")
     shutil.copyfile(run / "fusion.safetensors", out / "fusion.safetensors")
     options = json.loads((encoders / "encoders.json").read_text())
-    held_out = [u for u in load(data, corpora) if u.split is Split.validation]
-    features = Features(cache, corpora, ["original"])
-    model = load_run(run, fusion)
-    calibration = calibrate(model, features, held_out)
+    trained, model = load_run(run)
+    utterances = load(data, trained.corpora)
+    features = Features(cache, trained.corpora, ["original"])
+    held_out = {split: [u for u in utterances if u.split is split] for split in (Split.validation, Split.test)}
+    calibration = calibrate(model, features, held_out[Split.validation])
     bundle = ModelBundle(
         name=name,
         version=version,
@@ -93,14 +90,14 @@ def export_bundle(
             source="trained by Tenor's recipes on the corpora below",
             licence="see LICENSE.md",
             files=_digests(out, "fusion.safetensors"),
-            options=fusion.model_dump(),
+            options=trained.fusion.model_dump(),
         ),
         calibration=calibration,
         metrics={
-            "validation": measure(model, features, held_out, calibration),
+            **{split.value: measure(model, features, part, calibration) for split, part in held_out.items() if part},
             "cross_validation": {} if cross_validation is None else _summary(json.loads(cross_validation.read_text())),
         },
-        training_data=[{"name": corpus, "licence": LICENCES[corpus]} for corpus in corpora],
+        training_data=[{"name": corpus, "licence": LICENCES[corpus]} for corpus in trained.corpora],
         licence="research and other non-commercial use only, see LICENSE.md",
     )
     text = yaml.safe_dump(bundle.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

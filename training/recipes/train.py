@@ -5,12 +5,15 @@ from functools import partial
 from pathlib import Path
 
 import lightning
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from shared.modeling.fusion import FusionConfig
+from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
 from training.data.corpus import Split, Utterance
 from training.data.dataset import EvaluationSet, Features, TrainingBatches, collate
 from training.data.load import load
@@ -27,6 +30,13 @@ VIEWS: dict[str, tuple[str, bool, bool]] = {
 """What is validated: a name, its corpus, and whether its text and its voice are given."""
 
 
+class Run(BaseModel):
+    """What those who read a training's result need to know of it."""
+
+    corpora: tuple[str, ...]
+    fusion: FusionConfig
+
+
 def train(
     data: Path,
     cache: Path,
@@ -35,8 +45,10 @@ def train(
     fusion: FusionConfig = FusionConfig(),  # noqa: B008 - frozen
     augmentations: Sequence[str] = ("speed", "noise", "telephone"),
     corpus_weights: dict[str, float] | None = None,
-    own_words: float = 0.3,
-    matching_words: float = 0.4,
+    gaps: float = 0.3,
+    mixup: float = 0.3,
+    own_words: float = 0.35,
+    matching_words: float = 0.25,
     voices: int = 32,
     texts: int = 64,
     steps_per_epoch: int = 150,
@@ -53,7 +65,9 @@ def train(
     accelerator: str = "auto",
     resume: bool = False,
 ) -> None:
-    """Train, keep the best epoch by validation, and write `fusion.safetensors`; metrics go to a CSV file.
+    """Train, keep the best epoch by validation, and write `fusion.safetensors` and `run.json`.
+
+    Metrics go to a CSV file.
 
     Args:
         data: holds the corpora.
@@ -63,6 +77,8 @@ def train(
         fusion: the model's shapes.
         augmentations: of the voice, drawn for half of the spoken utterances.
         corpus_weights: how often a corpus is drawn, against the others with the same modality; 1 if not named.
+        gaps: the longest of two spans left out of every voice, as a share of it.
+        mixup: how much voices are mixed with one another, see `Batch.mixed`.
         own_words: share of the spoken utterances that come with their own words.
         matching_words: share that come with words of the same emotion from another corpus.
         voices: spoken utterances a batch.
@@ -95,12 +111,14 @@ def train(
         texts=texts,
         corpus_weights=corpus_weights or {},
         augmentations=augmentations,
+        gaps=gaps,
         own_words=own_words,
         matching_words=matching_words,
         seed=seed,
     )
     validation = {} if fold is not None else _validation(features, fusion, utterances, corpora)
-    module = LitFusion(fusion, learning_rate, weight_decay, label_smoothing, valence_weight, list(validation))
+    module = LitFusion(fusion, learning_rate, weight_decay, label_smoothing, valence_weight, mixup, list(validation))
+    standardize(module.fusion, features, kept_for_training, seed)
     checkpoint = ModelCheckpoint(
         dirpath=out,
         filename="best",
@@ -133,6 +151,24 @@ def train(
         state = trainer.strategy.load_checkpoint(checkpoint.best_model_path, weights_only=True)["state_dict"]
         module.load_state_dict(state)
     save_file({name: tensor.half() for name, tensor in module.fusion.state_dict().items()}, out / "fusion.safetensors")
+    (out / "run.json").write_text(Run(corpora=tuple(corpora), fusion=fusion).model_dump_json(indent=1))
+
+
+def standardize(
+    fusion: CrossAttentionFusion, features: Features, utterances: Sequence[Utterance], seed: int, count: int = 400
+) -> None:
+    """Fit the fusion's standardizations to `count` utterances of every corpus."""
+    order = np.random.default_rng(seed).permutation(len(utterances))
+    chosen: dict[str, list[Utterance]] = {}
+    for i in order:
+        of_corpus = chosen.setdefault(utterances[i].corpus, [])
+        if len(of_corpus) < count:
+            of_corpus.append(utterances[i])
+    picked = [utterance for of_corpus in chosen.values() for utterance in of_corpus]
+    for standardization, read in ((fusion.text_standard, features.text), (fusion.voice_standard, features.voice)):
+        found = [tokens for utterance in picked if (tokens := read(utterance)) is not None and len(tokens)]
+        if found:
+            standardization.fit(torch.cat(found))
 
 
 def is_training(utterance: Utterance, fold: int | None, folds: int) -> bool:
@@ -152,12 +188,10 @@ def _validation(
     features: Features, fusion: FusionConfig, utterances: Sequence[Utterance], corpora: Sequence[str]
 ) -> dict[str, DataLoader[object]]:
     held_out = [u for u in utterances if u.split is Split.validation]
-    return {
-        name: DataLoader(
-            EvaluationSet(features, [u for u in held_out if u.corpus == corpus][:4000], text=text, voice=voice),
-            batch_size=128,
-            collate_fn=partial(collate, config=fusion),
-        )
+    sets = {
+        name: EvaluationSet(features, [u for u in held_out if u.corpus == corpus][:4000], text=text, voice=voice)
         for name, (corpus, text, voice) in VIEWS.items()
         if corpus in corpora
     }
+    collated = partial(collate, config=fusion)
+    return {name: DataLoader(part, batch_size=128, collate_fn=collated) for name, part in sets.items() if len(part)}

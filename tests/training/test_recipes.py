@@ -1,0 +1,156 @@
+"""From corpora to a bundle that is served, by the recipes as they are run from the command line."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from shared.domain.emotion import EKMAN7, Modality
+from shared.modeling.loading import MANIFEST, read_manifest
+from shared.modeling.pipeline import Pipeline
+from shared.modeling.transcriber import Transcriber
+from tests.unit.tiny import FUSION
+from training.data.load import CORPORA
+from training.lit_fusion import LitFusion
+from training.recipes.cache_features import cache_features
+from training.recipes.export_bundle import export_bundle
+from training.recipes.train import VIEWS, train
+
+CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
+SHAPES = [f"--fusion.{name}={value}" for name, value in FUSION.model_dump().items()]
+SHORT = ["--epochs=1", "--steps_per_epoch=2", "--voices=4", "--texts=4", "--accelerator=cpu"]
+
+
+def recipe(monkeypatch: pytest.MonkeyPatch, name: str, *options: str) -> None:
+    """`python -m training NAME OPTIONS`."""
+    monkeypatch.setattr("sys.argv", ["training", name, *options])
+    runpy.run_module("training", run_name="__main__")
+
+
+def untouched() -> Transcriber:
+    pytest.fail("the speech models were touched")
+
+
+def test_there_is_a_configuration() -> None:
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_makes_a_bundle_that_is_served(
+    config: Path, data: Path, cache: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [f"--data={data}", f"--cache={cache}"]
+    trained = [f"--config={config}", *places, *SHAPES, *SHORT]
+    recipe(monkeypatch, "train", *trained, f"--out={tmp_path / 'run'}")
+    for fold in range(2):
+        recipe(monkeypatch, "train", *trained, f"--out={tmp_path / f'fold{fold}'}", f"--fold={fold}", "--folds=2")
+
+    once = tmp_path / "validation.json"
+    recipe(monkeypatch, "evaluate", *places, f"--runs=[{tmp_path / 'run'}]", f"--out={once}")
+    figures = json.loads(once.read_text())
+    assert set(figures) == set(VIEWS)
+    assert (figures["ravdess voice"]["count"], figures["urdu_latif voice"]["count"]) == (8, 7)
+    folds = tmp_path / "folds.json"
+    runs = f"--runs=[{tmp_path / 'fold0'},{tmp_path / 'fold1'}]"
+    recipe(monkeypatch, "evaluate", *places, runs, f"--out={folds}", "--folds=2")
+    figures = json.loads(folds.read_text())
+    assert set(figures) == {name for name, (_, _, voice) in VIEWS.items() if voice}
+    # Every speaker once, but for those that test.
+    assert (figures["ravdess voice"]["count"], figures["urdu_latif voice"]["count"]) == (24, 11)
+
+    bundle = tmp_path / "bundle"
+    exported = [f"--encoders={encoders}", f"--run={tmp_path / 'run'}", f"--cross_validation={folds}", "--version=2"]
+    recipe(monkeypatch, "export_bundle", *places, *exported, f"--out={bundle}")
+    manifest = read_manifest(bundle)
+    assert manifest.version == "2"
+    assert set(manifest.metrics["validation"]) == set(VIEWS)
+    assert manifest.metrics["cross_validation"]["ravdess both"]["count"] == 24
+    assert [corpus["name"] for corpus in manifest.training_data] == list(CORPORA)
+    assert {path.suffix for path in bundle.iterdir()} == {".safetensors", ".json", ".yaml"}
+
+    reading = Pipeline.load(bundle, untouched).analyze(samples=None, text="what a lovely day").reading
+    assert reading.modalities_used == (Modality.text,)
+    assert reading.scores is not None
+    assert set(reading.scores.categories) == set(EKMAN7.categories)
+    assert sum(reading.scores.categories.values()) == pytest.approx(1)
+
+
+def short_training(data: Path, cache: Path, out: Path, corpora: list[str], **options: bool | int) -> None:
+    sizes = {"voices": 4, "texts": 4, "steps_per_epoch": 2, "epochs": 2} | options
+    train(data, cache, out, corpora, FUSION, accelerator="cpu", **sizes)  # pyright: ignore[reportArgumentType]
+
+
+def last(out: Path) -> dict[str, int]:
+    return torch.load(out / "last.ckpt", weights_only=True)
+
+
+def test_a_training_that_was_broken_off_goes_on_where_it_was(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(module: LitFusion) -> None:
+        if module.current_epoch == 1:
+            raise OSError("no power")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LitFusion, "on_train_epoch_start", break_off, raising=False)
+        with pytest.raises(OSError, match="no power"):
+            short_training(data, cache, tmp_path, ["ravdess", "meld"])
+    assert last(tmp_path)["global_step"] == 2
+    assert not (tmp_path / "fusion.safetensors").exists()
+
+    short_training(data, cache, tmp_path, ["ravdess", "meld"], resume=True)
+    assert last(tmp_path)["global_step"] == 4
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+    weights = load_file(tmp_path / "fusion.safetensors")
+
+    short_training(data, cache, tmp_path, ["ravdess", "meld"], resume=True)  # there is nothing left to do
+    assert last(tmp_path)["global_step"] == 4
+    for name, tensor in load_file(tmp_path / "fusion.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name])
+
+
+def test_resuming_goes_on_from_the_latest_training_in_a_folder(data: Path, cache: Path, tmp_path: Path) -> None:
+    for epochs in (2, 1):
+        short_training(data, cache, tmp_path, ["meld"], epochs=epochs)
+    assert last(tmp_path)["global_step"] == 2
+
+
+def test_a_corpus_without_validation_is_not_validated(data: Path, cache: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data / "ravdess", tmp_path / "data" / "ravdess")).parent
+    shutil.copytree(data / "meld", copy / "meld")
+    shutil.rmtree(copy / "ravdess" / "Actor_19")
+    short_training(copy, cache, tmp_path / "run", ["ravdess", "meld"], epochs=1)
+    columns = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert "val/meld text/uar" in columns
+    assert "ravdess" not in columns
+
+
+def test_the_seed_decides_the_weights(data: Path, cache: Path, tmp_path: Path) -> None:
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    for out, seed in ((first, 1), (second, 1), (other, 2)):
+        short_training(data, cache, out, ["ravdess"], epochs=1, seed=seed)
+    weights = [load_file(out / "fusion.safetensors") for out in (first, second, other)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    assert not all(weights[0][name].equal(weights[2][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("corpora", [["urdu_latif"], ["goemotions"]], ids=["voices", "texts"])
+def test_a_bundle_of_one_modality(data: Path, cache: Path, encoders: Path, tmp_path: Path, corpora: list[str]) -> None:
+    short_training(data, cache, tmp_path / "run", corpora, epochs=1)
+    export_bundle(data, cache, encoders, tmp_path / "run", tmp_path / "bundle")
+    calibration = yaml.safe_load((tmp_path / "bundle" / MANIFEST).read_text())["calibration"]
+    assert calibration["temperature"] == 1.0
+
+
+def test_what_is_cached_is_not_done_again(
+    data: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_features(encoders, data, tmp_path, ["ravdess"], ["original"])
+    assert {path.name for path in (tmp_path / "ravdess").iterdir()} == {"text", "original"}
+    monkeypatch.setattr("training.recipes.cache_features.decode", lambda path: pytest.fail("it was decoded again"))
+    cache_features(encoders, data, tmp_path, ["ravdess"], ["original"])
