@@ -13,16 +13,8 @@ from hypothesis import strategies as st
 
 from shared.audio import SAMPLE_RATE, decode, probe
 from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable
+from tests.sounds import FORMATS, encoded, write
 
-FORMATS = {
-    "wav": ("wav", "pcm_s16le"),
-    "float wav": ("wav", "pcm_f32le"),
-    "flac": ("flac", "flac"),
-    "mp3": ("mp3", "libmp3lame"),
-    "opus": ("ogg", "libopus"),
-    "m4a": ("ipod", "aac"),
-    "webm": ("webm", "libopus"),
-}
 LOSSLESS = ("wav", "float wav", "flac")
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
 
@@ -30,30 +22,6 @@ RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
 def tone(seconds: float, rate: int = SAMPLE_RATE, level: float = 0.5) -> np.ndarray:
     """Shape [samples]."""
     return level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
-
-
-def encoded(name: str, sound: np.ndarray, rate: int = SAMPLE_RATE) -> bytes:
-    """`sound`, shape [samples] or [channels, samples], as a file of that format."""
-    out = io.BytesIO()
-    write(out, name, sound, rate)
-    return out.getvalue()
-
-
-def write(out: io.BytesIO | str, name: str, sound: np.ndarray, rate: int, **options: str) -> None:
-    channels = np.atleast_2d(sound).astype(np.float32)
-    layout = "stereo" if len(channels) == 2 else "mono"
-    container, codec = FORMATS[name]
-    with av.open(out, "w", format=container, options=options) as file:
-        stream = file.add_stream(codec, rate=rate)
-        assert isinstance(stream, av.AudioStream)
-        stream.layout = layout
-        stream.codec_context.open()
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format="fltp", layout=layout)
-        frame.sample_rate = rate
-        resampler = av.AudioResampler(stream.format, layout, rate, frame_size=stream.frame_size)
-        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-            file.mux(stream.encode(piece))
-        file.mux(stream.encode(None))
 
 
 def wav(data: bytes, promised: int | None = None, bits: int = 16, kind: int = 1) -> bytes:

@@ -1,0 +1,172 @@
+"""The `tenor` command on real recordings and real models."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.analyze import Row
+from shared.audio import SAMPLE_RATE, decode
+from shared.domain.emotion import EKMAN7
+from shared.settings import Settings
+from tests.acceptance.conftest import ASSETS
+from tests.sounds import FORMATS, encoded, wav
+
+FIELDS = [
+    "file",
+    "start",
+    "end",
+    "speaker",
+    "text",
+    "language",
+    "emotion",
+    "scores",
+    "valence",
+    "confidence",
+    "abstained",
+    "incongruence",
+    "modalities_used",
+]
+ENGLISH = decode(ASSETS / "english.ogg")
+
+
+def tenor(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.cli", *map(str, arguments)]
+    settings = {"COLUMNS": "120"} | (env or {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=os.environ | settings)
+
+
+def recordings(folder: Path) -> list[Path]:
+    """The same sentence in every format, stereo at twice the rate."""
+    sound = np.repeat(np.stack([ENGLISH, ENGLISH]), 3, axis=1)
+    for name in FORMATS:
+        (folder / f"hello.{name}").write_bytes(encoded(name, sound, 3 * SAMPLE_RATE))
+    return sorted(folder.iterdir())
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def test_every_format_gives_the_same_words_and_nearly_the_same_reading(tmp_path: Path) -> None:
+    files = recordings(tmp_path)
+    result = tenor("analyze", *files, "--speaker", "Ada", "--format", "jsonl")
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    first = rows[0]
+    for row in rows:
+        assert list(row) == FIELDS
+        assert words(row["text"]) == words(first["text"])
+        assert (row["speaker"], row["language"], row["modalities_used"]) == ("Ada", "en", ["text", "audio"])
+        assert (row["start"], row["end"]) == pytest.approx((0, ENGLISH.size / SAMPLE_RATE), abs=0.1)
+        assert list(row["scores"]) == list(EKMAN7.categories)
+        assert sum(row["scores"].values()) == pytest.approx(1)
+        assert row["confidence"] == max(row["scores"].values())
+        assert row["emotion"] in {None, max(row["scores"], key=row["scores"].get)}
+        assert row["abstained"] is (row["emotion"] is None)
+        assert list(row["scores"].values()) == pytest.approx(list(first["scores"].values()), abs=0.25)
+
+
+def test_what_fails_is_named_and_the_rest_is_done(tmp_path: Path) -> None:
+    broken, missing = tmp_path / "broken.wav", tmp_path / "missing.wav"
+    broken.write_bytes(b"this is not a recording" * 100)
+    result = tenor("analyze", broken, ASSETS / "english.ogg", missing, "--format", "jsonl")
+    assert result.returncode == 1
+    assert [json.loads(line)["file"] for line in result.stdout.splitlines()] == [str(ASSETS / "english.ogg")]
+    assert [line.split(": ")[:2] for line in result.stderr.splitlines()] == [
+        [str(broken), "unreadable_audio"],
+        [str(missing), "not_found"],
+    ]
+
+
+def test_silence_and_noise_have_no_words_and_no_emotion(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sounds = {
+        "silence": np.zeros(4 * SAMPLE_RATE, np.float32),
+        "noise": (0.1 * rng.standard_normal(4 * SAMPLE_RATE)).astype(np.float32),
+    }
+    for name, samples in sounds.items():
+        (tmp_path / f"{name}.wav").write_bytes(wav(samples))
+    result = tenor("analyze", *sorted(tmp_path.iterdir()), "--format", "jsonl")
+    assert result.returncode == 0, result.stderr
+    rows = [Row.model_validate_json(line) for line in result.stdout.splitlines()]
+    assert len(rows) == 2
+    for row in rows:
+        assert (row.text, row.emotion, row.scores, row.abstained) == ("", None, None, True)
+        assert (row.confidence, row.modalities_used) == (0, ())
+
+
+def test_the_table_is_for_people() -> None:
+    result = tenor("analyze", ASSETS / "english.ogg")
+    assert result.returncode == 0, result.stderr
+    header, row = (line for line in result.stdout.splitlines() if "│" in line or "┃" in line)
+    assert [cell.strip() for cell in header.strip("┃").split("┃")] == [
+        "file",
+        "time",
+        "emotion",
+        "valence",
+        "incongruence",
+        "text",
+    ]
+    assert row.strip("│ ").startswith("english.ogg")
+
+
+def test_a_text_is_read_without_whisper(tmp_path: Path) -> None:
+    env = {"TENOR_WHISPER_DIR": str(tmp_path / "nowhere")}
+    result = tenor("analyze", "--text", "I am so happy, this is wonderful!", "--format", "jsonl", env=env)
+    assert result.returncode == 0, result.stderr
+    row = json.loads(result.stdout)
+    assert (row["file"], row["start"], row["end"], row["modalities_used"]) == (None, None, None, ["text"])
+    assert row["emotion"] == "joy"
+    assert row["valence"] > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["analyze"], ["analyze", "a.wav", "--text", "both"], ["analyze", "a.wav", "--format", "xml"], ["analyse"]],
+    ids=["nothing", "both", "format", "command"],
+)
+def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
+    result = tenor(*arguments)
+    assert result.returncode == 2
+    assert "Usage" in result.stderr
+
+
+def test_a_bundle_that_is_nowhere_is_status_78() -> None:
+    result = tenor("analyze", "--text", "hello", env={"TENOR_BUNDLE": "nonesuch"})
+    assert result.returncode == 78
+    assert "nonesuch" in result.stderr
+    assert "compact" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "serve", "worker", "migrate", "analyze", "bench", "keys create", "keys list", "keys revoke"],
+)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = tenor(*command.split(), "--help")
+    assert result.returncode == 0
+    assert "Example" in result.stdout
+
+
+def test_keys_are_made_listed_and_revoked(settings: Settings) -> None:
+    env = {"TENOR_DATABASE_URL": settings.database_url.get_secret_value()}
+    assert tenor("migrate", env=env).returncode == 0
+    made = tenor("keys", "create", "--tenant", "clinic", "--role", "reader", "--name", "Dr. Rahman", env=env)
+    assert made.returncode == 0, made.stderr
+    assert re.fullmatch(r"tnr_\S+\n", made.stdout)
+    listed = tenor("keys", "list", "--format", "json", env=env)
+    (key,) = json.loads(listed.stdout)
+    assert (key["tenant"], key["role"], key["name"], key["revoked_at"]) == ("clinic", "reader", "Dr. Rahman", None)
+    assert made.stdout.strip() not in listed.stdout
+    assert tenor("keys", "revoke", key["id"], env=env).returncode == 0
+    again = tenor("keys", "revoke", key["id"], env=env)
+    assert again.returncode == 1
+    assert key["id"] in again.stderr
+    assert "revoked" in tenor("keys", "list", env=env).stdout

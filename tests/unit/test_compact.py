@@ -1,0 +1,1 @@
+"""The shipped bundle's own numbers, which must not move unless the bundle does."""
