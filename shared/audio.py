@@ -1,8 +1,8 @@
 """Sound in: any container and codec that FFmpeg reads, out as 16 kHz mono float32.
 
 A recording that is cut off is refused rather than half heard, wherever the file shows it: a WAV shorter than its header
-promises, an Ogg file that ends within a page, a FLAC, MP4, WebM or AIFF with less sound than its header counts. MP3 and
-bare AAC only estimate their length, and a live stream does not know it: these are taken for as long as they are.
+promises, an Ogg file that ends within a page, a FLAC, MP4, WebM or AIFF with less sound than its header counts. MP3,
+bare AAC and AMR do not state their length, and a live stream does not know it: these are taken for as long as they are.
 """
 
 import struct
@@ -31,8 +31,10 @@ FORMATS = ("wav", "w64", "flac", "mp3", "ogg", "mov", "matroska", "aac", "aiff",
 """FFmpeg's names of the containers that are opened. Playlists are not among them: they name other files, which a
 stranger's upload must not make us read."""
 
-ESTIMATING_FORMATS = {"mp3", "aac"}
-"""FFmpeg derives these formats' duration from the bit rate."""
+ESTIMATING_FORMATS = {"mp3", "aac", "amr"}
+"""FFmpeg guesses these formats' duration from the bit rate, which silence and variable rates mislead."""
+MIN_RATE = 4_000
+"""Below any telephone's: a small file at 1 Hz would become hours of sound."""
 
 MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 UNKNOWN_WAV_BYTES = 0x7FFF_0000
@@ -41,23 +43,24 @@ UNKNOWN_WAV_BYTES = 0x7FFF_0000
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a recording's header says; `duration_s` is None where it says nothing."""
+    """What a recording says of itself without being decoded; `duration_s` is None where it says nothing."""
 
     duration_s: float | None
     channels: int
 
 
 def probe(source: Source) -> AudioInfo:
-    """Read the header only.
+    """Read the header, or where that knows no length, the packets' lengths.
 
     Raises:
         AudioEmpty: no bytes.
         AudioUndecodable: not a recording, or one without an audio stream.
     """
     with _open(source) as container:
-        stream = container.streams.audio[0]
-        duration = container.duration / av.time_base if container.duration else None
-        return AudioInfo(duration_s=duration, channels=stream.codec_context.channels)
+        channels = container.streams.audio[0].codec_context.channels
+        if container.format.name in ESTIMATING_FORMATS:
+            return AudioInfo(_packets_s(container), channels)
+        return AudioInfo(container.duration / av.time_base if container.duration else None, channels)
 
 
 def decode(source: Source, max_duration_s: float | None = None) -> Samples:
@@ -76,15 +79,16 @@ def decode(source: Source, max_duration_s: float | None = None) -> Samples:
     with _open(source) as container:
         promised = _promised_seconds(container)
         # FFmpeg's own mixing makes two equal channels 3 dB louder than one, so the channels are kept here.
-        resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+        # Interleaved, since PyAV miscounts the planes of eight channels and more.
+        resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
         try:
             for frame in container.decode(audio=0):
                 for resampled in resampler.resample(frame):
-                    chunks.append(resampled.to_ndarray().mean(axis=0))
+                    chunks.append(_averaged(resampled))
                     count += chunks[-1].size
                 if max_duration_s is not None and count > max_duration_s * SAMPLE_RATE:
                     raise AudioTooLong(f"the recording is longer than the {max_duration_s:g} s allowed")
-            chunks.extend(frame.to_ndarray().mean(axis=0) for frame in resampler.resample(None))
+            chunks.extend(_averaged(frame) for frame in resampler.resample(None))
         except (av.error.FFmpegError, ValueError) as error:
             raise AudioUndecodable(f"the recording is damaged: {error}") from error
     samples = np.concatenate(chunks) if chunks else np.empty(0, np.float32)
@@ -93,6 +97,20 @@ def decode(source: Source, max_duration_s: float | None = None) -> Samples:
             f"the recording is cut off: {samples.size / SAMPLE_RATE:.1f} of the {promised:.1f} s its header promises"
         )
     return _checked(samples.astype(np.float32, copy=False))
+
+
+def _averaged(frame: av.AudioFrame) -> Samples:
+    """An interleaved frame's channels averaged, shape [samples]."""
+    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels).mean(axis=1)
+
+
+def _packets_s(container: InputContainer) -> float | None:
+    stream = container.streams.audio[0]
+    try:
+        ticks = sum(packet.duration or 0 for packet in container.demux(stream))
+    except av.error.FFmpegError as error:
+        raise AudioUndecodable(f"the recording is damaged: {error}") from error
+    return float(ticks * stream.time_base) if ticks and stream.time_base else None
 
 
 def _promised_seconds(container: InputContainer) -> float:
@@ -126,14 +144,26 @@ def _open(source: Source) -> InputContainer:
         )
     except (av.error.FFmpegError, ValueError) as error:
         raise AudioUndecodable(f"this is not a recording that FFmpeg can read: {error}") from error
-    if not container.streams.audio:
+    if reason := _unusable(container):
         container.close()
-        raise AudioUndecodable("the file has no audio stream")
+        raise AudioUndecodable(reason)
     return container
 
 
+def _unusable(container: InputContainer) -> str | None:
+    if not container.streams.audio:
+        return "the file has no audio stream"
+    codec = container.streams.audio[0].codec_context
+    # PyAV has no codec context for a codec that FFmpeg cannot decode.
+    if codec is None or codec.channels < 1:  # pyright: ignore[reportUnnecessaryComparison]
+        return "FFmpeg cannot decode this kind of sound"
+    if codec.sample_rate < MIN_RATE:
+        return f"the sample rate is {codec.sample_rate} Hz; it must be {MIN_RATE} or more"
+    return None
+
+
 def _check_bytes(source: Source) -> None:
-    """Refuse what FFmpeg would not notice: no bytes at all, or the lost end of a WAV or Ogg file."""
+    """Refuse what cannot be read, and what FFmpeg would not notice: no bytes at all, a WAV's or Ogg file's lost end."""
     with _rewound(source) as file:
         size = file.seek(0, 2)
         if size == 0:
@@ -165,7 +195,11 @@ def _is_cut_ogg(tail: bytes) -> bool:
 def _rewound(source: Source) -> Iterator[IO[bytes]]:
     """The source's bytes from the beginning, and at the beginning again afterwards."""
     if isinstance(source, Path):
-        with source.open("rb") as file:
+        try:
+            file = source.open("rb")
+        except OSError as error:
+            raise AudioUndecodable(f"the file cannot be opened: {error.strerror}") from error
+        with file:
             yield file
     else:
         source.seek(0)

@@ -16,6 +16,7 @@ FORMATS = {
     "opus": ("ogg", "libopus"),
     "m4a": ("ipod", "aac"),
     "webm": ("webm", "libopus"),
+    "aac": ("adts", "aac"),
 }
 
 

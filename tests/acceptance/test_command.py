@@ -80,7 +80,7 @@ def test_what_fails_is_named_and_the_rest_is_done(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert [json.loads(line)["file"] for line in result.stdout.splitlines()] == [str(ASSETS / "english.ogg")]
     assert [line.split(": ")[:2] for line in result.stderr.splitlines()] == [
-        [str(broken), "unreadable_audio"],
+        [str(broken), "audio_undecodable"],
         [str(missing), "not_found"],
     ]
 

@@ -24,11 +24,18 @@ def tone(seconds: float, rate: int = SAMPLE_RATE, level: float = 0.5) -> np.ndar
     return level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
 
 
-def wav(data: bytes, promised: int | None = None, bits: int = 16, kind: int = 1) -> bytes:
-    """A mono 16 kHz WAV whose header promises that many bytes of sound (by default, those that are there)."""
+def wav(
+    data: bytes,
+    promised: int | None = None,
+    bits: int = 16,
+    kind: int = 1,
+    channels: int = 1,
+    rate: int = SAMPLE_RATE,
+) -> bytes:
+    """A WAV whose header promises that many bytes of sound (by default, those that are there)."""
     size = len(data) if promised is None else promised
-    width = bits // 8
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, kind, 1, SAMPLE_RATE, SAMPLE_RATE * width, width, bits)
+    width = channels * bits // 8
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, kind, channels, rate, rate * width, width, bits)
     whole = min(36 + size, 0xFFFF_FFFF)
     return struct.pack("<4sI4s", b"RIFF", whole, b"WAVE") + form + struct.pack("<4sI", b"data", size) + data
 
@@ -100,6 +107,15 @@ def test_eight_bit_and_one_sample() -> None:
     assert decode(io.BytesIO(wav(b"\x00\x40"))).tolist() == [0.5]
 
 
+@pytest.mark.parametrize("channels", [3, 8, 16, 64])
+def test_any_number_of_channels_is_averaged(channels: int) -> None:
+    sound = np.zeros((SAMPLE_RATE, channels), "<i2")
+    sound[:, -1] = 16384
+    heard = decode(io.BytesIO(wav(sound.tobytes(), channels=channels)))
+    assert heard.size == SAMPLE_RATE
+    assert heard.mean() == pytest.approx(0.5 / channels, rel=1e-3)
+
+
 def test_the_header_tells_length_and_channels() -> None:
     info = probe(io.BytesIO(encoded("flac", np.stack([tone(2), tone(2)]))))
     assert info.channels == 2
@@ -110,6 +126,11 @@ def test_the_header_tells_length_and_channels() -> None:
 def test_nothing_is_empty(data: bytes) -> None:
     with pytest.raises(AudioEmpty):
         decode(io.BytesIO(data))
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AudioUndecodable, match="cannot be opened: Is a directory"):
+        decode(tmp_path)
 
 
 def test_an_empty_file_is_empty(tmp_path: Path) -> None:
@@ -129,6 +150,25 @@ def picture() -> bytes:
     return out.getvalue()
 
 
+def adts(seconds: float) -> bytes:
+    """A bare AAC stream that begins with a near silence, which misleads whoever reckons by its first bit rate."""
+    out = io.BytesIO()
+    write(out, "aac", np.concatenate([np.zeros(5 * SAMPLE_RATE), tone(seconds - 5)]), SAMPLE_RATE)
+    return out.getvalue()
+
+
+AMR = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 500
+"""Ten seconds of silence at 12.2 kbit/s."""
+
+
+@pytest.mark.parametrize(
+    ("data", "seconds"), [(adts(30), 30), (AMR, 10), (encoded("mp3", tone(20)), 20)], ids=["aac", "amr", "mp3"]
+)
+def test_a_length_that_the_header_does_not_tell_is_counted(data: bytes, seconds: float) -> None:
+    assert probe(io.BytesIO(data)).duration_s == pytest.approx(seconds, abs=0.2)
+    assert decode(io.BytesIO(data)).size == pytest.approx(seconds * SAMPLE_RATE, rel=0.01)
+
+
 NOT_SOUND = {
     "text": b"These are words, not sound. " * 50,
     "one byte": b"\x00",
@@ -136,6 +176,9 @@ NOT_SOUND = {
     "random": np.random.default_rng(0).bytes(50_000),
     "picture": picture(),
     "bare header": wav(b"", promised=0)[:20],
+    "unknown codec": wav(bytes(10_000), kind=0x1234),
+    "no bits": wav(bytes(10_000), bits=0),
+    "a sample a second": wav(bytes(10_000), rate=1),
 }
 
 

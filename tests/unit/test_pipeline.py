@@ -1,7 +1,6 @@
 """What is read of a turn, and what is not."""
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -9,39 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from shared.audio import Samples
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality
-from shared.domain.transcript import Segment, Transcript, TranscriptSource
-from shared.modeling.pipeline import Pipeline, incongruence
-from shared.modeling.transcriber import Transcriber
+from shared.domain.transcript import Transcript, TranscriptSource
+from shared.modeling.pipeline import incongruence
 from tests.sounds import tone
-from tests.unit.tiny import write_bundle
-
-
-class Heard:
-    """A transcriber that hears what a test says it hears."""
-
-    def __init__(self, text: str = "I am happy", speaks: bool = True) -> None:
-        self._text, self._speaks = text, speaks
-
-    def transcribe(self, samples: Samples, language: str | None = None) -> Transcript:
-        segments = (Segment(start=0.0, end=1.0, text=self._text),) if self._speaks else ()
-        return Transcript(
-            language=language or "en", language_probability=0.9, segments=segments, source=TranscriptSource.asr
-        )
-
-    def speech(self, samples: Samples) -> list[tuple[float, float]]:
-        return [(0.0, 1.0)] if self._speaks else []
-
-
-def pipeline(folder: Path, heard: Heard | None = None) -> Pipeline:
-    """A tiny bundle's pipeline; without `heard`, one in which nothing may be heard."""
-
-    def load_transcriber() -> Transcriber:
-        assert heard is not None, "the speech models were touched"
-        return cast("Transcriber", heard)
-
-    return Pipeline.load(folder, load_transcriber)
+from tests.unit.tiny import Heard, pipeline, write_bundle
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""A whole bundle of random weights, small enough to make in a moment."""
+"""A whole bundle of random weights, small enough to make in a moment, and a transcriber without models."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import yaml
@@ -9,11 +10,15 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import Unigram
 from torch import nn
 
+from shared.audio import Samples
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.domain.emotion import EKMAN7
+from shared.domain.transcript import Segment, Transcript, TranscriptSource
 from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
 from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
 from shared.modeling.loading import MANIFEST, sha256
+from shared.modeling.pipeline import Pipeline
+from shared.modeling.transcriber import Transcriber
 
 TEXT = TextEncoderConfig(vocabulary=40, width=16, layers=1, heads=2, hidden=32, positions=64, max_tokens=64)
 SPEECH = SpeechEncoderConfig(width=16, layers=2, heads=2, hidden=32, first_layer=1, positions=100)
@@ -63,3 +68,29 @@ def write_bundle(folder: Path, abstain_below: float = 0.0) -> Path:
     )
     (folder / MANIFEST).write_text(yaml.safe_dump(bundle.model_dump(mode="json")), encoding="utf-8")
     return folder
+
+
+class Heard:
+    """A transcriber that hears what a test says it hears."""
+
+    def __init__(self, text: str = "I am happy", speaks: bool = True) -> None:
+        self._text, self._speaks = text, speaks
+
+    def transcribe(self, samples: Samples, language: str | None = None) -> Transcript:
+        segments = (Segment(start=0.0, end=1.0, text=self._text),) if self._speaks else ()
+        return Transcript(
+            language=language or "en", language_probability=0.9, segments=segments, source=TranscriptSource.asr
+        )
+
+    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+        return [(0.0, 1.0)] if self._speaks else []
+
+
+def pipeline(folder: Path, heard: Heard | None = None) -> Pipeline:
+    """A bundle's pipeline; without `heard`, one in which nothing may be heard."""
+
+    def load_transcriber() -> Transcriber:
+        assert heard is not None, "the speech models were touched"
+        return cast("Transcriber", heard)
+
+    return Pipeline.load(folder, load_transcriber)
