@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from shared.audio import SAMPLE_RATE, decode
 from shared.domain.emotion import Modality
-from shared.errors import NotFound, TenorError
+from shared.errors import NotFound, SetupError, TenorError
 from shared.modeling.pipeline import Analysis, Pipeline, load_pipeline
 from shared.settings import Settings
 
@@ -74,10 +74,16 @@ class Analyzer:
         return [Row.of(analysis, self._speaker)]
 
     def files(self, files: list[Path]) -> Iterator[tuple[Path, list[Row] | TenorError]]:
-        """Each file with its rows, or with what is wrong with it."""
+        """Each file with its rows, or with what is wrong with it.
+
+        Raises:
+            SetupError: Whisper is nowhere to be had.
+        """
         for file in files:
             try:
                 yield file, self._file(file)
+            except SetupError:
+                raise  # the next file would meet it too
             except TenorError as error:
                 yield file, error
 
@@ -85,9 +91,11 @@ class Analyzer:
         if not file.is_file():
             raise NotFound("there is no such file")
         samples = decode(file)
+        # A name need not be Unicode, but JSON is.
+        name = str(file).encode(errors="surrogateescape").decode(errors="backslashreplace")
         rows = []
         for start, end in self._pipeline.utterances(samples) or [(0.0, samples.size / SAMPLE_RATE)]:
             part = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
             analysis = self._pipeline.analyze(samples=part, text=None, language=self._language)
-            rows.append(Row.of(analysis, self._speaker, str(file), round(start, 3), round(end, 3)))
+            rows.append(Row.of(analysis, self._speaker, name, round(start, 3), round(end, 3)))
         return rows

@@ -13,7 +13,6 @@ import httpx2 as httpx
 import psutil
 from pydantic import BaseModel
 
-from services.analyze import Analyzer
 from services.embedded import EmbeddedServers, free_port
 from services.supervisor import Supervisor
 from shared.domain.access import KeyRole
@@ -40,6 +39,8 @@ class Figure(BaseModel):
 
 def in_process(settings: Settings, files: list[Path], rounds: int) -> Generator[Figure]:
     """`tenor analyze`'s own way, models loaded: one clip or text at a time."""
+    from services.analyze import Analyzer  # its models must not count as the service's
+
     analyzer = Analyzer(settings, "speaker", None)
 
     def analyze(file: Path) -> None:
@@ -102,14 +103,15 @@ def _done(client: httpx.Client, send: Callable[[], httpx.Response]) -> None:
 
 
 def _memory(servers: EmbeddedServers) -> Figure:
-    """Proportional set size, so that memory which processes share counts once."""
+    """Proportional set size where there is one, so that memory which processes share counts once."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     for pid in servers.pids:
         processes += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     total = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().pss
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
     return Figure.of("service, resident memory", "MiB", [total / _MB])
 
 

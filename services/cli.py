@@ -6,9 +6,11 @@ set up correctly.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,6 +54,12 @@ class AnalyzeFormat(StrEnum):
     jsonl = "jsonl"
 
 
+def _language(code: str) -> str:
+    if not re.fullmatch("[a-z]{2,3}(-[A-Za-z0-9]{2,6})?", code):
+        raise typer.BadParameter(f"{code!r} is not an ISO 639-1 code, such as en")
+    return code
+
+
 @app.command(epilog="Example: `tenor run --port 8000`")
 def run(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
@@ -62,11 +70,12 @@ def run(
     from services.supervisor import Supervisor
 
     configure_logging()
-    settings = get_settings()
-    with _reported(), EmbeddedServers(settings.data_dir) as servers:
+    with _reported(), EmbeddedServers((settings := get_settings()).data_dir) as servers:
         database = Database(servers.database_url)
         database.migrate()
         key = _embedded_key(database, settings.data_dir / "api-key")
+        with database.transaction() as transaction:
+            transaction.jobs.forget_workers(timedelta(0))  # those of a run that was killed
         database.close()
         _err.print("Starting the API and the worker ...")
         Supervisor(settings, servers, host, port).run(on_ready=lambda: _welcome(settings, host, port, key))
@@ -84,7 +93,9 @@ def serve(
     from services.api.app import create_app
 
     configure_logging()
-    uvicorn.run(create_app(get_settings()), host=host, port=port, access_log=False, log_level="warning")
+    with _reported():
+        application = create_app(get_settings())
+    uvicorn.run(application, host=host, port=port, access_log=False, log_level="warning")
 
 
 @app.command(epilog="Example: `TENOR_WORKER_THREADS=8 tenor worker`")
@@ -104,7 +115,9 @@ def migrate() -> None:
 def analyze(
     files: Annotated[list[Path] | None, typer.Argument(metavar="FILE...", help="Recordings of any format.")] = None,
     text: Annotated[str | None, typer.Option(help="Analyse this text instead of recordings.")] = None,
-    language: Annotated[str | None, typer.Option(help="ISO 639-1 code; unset: detected.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="ISO 639-1 code; unset, or unknown to Whisper: detected.", parser=_language)
+    ] = None,
     speaker: Annotated[str, typer.Option(help="Who speaks.")] = "speaker",
     output: Annotated[
         AnalyzeFormat, typer.Option("--format", help="For people or for programs.")
@@ -199,6 +212,23 @@ def revoke_key(key_id: Annotated[UUID, typer.Argument(help="From `tenor keys lis
             raise typer.Exit(1)
 
 
+@app.command(epilog="Example: `tenor audit 5a0e0df1-4f0d-4dd6-a7a8-2b8bb2f5f7a4 --format json`")
+def audit(
+    session_id: Annotated[UUID, typer.Argument(help="A session, which may have been deleted.")],
+    output: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.table,
+) -> None:
+    """Show who read a session's turns or deleted it, and when."""
+    with _reported(), _database().transaction() as transaction:
+        events = transaction.accounts.audit_trail(session_id)
+    if output is Format.json:
+        sys.stdout.write(json.dumps([event.model_dump(mode="json") for event in events]) + "\n")
+        return
+    table = Table("at", "action", "tenant", "key")
+    for event in events:
+        table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S %Z}", event.action, event.tenant, str(event.key_id))
+    _out.print(table)
+
+
 @contextmanager
 def _reported() -> Iterator[None]:
     """Turn what goes wrong into one clear line and an exit status."""
@@ -256,7 +286,9 @@ def _with_progress(
         yield "--text", analyzer.text(text)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_err, disable=len(files) < 2 or not _err.is_terminal, transient=True) as progress:
+    quiet = len(files) < 2 or not _err.is_terminal
+    # The rows on stdout are for programs: the bar must not catch them.
+    with Progress(*columns, console=_err, disable=quiet, transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("Analysing", total=len(files))
         for file, result in analyzer.files(files):
             progress.advance(task)

@@ -1,5 +1,6 @@
 """The private Postgres and Valkey of an embedded run, from wheels, under a data folder."""
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -45,7 +46,7 @@ class EmbeddedServers:
     def __enter__(self) -> Self:
         self._data_dir.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
-        self._postgres = get_server(self._data_dir / "postgres")
+        self._postgres = self._start_postgres()
         with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
             known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_DATABASE]).fetchone()
             if known is None:
@@ -106,9 +107,18 @@ class EmbeddedServers:
         valkey = None if self._valkey is None else self._valkey.pid
         return [pid for pid in (postgres, valkey) if pid]
 
+    def _start_postgres(self) -> PostgresServer:
+        folder = self._data_dir / "postgres"
+        # What a killed run, or one before a reboot, left: users that are no more keep the server from being stopped,
+        # and another process with the old number makes it look alive.
+        (folder / ".handle_pids.json").unlink(missing_ok=True)
+        if find_process(folder / "postmaster.pid", "postgres") is None:
+            (folder / "postmaster.pid").unlink(missing_ok=True)
+        return get_server(folder)
+
     def _start_valkey(self) -> ValkeyServer:
         folder = self._data_dir / "valkey"
-        _stop_left_over(folder / "valkey.pid")
+        stop_left_over(folder / "valkey.pid", "valkey")
         # The broker's memory is only a hint, so nothing of it is kept.
         server = ValkeyServer(port=free_port(), data_dir=str(folder), config={"save": "", "databases": "64"})
         server.start()
@@ -146,11 +156,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _stop_left_over(pidfile: Path) -> None:
+def find_process(pidfile: Path, word: str) -> psutil.Process | None:
+    """The process whose number begins `pidfile`, if it lives and its command holds `word`."""
     try:
-        process = psutil.Process(int(pidfile.read_text()))
-        if "valkey" in process.name():
+        process = psutil.Process(int(pidfile.read_text().split()[0]))
+        return process if word in " ".join(process.cmdline()) else None
+    except (FileNotFoundError, IndexError, ValueError, psutil.Error):
+        return None
+
+
+def stop_left_over(pidfile: Path, word: str) -> None:
+    """End the process that a killed run left behind."""
+    process = find_process(pidfile, word)
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-            process.wait(10)
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return
+            _, alive = psutil.wait_procs([process], timeout=30)
+            for stubborn in alive:
+                stubborn.kill()
+                stubborn.wait(10)

@@ -13,24 +13,28 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from services.embedded import EmbeddedServers
+from services.embedded import EmbeddedServers, stop_left_over
 from shared.errors import EX_CONFIG, SetupError
 from shared.settings import Settings
 
 _log = logging.getLogger(__name__)
 
+STEADY_S = 60.0
+"""A process that lived this long before it died is started again soon."""
+
 
 class Child:
     """A process that is started again whenever it dies, after a pause that doubles up to half a minute."""
 
-    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path) -> None:
+    def __init__(self, name: str, command: list[str], env: dict[str, str], folder: Path) -> None:
         self._name = name
         self._command = command
         self._env = env
-        self._log = log
+        self._log = folder / f"{name}.log"
+        self._pidfile = folder / f"{name}.pid"
         self._pause = 1.0
-        self._process = self._spawn()
         self._restart_at: float | None = None
+        self._process = self._spawn()
 
     def check(self) -> None:
         """Start it again if it died and the pause is over.
@@ -44,7 +48,9 @@ class Child:
         if status == EX_CONFIG:
             raise SetupError(self._log.read_text(errors="replace").strip().rpartition("\n")[2])
         if self._restart_at is None:
-            _log.warning("%s ended with status %d and is started again, see %s", self._name, status, self._log)
+            _log.warning("the %s ended with status %d and is started again, see %s", self._name, status, self._log)
+            if time.monotonic() - self._spawned_at > STEADY_S:
+                self._pause = 1.0
             self._restart_at = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, 30.0)
         elif time.monotonic() >= self._restart_at:
@@ -59,13 +65,17 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._pidfile.unlink(missing_ok=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         # A session of its own keeps the terminal's Ctrl-C from it: the supervisor stops everything in order.
+        self._spawned_at = time.monotonic()
         with self._log.open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self._command, env=self._env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
+        self._pidfile.write_text(str(process.pid))
+        return process
 
 
 def _check_free(host: str, port: int) -> None:
@@ -78,7 +88,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 class Supervisor:
-    """Runs the API and one worker on embedded servers.
+    """Runs the API and one worker on embedded servers. Those that a killed run left behind are stopped first.
 
     Raises:
         SetupError: the port is taken.
@@ -86,11 +96,10 @@ class Supervisor:
 
     def __init__(self, settings: Settings, servers: EmbeddedServers, host: str, port: int) -> None:
         self.url = f"http://{host}:{port}"
-        _check_free(host, port)
         self._servers = servers
         self._stopping = threading.Event()
-        logs = settings.data_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        folder = settings.data_dir / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
         env = {
             **os.environ,
             "TENOR_DATA_DIR": str(settings.data_dir),
@@ -98,16 +107,19 @@ class Supervisor:
             "TENOR_BROKER_URL": servers.broker_url.get_secret_value(),
         }
         serve = [sys.executable, "-m", "services.cli", "serve", "--host", host, "--port", str(port)]
-        self._api = Child("the API", serve, env, logs / "api.log")
-        self._worker = Child("the worker", [sys.executable, "-m", "workers"], env, logs / "worker.log")
+        for name, word in (("api", "services.cli"), ("worker", "workers")):
+            stop_left_over(folder / f"{name}.pid", word)
+        _check_free(host, port)
+        self._api = Child("api", serve, env, folder)
+        self._worker = Child("worker", [sys.executable, "-m", "workers"], env, folder)
 
     def run(self, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` once turns are analysed, then keep everything alive until SIGINT or SIGTERM.
+        """Call `on_ready` once turns are analysed, then keep everything alive until SIGINT, SIGTERM or SIGHUP.
 
         Raises:
             SetupError: a process cannot work the way it is set up.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: self.stop())
         ready = False
         try:

@@ -48,6 +48,8 @@ class Queue:
 
     def __init__(self, broker_url: SecretStr) -> None:
         self._app = celery_app(broker_url)
+        # Else every request waits for seconds while the broker is away, and what it could not send is swept anyway.
+        self._app.conf.broker_transport_options["max_retries"] = 0
 
     def send(self, messages: Iterable[Message]) -> list[Message]:
         """Send what can be sent; the messages that the broker took. The rest is for the sweeper to send again."""

@@ -3,10 +3,13 @@
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import SetupError
 
 
 class Settings(BaseSettings):
@@ -25,7 +28,7 @@ class Settings(BaseSettings):
     whisper_dir: Path | None = Field(
         default=None, description="a faster-whisper model folder; unset: the installed wheels, else the hub"
     )
-    device: str = Field(default="auto", description="auto, cpu or cuda")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     worker_threads: int = Field(default=4, ge=1)
 
     max_turn_s: float = Field(default=300, gt=0, description="longest recording of one turn, in seconds")
@@ -52,5 +55,14 @@ class Settings(BaseSettings):
 
 @cache
 def get_settings() -> Settings:
-    """The settings of this process."""
-    return Settings()
+    """The settings of this process.
+
+    Raises:
+        SetupError: one is not valid.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        # Without the value, which may be a secret.
+        wrong = [f"TENOR_{str(part['loc'][0]).upper()}: {part['msg']}" for part in error.errors()]
+        raise SetupError("; ".join(wrong)) from None

@@ -43,6 +43,13 @@ class Engine:
         A turn that cannot be analysed ends `failed` with its code. Anything unexpected puts the job back for another
         attempt. Where even that cannot be written down, the lease runs out and the sweeper takes the job up.
         """
+        try:
+            self._run(job_id)
+        except Exception as error:
+            # Not left to Celery, which would log the message, and with it perhaps what a person said.
+            _log.error("job %s is left to the sweeper: %s", job_id, _place(error))
+
+    def _run(self, job_id: UUID) -> None:
         with self._database.transaction() as transaction:
             work = transaction.jobs.claim(job_id, self._settings.lease)
         if work is None:
@@ -73,9 +80,7 @@ class Engine:
         _log.info("job %s %s", job.id, "succeeded" if written else "was no longer ours: result dropped")
 
     def _put_back(self, job: Job, error: Exception) -> None:
-        # An unexpected error's message may quote what a person said, so only its type and place go into the log.
-        place = "".join(traceback.format_tb(error.__traceback__))
-        _log.error("job %s, attempt %d: %s\n%s", job.id, job.attempts, type(error).__name__, place)
+        _log.error("job %s, attempt %d: %s", job.id, job.attempts, _place(error))
         _log.debug("job %s: %s", job.id, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
         with self._database.transaction() as transaction:
@@ -90,6 +95,11 @@ class Engine:
         finally:
             with self._held_lock:
                 self._held.pop(job.id, None)
+
+
+def _place(error: Exception) -> str:
+    """An error's type and place. Its message may quote what a person said, so it never goes into a log."""
+    return type(error).__name__ + "\n" + "".join(traceback.format_tb(error.__traceback__))
 
 
 def backoff(attempts: int) -> timedelta:

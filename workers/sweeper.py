@@ -80,10 +80,15 @@ class Sweeper:
 
     def _delete_doomed(self) -> None:
         with self._database.transaction() as transaction:
-            uris = transaction.recordings.doomed()
-            for uri in uris:
-                self._blobs.delete(uri)
-            transaction.recordings.forget(uris)
+            transaction.recordings.forget([uri for uri in transaction.recordings.doomed() if self._deleted(uri)])
+
+    def _deleted(self, uri: str) -> bool:
+        try:
+            self._blobs.delete(uri)
+        except Unavailable as error:
+            _log.warning("%s; the next sweep tries again", error.detail)
+            return False
+        return True
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

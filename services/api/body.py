@@ -1,7 +1,7 @@
 """Request bodies: how much is read, and what a turn may be sent as."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import Request
 from fastapi.datastructures import Headers
@@ -18,8 +18,16 @@ from shared.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 _SOUND = ("audio/", "video/", "application/octet-stream", "application/ogg")
 
 
+_MAX_MEDIA_TYPE = 100
+_MAX_JSON_BYTES = 2 * 2**20
+"""Parsed, JSON takes up to twenty times its size, and nothing but a recording is longer."""
+
+
 class BodyLimit:
-    """ASGI middleware that refuses a body over `limit` bytes: at once if its length is declared, else as it comes."""
+    """ASGI middleware that refuses a form over `limit` bytes, and anything else over 2 MiB.
+
+    At once if the length is declared, else as it comes; what the application makes of it then is not sent.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -29,9 +37,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdigit() and int(declared) > self._limit:
-            await ProblemResponse(self._error())(scope, receive, send)
+        headers = Headers(scope=scope)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        limit = self._limit if is_form else min(self._limit, _MAX_JSON_BYTES)
+        refusal = BodyTooLarge(f"the request body is larger than the {limit} bytes allowed")
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit:
+            await ProblemResponse(refusal)(scope, receive, send)
             return
         taken = 0
 
@@ -39,14 +51,18 @@ class BodyLimit:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._limit:
-                raise self._error()
+            if taken > limit:
+                raise refusal
             return message
 
-        await self._app(scope, counted, send)
+        async def held_back(message: Message) -> None:
+            if taken <= limit:
+                await send(message)
 
-    def _error(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the request body is larger than the {self._limit} bytes allowed")
+        with suppress(BodyTooLarge):
+            await self._app(scope, counted, held_back)
+        if taken > limit:
+            await ProblemResponse(refusal)(scope, receive, send)
 
 
 @asynccontextmanager
@@ -81,8 +97,8 @@ def _turn(body: bytes | dict[str, str]) -> TurnIn:
 
 def _sound(audio: UploadFile) -> UploadFile:
     declared = (audio.content_type or "application/octet-stream").lower()
-    if not declared.startswith(_SOUND):
-        raise UnsupportedMediaType(f"the audio field holds {declared}: send a recording, such as audio/wav")
+    if not declared.startswith(_SOUND) or len(declared) > _MAX_MEDIA_TYPE:
+        raise UnsupportedMediaType(f"the audio field holds {declared[:50]}: send a recording, such as audio/wav")
     return audio
 
 

@@ -1,6 +1,7 @@
 """Errors on the wire: RFC 9457 problem documents with a stable `code`."""
 
 import logging
+import traceback
 from http import HTTPStatus
 from typing import Any
 
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import InvalidRequest, NotFound, RequestError, TenorError, Unavailable
 
@@ -27,7 +29,10 @@ class Problem(BaseModel):
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {"description": "A problem document", "content": {"application/problem+json": {"schema": {}}}}
+    "default": {
+        "description": "A problem document",
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    }
 }
 
 
@@ -62,10 +67,34 @@ def install(app: FastAPI) -> None:
     def http_error(_: Request, error: HTTPException) -> ProblemResponse:
         return ProblemResponse(_from_http(error))
 
-    @app.exception_handler(Exception)
-    def unexpected(request: Request, error: Exception) -> ProblemResponse:
-        _log.error("%s %s: %s", request.method, request.url.path, type(error).__name__)
-        return ProblemResponse(TenorError("this is our mistake, not yours; the request had no effect that it reported"))
+
+class Unexpected:
+    """ASGI middleware that answers an error nobody foresaw with a problem document, and logs its type and place.
+
+    Starlette's own would raise it again after the answer, and the server would log its message, which may quote what
+    a person said.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noticed)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            place = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("%s %s: %s\n%s", scope["method"], scope["path"], type(error).__name__, place)
+            if not started:
+                await ProblemResponse(TenorError("this is our mistake, not yours"))(scope, receive, send)
 
 
 def describe(errors: list[Any]) -> str:

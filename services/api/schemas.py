@@ -6,22 +6,21 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from shared.domain.conversation import Consent, Session, SpeakerRole
+from shared.domain.conversation import Consent, Name, Session, SpeakerRole, Text
 from shared.domain.emotion import Prediction
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import JobStatus
 from shared.domain.transcript import Transcript
 
 
-def _storable(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("the text holds a null character")
-    return text
+def _of_this_age(time: datetime) -> datetime:
+    if not 1900 <= time.year <= 2999:
+        raise ValueError("the year must be from 1900 to 2999")
+    return time
 
 
-Text = Annotated[str, AfterValidator(_storable)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_storable)]
-Language = Annotated[str, StringConstraints(pattern="^[a-z]{2,3}$")]
+Language = Annotated[str, StringConstraints(pattern="^[a-z]{2,3}(-[A-Za-z0-9]{2,6})?$")]
+Time = Annotated[AwareDatetime, AfterValidator(_of_this_age)]
 
 
 class SessionIn(BaseModel):
@@ -36,7 +35,10 @@ class SessionIn(BaseModel):
 
     subject_ref: Name | None = Field(default=None, description="your name for the person, the same in every session")
     external_ref: Name | None = Field(default=None, description="your name for this session")
-    language_hint: Language | None = Field(default=None, description="ISO 639-1; unset: detected in every recording")
+    language_hint: Language | None = Field(
+        default=None,
+        description="ISO 639-1, such as en or en-GB; unset, or unknown to Whisper: detected in every recording",
+    )
     consent: Consent = Consent()
 
 
@@ -65,7 +67,7 @@ class TurnIn(BaseModel):
     text: Text | None = Field(default=None, description="with audio: its transcript, which is then not made anew")
     speaker: Name = Field(default="speaker", description="who speaks; tells a session's speakers apart")
     role: SpeakerRole = SpeakerRole.user
-    occurred_at: AwareDatetime | None = Field(default=None, description="when it was said; unset: now")
+    occurred_at: Time | None = Field(default=None, description="when it was said; unset: now")
 
 
 class ErrorOut(BaseModel):

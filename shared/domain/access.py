@@ -47,6 +47,18 @@ class ApiKey(BaseModel):
     revoked_at: datetime | None
 
 
+class AuditEvent(BaseModel):
+    """Who did what to a session. It outlives the session."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    at: datetime
+    action: str
+    tenant: str
+    key_id: UUID
+    session_id: UUID
+
+
 def new_key() -> str:
     """A key with 256 random bits. The prefix lets secret scanners know it."""
     return f"tnr_{secrets.token_urlsafe(32)}"

@@ -62,7 +62,10 @@ class ModelBundle(BaseModel):
 
     @property
     def id(self) -> str:
-        """Name and digest: two bundles that predict differently never share an id."""
+        """Name and digest: two bundles that predict differently never share an id.
+
+        What another Whisper in TENOR_WHISPER_DIR changes is not seen.
+        """
         parts = {"label_space", "asr", "text_encoder", "speech_encoder", "fusion", "calibration"}
         decisive = json.dumps(self.model_dump(mode="json", include=parts), sort_keys=True)
         return f"{self.name}-{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"

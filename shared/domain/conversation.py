@@ -2,9 +2,25 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("the text holds a null character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text is not valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+"""Any text that a database can hold."""
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_storable)]
 
 
 class SpeakerRole(StrEnum):
@@ -26,7 +42,7 @@ class Consent(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retain_audio: bool = False
-    basis: str | None = None
+    basis: Name | None = None
 
 
 class Session(BaseModel):

@@ -14,6 +14,10 @@ class JobStatus(StrEnum):
     failed = "failed"
 
 
+OPEN = (JobStatus.queued, JobStatus.running)
+"""A job in one of these has still to end."""
+
+
 class Job(BaseModel):
     """The analysis of one turn.
 
@@ -35,7 +39,7 @@ class Job(BaseModel):
 
     @property
     def ended(self) -> bool:
-        return self.status in (JobStatus.succeeded, JobStatus.failed)
+        return self.status not in OPEN
 
 
 class Message(BaseModel):

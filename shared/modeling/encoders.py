@@ -7,6 +7,7 @@ changes a result: a batch equals its items one by one.
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -157,9 +158,13 @@ class SpeechEncoder(nn.Module):
 
         A clip longer than the positions last (30 s) is encoded in windows of that length.
         """
-        windows = [self._windows(clip) for clip in clips]
-        encoded = iter(self._encode([window for parts in windows for window in parts]))
-        return Tokens.padded([torch.cat([next(encoded) for _ in parts]) for parts in windows])
+        encoded: list[list[Tensor]] = [[] for _ in clips]
+        # Clips side by side, but a long clip's windows one after another: together they would take gigabytes.
+        for together in zip_longest(*(self._windows(clip) for clip in clips)):
+            rows = [row for row, window in enumerate(together) if window is not None]
+            for row, states in zip(rows, self._encode([together[row] for row in rows]), strict=True):
+                encoded[row].append(states)
+        return Tokens.padded([torch.cat(parts) for parts in encoded])
 
     def _windows(self, clip: Samples) -> list[Samples]:
         size = self.config.positions * 2 * self._extractor.hop_length
@@ -185,8 +190,7 @@ class SpeechEncoder(nn.Module):
         bias = torch.zeros(mask.shape, device=hidden.device).masked_fill(~mask, torch.finfo(torch.float32).min)
         given: list[Tensor] = []
         for number, layer in enumerate(self.layers, start=1):
-            output = layer(hidden, attention_mask=bias[:, None, None, :].expand(-1, 1, hidden.shape[1], -1))
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = layer(hidden, attention_mask=bias[:, None, None, :].expand(-1, 1, hidden.shape[1], -1))
             if number >= self.config.first_layer:
                 given.append(hidden)
         stacked = torch.stack(given, dim=2)

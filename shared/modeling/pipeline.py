@@ -14,6 +14,7 @@ from shared.audio import SAMPLE_RATE, Samples
 from shared.domain.bundle import Calibration, ModelBundle
 from shared.domain.emotion import EmotionScores, LabelSpace, Modality, Reading
 from shared.domain.transcript import Transcript
+from shared.errors import SetupError
 from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
 from shared.modeling.fusion import CrossAttentionFusion
 from shared.modeling.loading import (
@@ -84,17 +85,14 @@ class Pipeline:
             samples: the whole turn, shape [samples], or None.
             text: its words, or None.
             language: ISO 639-1 code where it is known.
-
-        Raises:
-            InvalidRequest: Whisper does not know the language.
         """
         transcript = None if text is None else Transcript.provided(text, language)
-        voice = samples
+        voice = None
         if samples is not None:
+            speech = self._transcriber.speech(samples)
+            voice = samples if speech else None
             if transcript is None:
-                transcript = self._transcriber.transcribe(samples, language)
-            if not self._transcriber.speech(samples):
-                voice = None
+                transcript = self._transcriber.transcribe(samples, language, speech)
         words = transcript.text if transcript is not None and self._text_encoder.knows(transcript.text) else None
         return Analysis(transcript, self._read(words, voice))
 
@@ -104,9 +102,8 @@ class Pipeline:
 
     def warm_up(self) -> None:
         """Load everything and run it once, so that the first turn is as fast as the next."""
-        noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32) * 0.01
-        self._transcriber.transcribe(noise)
-        self._read("warm", noise)
+        self._transcriber.warm_up()
+        self._read("warm", np.zeros(SAMPLE_RATE, np.float32))
 
     @property
     def _speech_encoder(self) -> SpeechEncoder:
@@ -167,6 +164,7 @@ def load_pipeline(settings: Settings) -> Pipeline:
 
     Raises:
         BundleError: the bundle cannot be used.
+        SetupError: the device is not there.
         WeightsMissing: raised when sound comes first: Whisper is nowhere to be had.
     """
     # One thread a call: the worker's own threads use the cores, and two pools of threads that wait for one another
@@ -195,9 +193,10 @@ def incongruence(text_only: EmotionScores, audio_only: EmotionScores) -> float:
 
 
 def _device(configured: str) -> str:
-    if configured != "auto":
-        return configured
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    available = torch.cuda.is_available()
+    if configured == "cuda" and not available:
+        raise SetupError("TENOR_DEVICE is cuda, but this PyTorch finds no CUDA device: use auto or cpu")
+    return "cuda" if available and configured != "cpu" else "cpu"
 
 
 def _reading(bundle: ModelBundle, logits: Tensor, valence: Tensor, has_text: bool, has_voice: bool) -> Reading:

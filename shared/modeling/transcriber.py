@@ -25,7 +25,6 @@ from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from shared.audio import SAMPLE_RATE, Samples
 from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
-from shared.errors import InvalidRequest
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -48,6 +47,9 @@ MAX_NO_SPEECH_PROBABILITY = 0.6
 TOKENS_PER_SECOND = 25
 """Far above any speech, also in scripts that take several tokens a letter."""
 SPARE_TOKENS = 16
+
+WHISPERS_OWN_CODES = {"jv": "jw", "nb": "no"}
+"""Javanese and Norwegian Bokmål, by their ISO 639-1 codes."""
 
 PAUSE_S = 0.2
 MIN_SPEECH_S = 0.1
@@ -130,22 +132,26 @@ class Transcriber:
         )
         return cls(whisper)
 
-    def transcribe(self, samples: Samples, language: str | None = None, words: bool = False) -> Transcript:
+    def transcribe(
+        self,
+        samples: Samples,
+        language: str | None = None,
+        speech: Sequence[Span] | None = None,
+        words: bool = False,
+    ) -> Transcript:
         """The words of a recording of any length; no segments where nobody speaks.
 
         Args:
             samples: shape [samples].
             language: what is spoken, where that is known (`en`, or `en-GB`): it is not detected then, and the
-                transcript's `language_probability` is None.
+                transcript's `language_probability` is None. One that Whisper does not know is detected.
+            speech: where somebody speaks, as `speech` tells, where that was asked before.
             words: whether to time every word, which costs about a tenth more.
-
-        Raises:
-            InvalidRequest: Whisper does not know the language.
         """
         probability = None
-        language = self._checked_language(language)
+        language = self._known_language(language)
         samples = _centred(samples)
-        spans = _split(self._speech(samples), samples.size / SAMPLE_RATE, STRETCH_S)
+        spans = _split(self._speech(samples) if speech is None else speech, samples.size / SAMPLE_RATE, STRETCH_S)
         if not spans:
             return _transcript(language, None, ())
         # The longest stretch tells the language best, and most turns are but one stretch.
@@ -158,6 +164,12 @@ class Transcriber:
             stretch = window if span == longest else self._encode(samples, span)
             segments += self._segments(samples, stretch, language, words)
         return _transcript(language, probability, tuple(segments))
+
+    def warm_up(self) -> None:
+        """Run everything once, so that the first turn is as fast as the next."""
+        second = np.zeros(SAMPLE_RATE, np.float32)
+        self._speech(second)
+        self._segments(second, self._encode(second, (0.0, 1.0)), "en", words=False)
 
     def speech(self, samples: Samples) -> list[Span]:
         """Where somebody speaks: tight stretches, parted by pauses of at least 0.2 s."""
@@ -282,15 +294,12 @@ class Transcriber:
         multilingual = self._whisper.model.is_multilingual
         return Tokenizer(self._whisper.hf_tokenizer, multilingual, task="transcribe", language=language)
 
-    def _checked_language(self, language: str | None) -> str | None:
+    def _known_language(self, language: str | None) -> str | None:
         if language is None:
             return None
         code = language.lower().replace("_", "-").split("-")[0]
-        if code not in self._whisper.supported_languages:
-            raise InvalidRequest(
-                f"Whisper does not know the language {language!r}; give an ISO 639-1 code such as 'en'"
-            )
-        return code
+        code = WHISPERS_OWN_CODES.get(code, code)
+        return code if code in self._whisper.supported_languages else None
 
 
 def _parts(tokens: Sequence[int], tokenizer: Tokenizer, duration: float) -> Iterator[tuple[Span, list[int]]]:

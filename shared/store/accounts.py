@@ -5,7 +5,7 @@ from uuid import UUID
 from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.access import ApiKey, KeyRole, key_hash, new_key
+from shared.domain.access import ApiKey, AuditEvent, KeyRole, key_hash, new_key
 from shared.store.tables import api_keys, audit_events, tenants
 
 
@@ -58,11 +58,12 @@ class Accounts:
             insert(audit_events).values(tenant_id=key.tenant_id, key_id=key.id, action=action, session_id=session_id)
         )
 
-    def audit_trail(self, tenant_id: UUID, session_id: UUID) -> list[tuple[UUID, str]]:
-        """(key id, action) of everything recorded of a session, oldest first."""
+    def audit_trail(self, session_id: UUID) -> list[AuditEvent]:
+        """Everything recorded of a session, oldest first."""
         rows = self._connection.execute(
-            select(audit_events.c.key_id, audit_events.c.action)
-            .where(audit_events.c.tenant_id == tenant_id, audit_events.c.session_id == session_id)
+            select(audit_events, tenants.c.name.label("tenant"))
+            .join_from(audit_events, tenants)
+            .where(audit_events.c.session_id == session_id)
             .order_by(audit_events.c.at)
         )
-        return [(row.key_id, row.action) for row in rows]
+        return [AuditEvent.model_validate(row) for row in rows]

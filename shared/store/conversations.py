@@ -71,6 +71,8 @@ class Conversations:
         Raises:
             SessionNotFound: the tenant has no such session.
         """
+        # Held first, so that an upload which is being claimed is doomed with the rest.
+        self.hold(tenant_id, session_id)
         subject_id = self.session(tenant_id, session_id).subject_id
         sound = select(recordings.c.uri, func.now()).where(
             recordings.c.session_id == session_id, recordings.c.uri.is_not(None)
@@ -79,8 +81,7 @@ class Conversations:
         uris = self._connection.execute(doom.returning(doomed_blobs.c.uri)).scalars().all()
         self._connection.execute(delete(sessions).where(sessions.c.id == session_id))
         if subject_id is not None:
-            others = select(sessions.c.id).where(sessions.c.subject_id == subject_id).exists()
-            self._connection.execute(delete(subjects).where(subjects.c.id == subject_id, ~others))
+            self._forget_subject(subject_id)
         return uris
 
     def add_turn(
@@ -145,6 +146,12 @@ class Conversations:
             .limit(limit)
         ).mappings()
         return [_analyzed_turn(row) for row in rows]
+
+    def _forget_subject(self, subject_id: UUID) -> None:
+        # A statement of its own waits for whoever opens a session for this person; the next one then sees it.
+        self._connection.execute(select(subjects.c.id).where(subjects.c.id == subject_id).with_for_update())
+        others = select(sessions.c.id).where(sessions.c.subject_id == subject_id).exists()
+        self._connection.execute(delete(subjects).where(subjects.c.id == subject_id, ~others))
 
     def _ensure_subject(self, tenant_id: UUID, external_ref: str) -> UUID:
         # The update that changes nothing locks the row, so that a deletion of the person's last session waits.

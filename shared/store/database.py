@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from pydantic import SecretStr
-from sqlalchemy import Connection, create_engine, make_url, select, text
+from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from shared.errors import Unavailable
@@ -48,7 +48,10 @@ class Database:
 
     def __init__(self, url: SecretStr, pool_size: int = 10) -> None:
         self._url = make_url(url.get_secret_value()).set(drivername="postgresql+psycopg")
-        self._engine = create_engine(self._url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+        # Parameters are what people said, and errors go into logs.
+        self._engine = create_engine(
+            self._url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, hide_parameters=True
+        )
 
     @contextmanager
     def transaction(self) -> Generator[Transaction]:
@@ -57,28 +60,29 @@ class Database:
         Raises:
             Unavailable: Postgres cannot be reached.
         """
-        try:
-            with self._engine.begin() as connection:
-                yield Transaction(connection)
-        except (OperationalError, InterfaceError) as error:
-            raise Unavailable("the database cannot be reached; nothing was changed") from error
-
-    def ping(self) -> None:
-        """Raises Unavailable unless Postgres answers."""
-        try:
-            with self._engine.connect() as connection:
-                connection.execute(select(1))
-        except (OperationalError, InterfaceError) as error:
-            raise Unavailable("the database cannot be reached") from error
+        with self._connection() as connection:
+            yield Transaction(connection)
 
     def migrate(self) -> None:
-        """Bring the tables to the newest version. Safe when several processes call it at once."""
+        """Bring the tables to the newest version. Safe when several processes call it at once.
+
+        Raises:
+            Unavailable: Postgres cannot be reached.
+        """
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._engine.begin() as connection:
+        with self._connection() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    @contextmanager
+    def _connection(self) -> Generator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except (OperationalError, InterfaceError) as error:
+            raise Unavailable("the database cannot be reached") from error
 
     def close(self) -> None:
         self._engine.dispose()

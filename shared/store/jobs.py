@@ -14,12 +14,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from shared.domain.conversation import Recording, Turn
 from shared.domain.emotion import Reading
 from shared.domain.history import Work
-from shared.domain.job import Job, JobStatus, Message
+from shared.domain.job import OPEN, Job, JobStatus, Message
 from shared.domain.transcript import Transcript
 from shared.errors import AttemptsExhausted, TenorError
 from shared.store.tables import jobs, outbox, predictions, recordings, sessions, transcripts, turns, workers
-
-_OPEN = (JobStatus.queued.value, JobStatus.running.value)
 
 
 class Jobs:
@@ -137,7 +135,7 @@ class Jobs:
         """
         rows = self._connection.execute(
             select(jobs)
-            .where(jobs.c.status.in_(_OPEN), jobs.c.lease_until < func.now())
+            .where(jobs.c.status.in_(OPEN), jobs.c.lease_until < func.now())
             .order_by(jobs.c.lease_until)
             .with_for_update(skip_locked=True)
             .limit(limit)
@@ -214,7 +212,7 @@ class Jobs:
 
 
 def _held(job: Job) -> tuple[ColumnElement[bool], ...]:
-    return (jobs.c.id == job.id, jobs.c.attempts == job.attempts, jobs.c.status.in_(_OPEN))
+    return (jobs.c.id == job.id, jobs.c.attempts == job.attempts, jobs.c.status.in_(OPEN))
 
 
 def _spent(job: Job) -> str:

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.conversation import Recording
-from shared.store.tables import doomed_blobs, recordings
+from shared.domain.job import OPEN
+from shared.store.tables import doomed_blobs, jobs, recordings, turns
 
 
 class Recordings:
@@ -52,10 +53,16 @@ class Recordings:
         return Recording.model_validate(row)
 
     def expire(self) -> int:
-        """Doom the sound of every recording whose time is up; how many there were."""
+        """Doom the sound of every recording whose time is up and whose turn has ended; how many there were."""
+        waiting = (
+            select(jobs.c.id)
+            .join(turns, turns.c.id == jobs.c.turn_id)
+            .where(turns.c.recording_id == recordings.c.id, jobs.c.status.in_(OPEN))
+            .exists()
+        )
         due = (
             select(recordings.c.id, recordings.c.uri)
-            .where(recordings.c.uri.is_not(None), recordings.c.expires_at <= func.now())
+            .where(recordings.c.uri.is_not(None), recordings.c.expires_at <= func.now(), ~waiting)
             .with_for_update(skip_locked=True)
             .limit(1000)
         )

@@ -1,4 +1,4 @@
-"""Every table. All times are UTC by the database's clock, all ids UUIDs, and every row of a tenant names it."""
+"""Every table. Times are UTC by the database's clock, ids UUIDs; every row leads to its tenant, most by the session."""
 
 from sqlalchemy import (
     JSON,
@@ -78,7 +78,7 @@ sessions = Table(
     metadata,
     _id(),
     _tenant(),
-    Column("subject_id", Uuid, ForeignKey("subjects.id", ondelete="CASCADE")),
+    Column("subject_id", Uuid, ForeignKey("subjects.id")),
     Column("external_ref", String(200)),
     Column("language_hint", String(10)),
     Column("consent", JSONB, nullable=False),

@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from services.api.app import create_app
 from shared.domain.access import KeyRole
 from shared.settings import Settings
 from shared.store.database import Database
+from tests.conftest import wait_for
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -69,13 +69,6 @@ class Tenor:
             row = connection.execute(query, [session_id]).fetchone()
         assert row is not None
         return row[0]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture

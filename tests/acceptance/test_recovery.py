@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.acceptance.conftest import ASSETS, Tenor, wait_for
+from tests.acceptance.conftest import ASSETS, Tenor
+from tests.conftest import wait_for
 
 TURNS = 20
 RECOVERY_S = 30

@@ -1,10 +1,13 @@
 """The API as its callers see it: what it accepts, how it answers, who may see what."""
 
 import json
+import logging
+from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 from uuid import UUID, uuid4
 
-import numpy as np
 import psycopg
 import pytest
 import redis
@@ -12,12 +15,13 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from services.api.app import create_app
+from shared.blobs import BlobFolder
 from shared.domain.access import KeyRole
 from shared.queue import ANALYZE_TURN
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.integration.conftest import MakeKey
-from tests.sounds import tone, wav
+from tests.sounds import riff, tone, wav
 
 
 def problem(response: Response) -> tuple[int, str]:
@@ -111,9 +115,8 @@ def test_history_is_ordered_and_paged(api: TestClient, session_id: str) -> None:
 def test_reading_a_history_is_audited(api: TestClient, session_id: str, database: Database) -> None:
     api.get(f"/v1/sessions/{session_id}/history")
     with database.transaction() as transaction:
-        tenant_id = transaction.accounts.ensure_tenant("acme")
-        trail = transaction.accounts.audit_trail(tenant_id, UUID(session_id))
-    assert [action for _, action in trail] == ["history.read"]
+        trail = transaction.accounts.audit_trail(UUID(session_id))
+    assert [(event.tenant, event.action) for event in trail] == [("acme", "history.read")]
 
 
 def test_deleting_a_session_deletes_rows_and_audio(api: TestClient, session_id: str, settings: Settings) -> None:
@@ -168,15 +171,6 @@ def test_keys_are_stored_as_hashes_only(database: Database, make_key: MakeKey, s
     assert key.removeprefix("tnr_") not in rows
 
 
-def nan_wav() -> bytes:
-    """A float WAV file whose samples are not numbers."""
-    data = np.full(1600, np.nan, "<f4").tobytes()
-    format_chunk = b"fmt " + (16).to_bytes(4, "little") + np.array([3, 1], "<u2").tobytes()
-    format_chunk += np.array([16000, 64000], "<u4").tobytes() + np.array([4, 32], "<u2").tobytes()
-    body = b"WAVE" + format_chunk + b"data" + len(data).to_bytes(4, "little") + data
-    return b"RIFF" + len(body).to_bytes(4, "little") + body
-
-
 @pytest.mark.parametrize(
     ("content", "media_type", "expected"),
     [
@@ -190,7 +184,9 @@ def nan_wav() -> bytes:
         ),
         (wav(), "text/plain", (415, "media_type_unsupported")),
         (wav(), "image/png", (415, "media_type_unsupported")),
-        (wav(tone(60, rate=800), rate=800), "audio/wav", (413, "audio_too_long")),
+        (wav(), "audio/" + "x" * 100, (415, "media_type_unsupported")),
+        (riff(bytes(1000), kind=0x1234), "audio/wav", (422, "audio_undecodable")),
+        (wav(tone(60, rate=8000), rate=8000), "audio/wav", (413, "audio_too_long")),
     ],
 )
 def test_a_recording_that_cannot_be_used_is_refused(
@@ -215,6 +211,9 @@ def test_a_recording_that_cannot_be_used_is_refused(
         (b'{"text": "x", "role": "king"}', "application/json", (422, "request_invalid")),
         (b'{"text": "x", "mood": "good"}', "application/json", (422, "request_invalid")),
         (b'{"text": "x", "occurred_at": "2026-01-01T00:00:00"}', "application/json", (422, "request_invalid")),
+        (b'{"text": "x", "occurred_at": "0001-01-01T00:00:00+14:00"}', "application/json", (422, "request_invalid")),
+        (b'{"text": "x", "occurred_at": "9999-12-31T23:59:59-14:00"}', "application/json", (422, "request_invalid")),
+        (b'{"text": "' + b"x" * 3 * 2**20 + b'"}', "application/json", (413, "body_too_large")),
         (json.dumps({"text": "x" * 2**20}).encode(), "application/json", (413, "text_too_long")),
         (b"x", "text/plain", (415, "media_type_unsupported")),
         (b"x", "multipart/form-data", (422, "request_invalid")),
@@ -228,6 +227,61 @@ def test_a_body_that_is_no_turn_is_refused(
     url = f"/v1/sessions/{session_id}/turns"
     assert problem(api.post(url, content=body, headers={"content-type": media_type})) == expected
     assert api.post(url, json={"text": "the next one is fine"}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"consent": {"basis": "a\\u0000b"}}',
+        b'{"consent": {"basis": "\\ud800"}}',
+        b'{"consent": {"basis": "' + b"x" * 300 + b'"}}',
+        b'{"language_hint": "klingon"}',
+    ],
+)
+def test_a_session_that_cannot_be_stored_is_refused(api: TestClient, body: bytes) -> None:
+    response = api.post("/v1/sessions", content=body, headers={"content-type": "application/json"})
+    assert problem(response) == (422, "request_invalid")
+
+
+@pytest.mark.parametrize("path", ["/v1/sessions", "/v1/sessions/{}/turns"])
+def test_a_long_body_of_unknown_length_is_refused(api: TestClient, session_id: str, path: str) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"text": "'
+        for _ in range(40):
+            yield b"x" * 2**16
+
+    headers = {"content-type": "application/json"}
+    assert problem(api.post(path.format(session_id), content=chunks(), headers=headers)) == (413, "body_too_large")
+
+
+def test_the_unforeseen_is_a_problem_and_says_nothing_of_what_was_said(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "Mr Smith"
+
+    def broken(*_: object) -> None:
+        raise ValueError(name)
+
+    monkeypatch.setattr("services.api.routes.sessions.SessionOut.of", broken)
+    with caplog.at_level(logging.INFO):
+        assert problem(api.post("/v1/sessions", json={"external_ref": "x"})) == (500, "internal_error")
+    assert "ValueError" in caplog.text
+    assert name not in caplog.text
+
+
+def test_sound_that_became_no_turn_is_deleted_at_once(
+    api: TestClient, session_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = BlobFolder.put
+
+    def put_and_delete_the_session(folder: BlobFolder, uri: str, source: IO[bytes]) -> str:
+        digest = put(folder, uri, source)
+        assert api.delete(f"/v1/sessions/{session_id}").status_code == 204
+        return digest
+
+    monkeypatch.setattr(BlobFolder, "put", put_and_delete_the_session)
+    assert problem(send_audio(api, session_id, wav())) == (404, "session_not_found")
+    assert blobs(settings) == []
 
 
 def test_text_that_is_not_utf8_is_refused_in_a_form_too(api: TestClient, session_id: str) -> None:
@@ -251,7 +305,7 @@ def test_an_unknown_session_is_refused_before_its_upload_is_stored(api: TestClie
 
 
 def test_a_bad_cursor_is_refused(api: TestClient, session_id: str) -> None:
-    for cursor in ("x", "dHVybjotMQ==", "ZXZpbDox", "é"):
+    for cursor in ("x", "dHVybjotMQ==", "ZXZpbDox", "é", b64encode(b"turn:1099511627776").decode()):
         response = api.get(f"/v1/sessions/{session_id}/history", params={"cursor": cursor})
         assert problem(response) == (422, "request_invalid")
 
@@ -280,5 +334,28 @@ def test_the_openapi_document_describes_both_ways_to_send_a_turn(api: TestClient
     document = api.get("/openapi.json").json()
     content = document["paths"]["/v1/sessions/{session_id}/turns"]["post"]["requestBody"]["content"]
     assert content.keys() == {"application/json", "multipart/form-data"}
-    assert "examples" in content["application/json"]["schema"]
-    assert "$ref" not in json.dumps(content) or "SpeakerRole" in document["components"]["schemas"]
+    assert all(part["schema"]["examples"] for part in content.values())
+
+
+def references(document: object) -> Iterator[str]:
+    if isinstance(document, dict):
+        node: dict[str, Any] = document
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from references(value)
+
+
+def test_every_reference_in_the_openapi_document_leads_somewhere(api: TestClient) -> None:
+    document = api.get("/openapi.json").json()
+    found = set(references(document))
+    assert found
+    for reference in found:
+        node = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part]
+    errors = document["paths"]["/v1/sessions"]["post"]["responses"]["default"]["content"]
+    assert "code" in errors["application/problem+json"]["schema"]["properties"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -16,8 +17,7 @@ from shared.modeling.pipeline import Pipeline
 from shared.modeling.transcriber import Transcriber
 from shared.settings import Settings
 from shared.store.database import Database
-from tests.integration.test_api import nan_wav
-from tests.sounds import tone, wav
+from tests.sounds import riff, tone, wav
 from tests.unit.tiny import write_bundle
 from workers.engine import Engine, backoff
 
@@ -30,7 +30,7 @@ class Hears:
     def __init__(self) -> None:
         self.broken = False
 
-    def transcribe(self, samples: Samples, language: str | None = None) -> Transcript:
+    def transcribe(self, samples: Samples, language: str | None, speech: list[tuple[float, float]]) -> Transcript:
         if self.broken:
             raise ValueError(f"cannot decode {SECRET!r}")
         segment = Segment(start=0.0, end=1.0, text=SECRET)
@@ -85,8 +85,8 @@ def test_a_text_and_a_recording_end_with_a_prediction(say: Say) -> None:
 @pytest.mark.parametrize(
     ("recording", "code"),
     [
-        (nan_wav(), "audio_not_finite"),
-        (wav(tone(20, rate=800), rate=800), "audio_too_long"),
+        (riff(np.full(1600, np.nan, "<f4").tobytes(), bits=32, kind=3), "audio_not_finite"),
+        (wav(tone(20, rate=8000), rate=8000), "audio_too_long"),
     ],
 )
 def test_a_recording_that_only_shows_its_fault_when_decoded_fails_with_its_code(

@@ -1,7 +1,7 @@
 """Jobs: claimed once, ended once, and never lost."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url
 
 from shared.blobs import BlobFolder, new_uri
-from shared.domain.conversation import Consent, SpeakerRole
+from shared.domain.conversation import Consent, Recording, SpeakerRole
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Job, JobStatus
@@ -24,8 +24,9 @@ from shared.domain.transcript import Transcript
 from shared.errors import AudioUndecodable, TenorError, Unavailable
 from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue
 from shared.settings import Settings
-from shared.store.database import Database
+from shared.store.database import Database, Transaction
 from shared.store.tables import metadata
+from tests.conftest import wait_for
 from workers.sweeper import Sweeper
 
 LEASE = timedelta(seconds=30)
@@ -215,6 +216,53 @@ def test_a_person_is_forgotten_with_their_last_session(database: Database, tenan
     assert subject_of_new_session()[1] != subject
 
 
+def test_a_person_whose_next_session_is_being_opened_is_not_forgotten(database: Database, tenant_id: UUID) -> None:
+    with database.transaction() as transaction:
+        last = transaction.conversations.create_session(tenant_id, Consent(), subject_ref="p-17").id
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as opening:
+            new = opening.conversations.create_session(tenant_id, Consent(), subject_ref="p-17").id
+            deletion = pool.submit(_delete_session, database, tenant_id, last)
+            time.sleep(0.3)  # by then it waits for us
+        deletion.result(10)
+    with database.transaction() as transaction:
+        assert transaction.conversations.session(tenant_id, new).subject_id is not None
+
+
+def test_an_upload_claimed_while_its_session_is_deleted_is_doomed_with_it(
+    database: Database, tenant_id: UUID, settings: Settings
+) -> None:
+    with database.transaction() as transaction:
+        session_id = transaction.conversations.create_session(tenant_id, Consent()).id
+    uri = new_uri(tenant_id, session_id)
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as claiming:
+            claiming.conversations.hold(tenant_id, session_id)
+            deletion = pool.submit(_delete_session, database, tenant_id, session_id)
+            time.sleep(0.3)
+            _claim_recording(claiming, session_id, uri, None)
+        assert list(deletion.result(10)) == [uri]
+
+
+def _delete_session(database: Database, tenant_id: UUID, session_id: UUID) -> Sequence[str]:
+    with database.transaction() as transaction:
+        return transaction.conversations.delete_session(tenant_id, session_id)
+
+
+def _claim_recording(
+    transaction: Transaction, session_id: UUID, uri: str, retention: timedelta | None, sha256: str = "0" * 64
+) -> Recording:
+    return transaction.recordings.claim(
+        session_id,
+        uri=uri,
+        sha256=sha256,
+        media_type="audio/wav",
+        duration_s=1.0,
+        channels=1,
+        retention=retention,
+    )
+
+
 def test_indexes_are_gapless_when_many_turns_arrive_at_once(database: Database, tenant_id: UUID) -> None:
     with database.transaction() as transaction:
         session_id = transaction.conversations.create_session(tenant_id, Consent()).id
@@ -273,7 +321,7 @@ def test_an_upload_that_was_never_claimed_is_deleted(
     assert list(settings.blob_dir.rglob("*")) == []
 
 
-@pytest.mark.parametrize(("retention", "kept"), [(None, False), (timedelta(days=1), True)])
+@pytest.mark.parametrize(("retention", "kept"), [(None, False), (NO_TIME, False), (timedelta(days=1), True)])
 @pytest.mark.parametrize("outcome", ["succeeds", "fails"])
 def test_a_recording_outlives_its_analysis_only_with_consent(
     sweeper: Sweeper,
@@ -292,15 +340,7 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
         uri = new_uri(tenant_id, session.id)
         with source.open("rb") as file:
             sha256 = BlobFolder(settings.blob_dir).put(uri, file)
-        recording = transaction.recordings.claim(
-            session.id,
-            uri=uri,
-            sha256=sha256,
-            media_type="audio/wav",
-            duration_s=1.0,
-            channels=1,
-            retention=retention,
-        )
+        recording = _claim_recording(transaction, session.id, uri, retention, sha256)
         turn = transaction.conversations.add_turn(
             tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text=None, recording_id=recording.id
         )
@@ -319,6 +359,22 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
     assert path.exists() is kept
 
 
+def test_a_recording_that_cannot_be_deleted_does_not_keep_the_others(
+    sweeper: Sweeper, settings: Settings, database: Database
+) -> None:
+    uris = [new_uri(uuid4(), uuid4()) for _ in range(2)]
+    with database.transaction() as transaction:
+        for uri in uris:
+            transaction.recordings.announce(uri, NO_TIME)
+            (settings.blob_dir / uri).parent.mkdir(parents=True)
+    (settings.blob_dir / uris[0]).mkdir()  # no file, so it cannot be deleted as one
+    (settings.blob_dir / uris[1]).touch()
+    sweeper.sweep()
+    assert not (settings.blob_dir / uris[1]).exists()
+    with database.transaction() as transaction:
+        assert list(transaction.recordings.doomed()) == [uris[0]]
+
+
 def test_workers_are_counted_while_they_give_signs_of_life(
     sweeper: Sweeper, settings: Settings, database: Database
 ) -> None:
@@ -328,7 +384,7 @@ def test_workers_are_counted_while_they_give_signs_of_life(
 
     assert alive() == 0
     sweeper.start()
-    _wait_for(lambda: alive() == 1)
+    wait_for(lambda: alive() == 1)
     sweeper.stop()
     assert alive() == 0
 
@@ -347,10 +403,3 @@ def test_migrations_and_tables_agree(settings: Settings) -> None:
 def _let_lease_run_out(settings: Settings, job: Job) -> None:
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s' WHERE id = %s", [job.id])
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

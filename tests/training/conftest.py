@@ -40,7 +40,11 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer().save(str(folder / "tokenizer.json"))
     _save(TextEncoder(TEXT, tokenizer()).state_dict(), folder / "text_encoder.safetensors")
     _save(SpeechEncoder(SPEECH).state_dict(), folder / "speech_encoder.safetensors")
-    options = {"text_encoder": TEXT.model_dump(), "speech_encoder": SPEECH.model_dump()}
+    options = {
+        "text_encoder": TEXT.model_dump(),
+        "speech_encoder": SPEECH.model_dump(),
+        "sources": {"text_encoder": "random", "speech_encoder": "random"},
+    }
     (folder / "encoders.json").write_text(json.dumps(options))
     return folder
 

@@ -40,7 +40,7 @@ def test_a_higher_temperature_is_less_sure(values: NDArray[np.float64]) -> None:
 
 
 def test_tenor_abstains_below_the_confidence_from_which_half_are_right() -> None:
-    confidence = np.linspace(0.1, 1.0, 91)
+    confidence = np.linspace(0.1, 1.0, 9001)
     threshold = abstention_threshold(confidence, confidence >= 0.6)
     assert threshold == pytest.approx(0.6, abs=0.011)
 
@@ -52,10 +52,16 @@ def test_well_calibrated_answers_are_given_from_about_one_half() -> None:
     assert threshold == pytest.approx(0.5, abs=0.05)
 
 
-def test_who_is_always_or_never_right_has_no_threshold_of_its_own() -> None:
-    confidence = np.linspace(0.15, 1.0, 86)
-    assert abstention_threshold(confidence, np.ones(86, bool)) == 0.10
-    assert abstention_threshold(confidence, np.zeros(86, bool)) == 0.0
+def test_who_is_always_right_never_abstains_and_who_never_is_always_does() -> None:
+    confidence = np.linspace(0.15, 0.95, 1000)
+    assert abstention_threshold(confidence, np.ones(1000, bool)) == 0.0
+    assert abstention_threshold(confidence, np.zeros(1000, bool)) > 0.95
+
+
+def test_a_few_lucky_answers_do_not_lower_the_threshold() -> None:
+    confidence = np.array([0.2] + [0.3] * 1000 + [0.6] * 1000)
+    right = np.array([True] + [False] * 1000 + [True] * 1000)
+    assert 0.3 < abstention_threshold(confidence, right) <= 0.6
 
 
 def spoken(group: str, split: Split = Split.train) -> Utterance:

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.audio import SAMPLE_RATE, Samples, decode
-from shared.errors import InvalidRequest
 from shared.modeling.transcriber import Span, Transcriber, _split
 from shared.modeling.weights import WHEELS, whisper_folder
 from shared.settings import get_settings
@@ -130,9 +129,16 @@ def test_a_given_language_is_not_detected(transcriber: Transcriber) -> None:
 
 
 @needs_weights
-def test_an_unknown_language_is_refused(transcriber: Transcriber) -> None:
-    with pytest.raises(InvalidRequest, match="'klingon'"):
-        transcriber.transcribe(spoken("english"), language="klingon")
+@pytest.mark.parametrize(("given", "taken"), [("ky", "en"), ("klingon", "en"), ("nb", "no"), ("en-GB", "en")])
+def test_a_language_that_whisper_does_not_know_is_detected(transcriber: Transcriber, given: str, taken: str) -> None:
+    assert transcriber.transcribe(spoken("english"), language=given).language == taken
+
+
+@needs_weights
+def test_what_is_known_of_the_speech_is_not_asked_again(transcriber: Transcriber) -> None:
+    sound = spoken("english")
+    assert transcriber.transcribe(sound, speech=transcriber.speech(sound)) == transcriber.transcribe(sound)
+    assert transcriber.transcribe(sound, speech=[]).segments == ()
 
 
 @needs_weights

@@ -76,7 +76,7 @@ class Heard:
     def __init__(self, text: str = "I am happy", speaks: bool = True) -> None:
         self._text, self._speaks = text, speaks
 
-    def transcribe(self, samples: Samples, language: str | None = None) -> Transcript:
+    def transcribe(self, samples: Samples, language: str | None, speech: list[tuple[float, float]]) -> Transcript:
         segments = (Segment(start=0.0, end=1.0, text=self._text),) if self._speaks else ()
         return Transcript(
             language=language or "en", language_probability=0.9, segments=segments, source=TranscriptSource.asr

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-Sequence = NDArray[np.float16]
+FeatureArray = NDArray[np.float16]
 
 
 class FeatureFile:
-    """Sequences of features of shape [tokens, ...] in one array, found by the utterance's id."""
+    """FeatureArrays of features of shape [tokens, ...] in one array, found by the utterance's id."""
 
     def __init__(self, folder: Path) -> None:
         self._array = np.load(folder / "features.npy", mmap_mode="r")
@@ -21,7 +21,7 @@ class FeatureFile:
     def __contains__(self, id_: str) -> bool:
         return id_ in self._spans
 
-    def __getitem__(self, id_: str) -> Sequence:
+    def __getitem__(self, id_: str) -> FeatureArray:
         start, end = self._spans[id_]
         return self._array[start:end]
 
@@ -30,11 +30,11 @@ class FeatureFile:
         return (folder / "spans.json").is_file()
 
     @staticmethod
-    def write(folder: Path, items: Iterable[tuple[str, Sequence]]) -> None:
+    def write(folder: Path, items: Iterable[tuple[str, FeatureArray]]) -> None:
         """Write a file anew. It exists once it is whole."""
         folder.mkdir(parents=True, exist_ok=True)
         spans: dict[str, list[int]] = {}
-        sequences: list[Sequence] = []
+        sequences: list[FeatureArray] = []
         count = 0
         for id_, sequence in items:
             spans[id_] = [count, count + len(sequence)]

@@ -33,7 +33,15 @@ SCRIPTS = {
 """How many of the best-scored pieces of each script are kept, besides those that the corpora use."""
 
 
-def build_encoders(models: Path, data: Path, out: Path, corpora: Sequence[str], pieces: int = 38_000) -> None:
+def build_encoders(
+    models: Path,
+    data: Path,
+    out: Path,
+    corpora: Sequence[str],
+    pieces: int = 38_000,
+    text_source: str = "intfloat/multilingual-e5-small",
+    speech_source: str = "openai/whisper-base",
+) -> None:
     """Write `text_encoder.safetensors`, `tokenizer.json` and `speech_encoder.safetensors`, with their options.
 
     Args:
@@ -42,13 +50,19 @@ def build_encoders(models: Path, data: Path, out: Path, corpora: Sequence[str], 
         out: where to write.
         corpora: which corpora.
         pieces: size of the vocabulary.
+        text_source: what the manifest says of the text encoder's origin: repo@revision.
+        speech_source: the same of the speech encoder.
     """
     out.mkdir(parents=True, exist_ok=True)
     texts = [utterance.text for utterance in load(data, corpora) if utterance.text]
     text_options = prune_text_encoder(models / "multilingual-e5-small", out, texts, pieces)
     folder = next(path for name in ("whisper-base-encoder", "whisper-base") if (path := models / name).exists())
     speech_options = cut_speech_encoder(folder, out)
-    options = {"text_encoder": text_options.model_dump(), "speech_encoder": speech_options.model_dump()}
+    options = {
+        "text_encoder": text_options.model_dump(),
+        "speech_encoder": speech_options.model_dump(),
+        "sources": {"text_encoder": text_source, "speech_encoder": speech_source},
+    }
     (out / "encoders.json").write_text(json.dumps(options, indent=1))
 
 

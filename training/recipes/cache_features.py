@@ -13,8 +13,7 @@ from shared.modeling.encoders import SpeechEncoder, TextEncoder
 from shared.modeling.loading import load_encoders
 from training.data.augment import AUGMENTATIONS
 from training.data.corpus import Utterance
-from training.data.features import FeatureFile
-from training.data.features import Sequence as Features
+from training.data.features import FeatureArray, FeatureFile
 from training.data.load import load
 
 
@@ -53,7 +52,7 @@ def cache_features(
 
 
 @torch.inference_mode()
-def _text_features(encoder: TextEncoder, batches: Iterable[Sequence[str]]) -> Iterator[tuple[str, Features]]:
+def _text_features(encoder: TextEncoder, batches: Iterable[Sequence[str]]) -> Iterator[tuple[str, FeatureArray]]:
     for texts in batches:
         tokens = encoder(texts)
         for text, features, mask in zip(texts, tokens.features, tokens.mask, strict=True):
@@ -63,7 +62,7 @@ def _text_features(encoder: TextEncoder, batches: Iterable[Sequence[str]]) -> It
 @torch.inference_mode()
 def _voice_features(
     encoder: SpeechEncoder, utterances: Iterable[Utterance], name: str
-) -> Iterator[tuple[str, Features]]:
+) -> Iterator[tuple[str, FeatureArray]]:
     for utterance in utterances:
         assert utterance.audio is not None
         rng = np.random.default_rng(crc32(f"{name} {utterance.id}".encode()))

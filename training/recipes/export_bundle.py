@@ -14,6 +14,7 @@ from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.domain.emotion import EKMAN7
 from shared.modeling.fusion import CrossAttentionFusion
 from shared.modeling.loading import MANIFEST, sha256
+from shared.modeling.weights import REVISIONS
 from training.data import goemotions, meld, ravdess, urdu_latif, xed
 from training.data.corpus import Split, Utterance
 from training.data.dataset import Features
@@ -41,6 +42,7 @@ def export_bundle(
     out: Path,
     name: str = "compact",
     version: str = "1",
+    licence: str = "as its training data allow",
     cross_validation: Path | None = None,
 ) -> None:
     """Calibrate on the validation splits, measure, and write the bundle to `out`.
@@ -53,6 +55,7 @@ def export_bundle(
         out: the bundle's folder.
         name: the bundle's.
         version: the bundle's.
+        licence: the bundle's, as the manifest states it.
         cross_validation: written by `evaluate` with `folds`; its figures go into the manifest.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -70,17 +73,17 @@ def export_bundle(
         name=name,
         version=version,
         label_space=EKMAN7,
-        asr=Component(kind="faster_whisper", source="Systran/faster-whisper-base", licence="MIT"),
+        asr=Component(kind="faster_whisper", source=f"Systran/faster-whisper-base@{REVISIONS['base']}", licence="MIT"),
         text_encoder=Component(
             kind="xlmr_vocabulary_bert",
-            source="intfloat/multilingual-e5-small, its vocabulary pruned",
+            source=f"{options['sources']['text_encoder']}, its vocabulary pruned",
             licence="MIT",
             files=_digests(out, "text_encoder.safetensors", "tokenizer.json"),
             options=options["text_encoder"],
         ),
         speech_encoder=Component(
             kind="whisper_encoder",
-            source="openai/whisper-base, its encoder without the last layer",
+            source=f"{options['sources']['speech_encoder']}, its encoder without the last layer",
             licence="MIT",
             files=_digests(out, "speech_encoder.safetensors"),
             options=options["speech_encoder"],
@@ -88,7 +91,7 @@ def export_bundle(
         fusion=Component(
             kind="cross_attention",
             source="trained by Tenor's recipes on the corpora below",
-            licence="see LICENSE.md",
+            licence=licence,
             files=_digests(out, "fusion.safetensors"),
             options=trained.fusion.model_dump(),
         ),
@@ -98,7 +101,7 @@ def export_bundle(
             "cross_validation": {} if cross_validation is None else _summary(json.loads(cross_validation.read_text())),
         },
         training_data=[{"name": corpus, "licence": LICENCES[corpus]} for corpus in trained.corpora],
-        licence="research and other non-commercial use only, see LICENSE.md",
+        licence=licence,
     )
     text = yaml.safe_dump(bundle.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (out / MANIFEST).write_text(text, encoding="utf-8")
@@ -139,12 +142,15 @@ def best_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(found.x)
 
 
-def abstention_threshold(confidence: np.ndarray, right: np.ndarray, width: float = 0.05) -> float:
-    """The lowest confidence, in steps of 0.01, about which no more answers than `ACCEPTED_RISK` are wrong."""
-    for step in range(10, 100):
+def abstention_threshold(confidence: np.ndarray, right: np.ndarray, width: float = 0.05, enough: int = 50) -> float:
+    """The lowest confidence, in steps of 0.01, from which upward no more answers than `ACCEPTED_RISK` are wrong.
+
+    Answers are counted within `width` of a step; where there are not `enough`, a step says nothing.
+    """
+    for step in range(100, -1, -1):
         near = np.abs(confidence - step / 100) <= width
-        if near.any() and 1 - right[near].mean() <= ACCEPTED_RISK:
-            return step / 100
+        if near.sum() >= enough and 1 - right[near].mean() > ACCEPTED_RISK:
+            return min(step + 1, 100) / 100
     return 0.0
 
 

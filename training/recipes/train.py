@@ -189,7 +189,7 @@ def _validation(
 ) -> dict[str, DataLoader[object]]:
     held_out = [u for u in utterances if u.split is Split.validation]
     sets = {
-        name: EvaluationSet(features, [u for u in held_out if u.corpus == corpus][:4000], text=text, voice=voice)
+        name: EvaluationSet(features, [u for u in held_out if u.corpus == corpus], text=text, voice=voice)
         for name, (corpus, text, voice) in VIEWS.items()
         if corpus in corpora
     }

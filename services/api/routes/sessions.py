@@ -15,6 +15,8 @@ from shared.errors import InvalidRequest, Unavailable
 
 _log = logging.getLogger(__name__)
 
+_LARGEST_INDEX = 2**31 - 1
+
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
 
@@ -64,11 +66,10 @@ def _delete_sound(res: Resources, uris: Sequence[str]) -> None:
     try:
         for uri in uris:
             res.blobs.delete(uri)
+        with res.database.transaction() as transaction:
+            transaction.recordings.forget(uris)
     except Unavailable as error:
         _log.warning("deletion is left to the sweeper: %s", error.detail)
-        return
-    with res.database.transaction() as transaction:
-        transaction.recordings.forget(uris)
 
 
 def _cursor(index: int) -> str:
@@ -78,7 +79,7 @@ def _cursor(index: int) -> str:
 def _index(cursor: str) -> int:
     try:
         word, _, index = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
-        if word == "turn" and index.isdecimal():
+        if word == "turn" and index.isdecimal() and int(index) <= _LARGEST_INDEX:
             return int(index)
     except (binascii.Error, ValueError):
         pass

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
@@ -19,23 +20,27 @@ from shared.domain.access import ApiKey
 from shared.domain.conversation import Session
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Message
-from shared.errors import AudioTooLong, InvalidRequest, TextTooLong
+from shared.errors import AudioTooLong, InvalidRequest, TenorError, TextTooLong, Unavailable
 from shared.queue import ANALYZE_TURN, INTERACTIVE
 from shared.store.database import Transaction
 
 router = APIRouter(prefix="/v1", tags=["turns"])
 
 _UPLOAD_PATIENCE = timedelta(hours=1)
-_POLL_S = 0.05
+_FIRST_POLL_S = 0.05
+_LONGEST_POLL_S = 0.2
+_FIELDS = TurnIn.model_json_schema(ref_template="#/components/schemas/{model}")
+_FIELDS.pop("$defs")  # the answer's schema brings them into the components
 
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": TurnIn.model_json_schema()},
+            "application/json": {"schema": _FIELDS},
             "multipart/form-data": {
                 "schema": {
-                    **TurnIn.model_json_schema(),
+                    **_FIELDS,
+                    "examples": [{"audio": "@hello.wav", "speaker": "Ada", "role": "customer"}],
                     "required": ["audio"],
                     "properties": {
                         "audio": {
@@ -43,7 +48,7 @@ _BODY: dict[str, Any] = {
                             "format": "binary",
                             "description": "WAV, FLAC, MP3, Ogg, Opus, M4A or WebM; any rate, mono or stereo",
                         },
-                        **TurnIn.model_json_schema()["properties"],
+                        **_FIELDS["properties"],
                     },
                 }
             },
@@ -69,17 +74,20 @@ async def add_turn(session_id: UUID, request: Request, response: Response, res: 
 @router.get("/turns/{turn_id}", summary="Read a turn and its prediction")
 async def read_turn(
     turn_id: UUID,
+    request: Request,
     res: Res,
     key: Reader,
     wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for the turn to be done")] = 0,
 ) -> TurnOut:
     deadline = time.monotonic() + wait
-    while True:
+    pause = _FIRST_POLL_S
+    found = await run_in_threadpool(_turn, res, key, turn_id)
+    while not found.job.ended and time.monotonic() < deadline and not await request.is_disconnected():
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.2, _LONGEST_POLL_S)
         found = await run_in_threadpool(_turn, res, key, turn_id)
-        if found.job.ended or time.monotonic() >= deadline:
-            await run_in_threadpool(_audit, res, key, found.turn.session_id)
-            return TurnOut.of(found)
-        await asyncio.sleep(_POLL_S)
+    await run_in_threadpool(_audit, res, key, found.turn.session_id)
+    return TurnOut.of(found)
 
 
 def _session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
@@ -106,7 +114,8 @@ def _accept(res: Resources, session: Session, body: TurnIn, upload: UploadFile |
     else:
         accepted, message = _store_audio(res, session, body, upload)
     sent = res.queue.send([message])
-    with res.database.transaction() as transaction:
+    # The turn is stored, so the answer is yes: a message that could not be struck off is sent twice, and done once.
+    with suppress(Unavailable), res.database.transaction() as transaction:
         transaction.jobs.sent(sent)
     return accepted
 
@@ -127,6 +136,16 @@ def _store_audio(res: Resources, session: Session, body: TurnIn, upload: UploadF
     uri = new_uri(session.tenant_id, session.id)
     with res.database.transaction() as transaction:
         transaction.recordings.announce(uri, _UPLOAD_PATIENCE)
+    try:
+        return _claim(res, session, body, upload, uri, info)
+    except TenorError:
+        _delete(res, uri)
+        raise
+
+
+def _claim(
+    res: Resources, session: Session, body: TurnIn, upload: UploadFile, uri: str, info: audio.AudioInfo
+) -> tuple[AnalyzedTurn, Message]:
     upload.file.seek(0)
     sha256 = res.blobs.put(uri, upload.file)
     with res.database.transaction() as transaction:
@@ -141,6 +160,13 @@ def _store_audio(res: Resources, session: Session, body: TurnIn, upload: UploadF
             retention=res.settings.audio_retention if session.consent.retain_audio else None,
         )
         return _add(transaction, res, session, body, recording.id)
+
+
+def _delete(res: Resources, uri: str) -> None:
+    """Sound that became no turn goes at once; where it cannot, it goes once its announcement is old."""
+    with suppress(Unavailable), res.database.transaction() as transaction:
+        res.blobs.delete(uri)
+        transaction.recordings.forget([uri])
 
 
 def _add(
