@@ -1,5 +1,6 @@
 """Cross-attention fusion: words and voice, either of which may be missing, into an emotion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,22 @@ class CrossAttentionFusion(nn.Module):
         sound_read = Tokens(self.voice_cross(sound, words), sound.mask)
         state = self.head(torch.cat([self.text_pool(words_heard), self.voice_pool(sound_read)], dim=-1))
         return Fused(self.emotion(state), torch.tanh(self.valence(state)).squeeze(-1))
+
+
+class FusionEnsemble(nn.Module):
+    """Fusions trained alike from different seeds; their logits and valences are averaged."""
+
+    def __init__(self, members: Sequence[CrossAttentionFusion]) -> None:
+        super().__init__()
+        self.config = members[0].config
+        self.members = nn.ModuleList(members)
+
+    def forward(self, text: Tokens, voice: Tokens) -> Fused:
+        fused: list[Fused] = [member(text, voice) for member in self.members]
+        return Fused(
+            torch.stack([one.logits for one in fused]).mean(dim=0),
+            torch.stack([one.valence for one in fused]).mean(dim=0),
+        )
 
 
 class Standardization(nn.Module):

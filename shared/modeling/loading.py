@@ -16,7 +16,7 @@ from torch import nn
 from shared.domain.bundle import Component, ModelBundle
 from shared.errors import BundleError
 from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
-from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
+from shared.modeling.fusion import CrossAttentionFusion, FusionConfig, FusionEnsemble
 
 SHIPPED = Path(__file__).parents[1] / "bundles"
 MANIFEST = "bundle.yaml"
@@ -101,10 +101,12 @@ def load_encoders(folder: Path) -> tuple[TextEncoder, SpeechEncoder]:
     )
 
 
-def load_fusion(folder: Path, component: Component) -> CrossAttentionFusion:
-    """A component of kind `cross_attention`."""
+def load_fusion(folder: Path, component: Component) -> FusionEnsemble:
+    """A component of kind `cross_attention`: every file of it holds one member's weights."""
     config = _options(component, "cross_attention", FusionConfig.model_validate)
-    return _with_weights(CrossAttentionFusion(config), folder / _file(component, ".safetensors"))
+    if not component.files:
+        raise BundleError("a component of kind 'cross_attention' needs a .safetensors file")
+    return FusionEnsemble([_with_weights(CrossAttentionFusion(config), folder / name) for name in component.files])
 
 
 def _options(component: Component, kind: str, validate: Callable[[object], Config]) -> Config:

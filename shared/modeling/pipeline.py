@@ -16,7 +16,7 @@ from shared.domain.emotion import EmotionScores, LabelSpace, Modality, Reading
 from shared.domain.transcript import Transcript
 from shared.errors import SetupError
 from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
-from shared.modeling.fusion import CrossAttentionFusion
+from shared.modeling.fusion import FusionEnsemble
 from shared.modeling.loading import (
     bundle_folder,
     load_fusion,
@@ -45,11 +45,13 @@ class Pipeline:
         self,
         bundle: ModelBundle,
         text_encoder: TextEncoder,
-        fusion: CrossAttentionFusion,
+        fusion: FusionEnsemble,
         load_speech: Callable[[], SpeechEncoder],
         load_transcriber: Callable[[], Transcriber],
+        device: str = "cpu",
     ) -> None:
         self.bundle = bundle
+        self._device = device
         self._text_encoder = text_encoder
         self._fusion = fusion
         self._load_speech = load_speech
@@ -73,6 +75,7 @@ class Pipeline:
             load_fusion(folder, bundle.fusion).to(device),
             lambda: load_speech_encoder(folder, bundle.speech_encoder).to(device),
             load_transcriber,
+            device,
         )
 
     def analyze(self, *, samples: Samples | None, text: str | None, language: str | None = None) -> Analysis:
@@ -145,18 +148,14 @@ class Pipeline:
         return _reading(self.bundle, fused.logits, fused.valence, words is not None, voice is not None)
 
     def _no_text(self) -> Tokens:
-        weight = self._fusion.no_text
-        return Tokens(
-            weight.new_zeros(1, 1, self._fusion.config.text_width),
-            torch.zeros(1, 1, dtype=torch.bool, device=weight.device),
-        )
+        return Tokens(torch.zeros(1, 1, self._fusion.config.text_width, device=self._device), self._nothing())
 
     def _no_voice(self) -> Tokens:
-        weight, config = self._fusion.no_voice, self._fusion.config
-        return Tokens(
-            weight.new_zeros(1, 1, config.voice_layers, config.voice_width),
-            torch.zeros(1, 1, dtype=torch.bool, device=weight.device),
-        )
+        config = self._fusion.config
+        return Tokens(torch.zeros(1, 1, config.voice_layers, config.voice_width, device=self._device), self._nothing())
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(1, 1, dtype=torch.bool, device=self._device)
 
 
 def load_pipeline(settings: Settings) -> Pipeline:

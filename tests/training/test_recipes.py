@@ -64,7 +64,8 @@ def test_every_configuration_makes_a_bundle_that_is_served(
     assert (figures["ravdess voice"]["count"], figures["urdu_latif voice"]["count"]) == (24, 11)
 
     bundle = tmp_path / "bundle"
-    exported = [f"--encoders={encoders}", f"--run={tmp_path / 'run'}", f"--cross_validation={folds}", "--version=2"]
+    runs = f"--runs=[{tmp_path / 'run'},{tmp_path / 'fold0'}]"
+    exported = [f"--encoders={encoders}", runs, f"--cross_validation={folds}", "--version=2"]
     recipe(monkeypatch, "export_bundle", *places, *exported, f"--out={bundle}")
     manifest = read_manifest(bundle)
     assert manifest.version == "2"
@@ -142,7 +143,7 @@ def test_the_seed_decides_the_weights(data: Path, cache: Path, tmp_path: Path) -
 @pytest.mark.parametrize("corpora", [["urdu_latif"], ["goemotions"]], ids=["voices", "texts"])
 def test_a_bundle_of_one_modality(data: Path, cache: Path, encoders: Path, tmp_path: Path, corpora: list[str]) -> None:
     short_training(data, cache, tmp_path / "run", corpora, epochs=1)
-    export_bundle(data, cache, encoders, tmp_path / "run", tmp_path / "bundle")
+    export_bundle(data, cache, encoders, [tmp_path / "run"], tmp_path / "bundle")
     calibration = yaml.safe_load((tmp_path / "bundle" / MANIFEST).read_text())["calibration"]
     assert calibration["temperature"] == 1.0
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.modeling.encoders import Tokens
-from shared.modeling.fusion import CrossAttentionFusion, Fused, FusionConfig, Standardization
+from shared.modeling.fusion import CrossAttentionFusion, Fused, FusionConfig, FusionEnsemble, Standardization
 
 CONFIG = FusionConfig(
     text_width=6, voice_width=5, voice_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8
@@ -81,3 +81,14 @@ def test_a_feature_that_never_changes_stays_finite() -> None:
     standardization = Standardization(3)
     standardization.fit(torch.full((10, 3), 4.0))
     assert standardization(torch.full((1, 3), 4.0)).tolist() == [[0, 0, 0]]
+
+
+def test_an_ensemble_averages_its_members() -> None:
+    torch.manual_seed(1)
+    members = [CrossAttentionFusion(CONFIG).eval() for _ in range(3)]
+    words, sounds = Tokens.padded([text(4)]), Tokens.padded([voice(5)])
+    with torch.inference_mode():
+        together = FusionEnsemble(members)(words, sounds)
+        alone = [member(words, sounds) for member in members]
+    torch.testing.assert_close(together.logits, sum(one.logits for one in alone) / 3)
+    torch.testing.assert_close(together.valence, sum(one.valence for one in alone) / 3)

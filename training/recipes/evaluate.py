@@ -9,12 +9,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from shared.modeling.fusion import CrossAttentionFusion
+from shared.modeling.fusion import CrossAttentionFusion, FusionEnsemble
 from training.data.corpus import Split, Utterance
 from training.data.dataset import EvaluationSet, Features, collate
 from training.data.load import load
 from training.metrics import Metrics, metrics
 from training.recipes.train import VIEWS, Run, fold_of
+
+Fusion = CrossAttentionFusion | FusionEnsemble
 
 
 def evaluate(
@@ -30,13 +32,14 @@ def evaluate(
     Args:
         data: holds the corpora.
         cache: written by `cache_features`.
-        runs: folders written by `train`: one, or with `folds` one a fold, in order.
+        runs: folders written by `train`: they are averaged, or with `folds` one a fold, in order.
         out: the JSON file.
         split: which utterances, unless there are folds.
         folds: cross-validation: every spoken utterance is read by the run that did not train on its speaker.
     """
     loaded = [load_run(run) for run in runs]
     models = [model for _, model in loaded]
+    ensemble = FusionEnsemble(models)
     corpora = loaded[0][0].corpora
     utterances = load(data, corpora)
     features = Features(cache, corpora, ["original"])
@@ -44,7 +47,7 @@ def evaluate(
     for name, (corpus, text, voice) in VIEWS.items():
         chosen = [u for u in utterances if u.corpus == corpus]
         if folds is None:
-            parts = [(models[0], [u for u in chosen if u.split is split])]
+            parts: list[tuple[Fusion, list[Utterance]]] = [(ensemble, [u for u in chosen if u.split is split])]
         elif voice:
             parts = [
                 (model, [u for u in chosen if u.split is not Split.test and fold_of(u, folds) == i])
@@ -76,7 +79,7 @@ def load_run(folder: Path) -> tuple[Run, CrossAttentionFusion]:
 
 @torch.inference_mode()
 def predict(
-    model: CrossAttentionFusion, features: Features, utterances: Sequence[Utterance], *, text: bool, voice: bool
+    model: Fusion, features: Features, utterances: Sequence[Utterance], *, text: bool, voice: bool
 ) -> tuple[list[Utterance], NDArray[np.floating], NDArray[np.floating]]:
     """The utterances that have the modalities, their logits, shape [count, categories], and their valence."""
     examples = EvaluationSet(features, utterances, text=text, voice=voice)

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.domain.emotion import EKMAN7
-from shared.modeling.fusion import CrossAttentionFusion
+from shared.modeling.fusion import FusionEnsemble
 from shared.modeling.loading import MANIFEST, sha256
 from shared.modeling.weights import REVISIONS
 from training.data import goemotions, meld, ravdess, urdu_latif, xed
@@ -20,7 +20,7 @@ from training.data.corpus import Split, Utterance
 from training.data.dataset import Features
 from training.data.load import load
 from training.metrics import metrics
-from training.recipes.evaluate import load_run, predict, softmax
+from training.recipes.evaluate import Fusion, load_run, predict, softmax
 from training.recipes.train import VIEWS
 
 LICENCES = {
@@ -38,7 +38,7 @@ def export_bundle(
     data: Path,
     cache: Path,
     encoders: Path,
-    run: Path,
+    runs: Sequence[Path],
     out: Path,
     name: str = "compact",
     version: str = "1",
@@ -51,7 +51,7 @@ def export_bundle(
         data: holds the corpora.
         cache: written by `cache_features`.
         encoders: written by `build_encoders`.
-        run: written by `train`.
+        runs: written by `train` with different seeds; they are averaged.
         out: the bundle's folder.
         name: the bundle's.
         version: the bundle's.
@@ -62,9 +62,12 @@ def export_bundle(
     for source in (encoders / "text_encoder.safetensors", encoders / "tokenizer.json"):
         shutil.copyfile(source, out / source.name)
     shutil.copyfile(encoders / "speech_encoder.safetensors", out / "speech_encoder.safetensors")
-    shutil.copyfile(run / "fusion.safetensors", out / "fusion.safetensors")
+    fusions = [f"fusion-{number}.safetensors" for number in range(1, len(runs) + 1)]
+    for run, name_in_bundle in zip(runs, fusions, strict=True):
+        shutil.copyfile(run / "fusion.safetensors", out / name_in_bundle)
     options = json.loads((encoders / "encoders.json").read_text())
-    trained, model = load_run(run)
+    loaded = [load_run(run) for run in runs]
+    trained, model = loaded[0][0], FusionEnsemble([member for _, member in loaded])
     utterances = load(data, trained.corpora)
     features = Features(cache, trained.corpora, ["original"])
     held_out = {split: [u for u in utterances if u.split is split] for split in (Split.validation, Split.test)}
@@ -92,7 +95,7 @@ def export_bundle(
             kind="cross_attention",
             source="trained by Tenor's recipes on the corpora below",
             licence=licence,
-            files=_digests(out, "fusion.safetensors"),
+            files=_digests(out, *fusions),
             options=trained.fusion.model_dump(),
         ),
         calibration=calibration,
@@ -107,7 +110,7 @@ def export_bundle(
     (out / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def calibrate(model: CrossAttentionFusion, features: Features, utterances: Sequence[Utterance]) -> Calibration:
+def calibrate(model: Fusion, features: Features, utterances: Sequence[Utterance]) -> Calibration:
     """The temperatures that make the true labels most likely, and the confidence from which half are right."""
     temperatures: dict[str, float] = {}
     confidences, rights = [], []
@@ -155,7 +158,7 @@ def abstention_threshold(confidence: np.ndarray, right: np.ndarray, width: float
 
 
 def measure(
-    model: CrossAttentionFusion, features: Features, utterances: Sequence[Utterance], calibration: Calibration
+    model: Fusion, features: Features, utterances: Sequence[Utterance], calibration: Calibration
 ) -> dict[str, dict[str, float]]:
     """The figures of every view, calibrated as they are served."""
     results = {}
