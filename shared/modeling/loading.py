@@ -17,6 +17,7 @@ from shared.domain.bundle import Component, ModelBundle
 from shared.errors import BundleError
 from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
 from shared.modeling.fusion import CrossAttentionFusion, FusionConfig, FusionEnsemble
+from shared.modeling.quantization import dequantized
 
 SHIPPED = Path(__file__).parents[1] / "bundles"
 MANIFEST = "bundle.yaml"
@@ -127,7 +128,7 @@ def _file(component: Component, ending: str) -> str:
 
 def _with_weights(module: Module, path: Path) -> Module:
     try:
-        module.load_state_dict(load_file(path))
-    except (RuntimeError, OSError, SafetensorError) as error:
+        module.load_state_dict(dequantized(load_file(path)))
+    except (KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise BundleError(f"{path} does not fit the options in its manifest: {error}") from error
     return module.float().eval().requires_grad_(False)

@@ -42,7 +42,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
     """Each text's features are the number of its label, each voice's the number of its augmentation."""
     cache = tmp_path_factory.mktemp("cache")
     for corpus, utterances in {"ravdess": ACTED, "urdu_latif": HEARD, "meld": READ, "xed": POSTED}.items():
-        texts = [(u.id, np.full((3, 16), u.label, np.float16)) for u in utterances]
+        texts = [(u.id, np.full((3, 32), u.label, np.float16)) for u in utterances]
         FeatureFile.write(cache / corpus / "text", texts)
         for name, value in WAYS.items() if utterances[0].audio else ():
             FeatureFile.write(
@@ -219,7 +219,7 @@ def test_mixed_voices_have_mixed_targets_of_which_the_first_is_larger(seed: int)
 
 
 def test_texts_are_not_mixed() -> None:
-    batch = collate([Example(written("xed", i), torch.ones(3, 16), None) for i in range(3)], FUSION)
+    batch = collate([Example(written("xed", i), torch.ones(3, 32), None) for i in range(3)], FUSION)
     assert batch.mixed(0.5) is batch
 
 

@@ -14,10 +14,11 @@ from transformers import BertConfig, BertModel
 
 from shared.modeling.encoders import TextEncoderConfig
 from shared.modeling.loading import load_encoders
+from shared.modeling.quantization import dequantized
 from tests.sounds import tone
 from tests.training.conftest import xlmr_tokenizer
 from tests.unit.tiny import SPEECH, TEXT
-from training.recipes.build_encoders import SCRIPTS, build_encoders, prune_text_encoder
+from training.recipes.build_encoders import build_encoders, prune_text_encoder
 
 EMBEDDINGS = "embeddings.word_embeddings.weight"
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -27,7 +28,7 @@ KEPT_LETTERS = "abcdefghijklmnopqrstuvwxyzабвгдежзиклмнопрсту
 @pytest.fixture(scope="module")
 def pruned(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pruned")
-    prune_text_encoder(models / "multilingual-e5-small", out, ["the lovely day"], pieces=1_000)
+    prune_text_encoder(models / "multilingual-e5-small", out)
     return out
 
 
@@ -47,11 +48,11 @@ def test_ids_are_those_of_the_same_pieces_with_the_same_embeddings(
     tokenizer: Tokenizer, pruned: Path, models: Path
 ) -> None:
     before = load_file(models / "multilingual-e5-small" / "model.safetensors")[EMBEDDINGS]
-    after = load_file(pruned / "text_encoder.safetensors")[f"bert.{EMBEDDINGS}"]
+    after = dequantized(load_file(pruned / "text_encoder.safetensors"))[f"bert.{EMBEDDINGS}"]
     old = xlmr_tokenizer()
     assert len(after) == tokenizer.get_vocab_size()
     for piece, id_ in tokenizer.get_vocab().items():
-        assert after[id_].equal(before[old.token_to_id(piece)].half())
+        torch.testing.assert_close(after[id_], before[old.token_to_id(piece)], atol=0.01, rtol=0)
 
 
 def test_texts_in_kept_scripts_are_cut_into_the_same_pieces_between_the_same_marks(tokenizer: Tokenizer) -> None:
@@ -73,41 +74,23 @@ def test_a_script_that_is_not_kept_is_unknown(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_to_id("<unk>") in tokenizer.encode("中国").ids
 
 
-def test_the_corpora_keep_their_pieces_beyond_their_scripts_share(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The special pieces' names are Latin letters, and count.
-    monkeypatch.setitem(SCRIPTS, "LATIN", 4 + 1)
-    prune_text_encoder(models / "multilingual-e5-small", tmp_path, ["train"], pieces=1_000)
-    kept = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
-    assert {"▁the", "▁train"} <= set(kept)
-    assert not {"▁day", "▁lovely", "▁what"} & set(kept)
-
-
-def test_a_small_vocabulary_keeps_the_best_pieces(models: Path, tmp_path: Path) -> None:
-    least = len({*SPECIAL, *KEPT_LETTERS, ",", ".", "▁"})
-    config = prune_text_encoder(models / "multilingual-e5-small", tmp_path, [], pieces=least + 2)
-    kept = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
-    assert config.vocabulary == len(kept) == least + 2
-    assert {"▁the", "▁day"} <= set(kept)
-
-
 @torch.inference_mode()
 def test_the_built_encoders_read_as_the_pretrained_ones(
-    models: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The recipe's shapes are those of the real models.
     shape = TEXT.model_dump(exclude={"vocabulary", "padding_id"})
     module = "training.recipes.build_encoders"
     monkeypatch.setattr(f"{module}.TextEncoderConfig", partial(TextEncoderConfig, **shape))
     monkeypatch.setattr(f"{module}.SpeechEncoderConfig", lambda: SPEECH)
-    build_encoders(models, data, tmp_path, ["meld", "xed"])
+    build_encoders(models, tmp_path)
     text_encoder, speech_encoder = load_encoders(tmp_path)
 
     text = "what the lovely day"
     ids = xlmr_tokenizer().encode(TEXT.prefix + text).ids
     expected = _original(models)(torch.tensor([ids])).last_hidden_state
-    torch.testing.assert_close(text_encoder([text]).features, expected, atol=1e-2, rtol=1e-2)
+    # Four bits are coarse for random weights as small as these.
+    torch.testing.assert_close(text_encoder([text]).features, expected, atol=0.25, rtol=0.1)
 
     state = load_file(models / "whisper-base" / "model.safetensors")
     for name, tensor in speech_encoder.state_dict().items():

@@ -20,10 +20,10 @@ from shared.modeling.loading import MANIFEST, sha256
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.transcriber import Transcriber
 
-TEXT = TextEncoderConfig(vocabulary=40, width=16, layers=1, heads=2, hidden=32, positions=64, max_tokens=64)
+TEXT = TextEncoderConfig(vocabulary=40, width=32, layers=1, heads=2, hidden=32, positions=64, max_tokens=64)
 SPEECH = SpeechEncoderConfig(width=16, layers=2, heads=2, hidden=32, first_layer=1, positions=100)
 FUSION = FusionConfig(
-    text_width=16, voice_width=16, voice_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8
+    text_width=32, voice_width=16, voice_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8
 )
 
 
