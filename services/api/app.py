@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from services.api import errors
 from services.api.body import BodyLimit
@@ -41,7 +42,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         database.close()
 
-    app = FastAPI(
+    # Its pages of documentation come from here and not from a CDN, which a clinic's network may not reach.
+    app = FastAPIOffline(
         title="Tenor", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, responses=errors.RESPONSES
     )
     errors.install(app)

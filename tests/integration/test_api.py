@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -335,6 +336,14 @@ def test_the_openapi_document_describes_both_ways_to_send_a_turn(api: TestClient
     content = document["paths"]["/v1/sessions/{session_id}/turns"]["post"]["requestBody"]["content"]
     assert content.keys() == {"application/json", "multipart/form-data"}
     assert all(part["schema"]["examples"] for part in content.values())
+
+
+def test_the_documentation_asks_no_other_server(api: TestClient) -> None:
+    page = api.get("/docs").text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert sources
+    assert all(api.get(source).status_code == 200 for source in sources if source.startswith("/"))
+    assert not [source for source in sources if "//" in source]
 
 
 def references(document: object) -> Iterator[str]:

@@ -71,6 +71,7 @@ def export_bundle(
     utterances = load(data, trained.corpora)
     features = Features(cache, trained.corpora, ["original"])
     held_out = {split: [u for u in utterances if u.split is split] for split in (Split.validation, Split.test)}
+    folds = {} if cross_validation is None else json.loads(cross_validation.read_text())
     calibration = calibrate(model, features, held_out[Split.validation])
     bundle = ModelBundle(
         name=name,
@@ -101,7 +102,7 @@ def export_bundle(
         calibration=calibration,
         metrics={
             **{split.value: measure(model, features, part, calibration) for split, part in held_out.items() if part},
-            "cross_validation": {} if cross_validation is None else _summary(json.loads(cross_validation.read_text())),
+            "cross_validation": {name: _summary(result) for name, result in folds.items()},
         },
         training_data=[{"name": corpus, "licence": LICENCES[corpus]} for corpus in trained.corpora],
         licence=licence,
@@ -160,8 +161,12 @@ def abstention_threshold(confidence: np.ndarray, right: np.ndarray, width: float
 def measure(
     model: Fusion, features: Features, utterances: Sequence[Utterance], calibration: Calibration
 ) -> dict[str, dict[str, float]]:
-    """The figures of every view, calibrated as they are served."""
-    results = {}
+    """The figures of every view, calibrated as they are served.
+
+    `answered` is the share of utterances for which no abstention is due, `answered_accuracy` how many of them are
+    right; the other figures count all.
+    """
+    figures = {}
     for name, (corpus, text, voice) in VIEWS.items():
         part = [u for u in utterances if u.corpus == corpus]
         found, logits, _ = predict(model, features, part, text=text, voice=voice)
@@ -173,9 +178,14 @@ def measure(
                 if text
                 else calibration.audio_temperature
             )
-            result = metrics([u.label for u in found], softmax(logits, temperature))
-            results[name] = result.model_dump()
-    return _summary(results)
+            labels, probabilities = np.array([u.label for u in found]), softmax(logits, temperature)
+            answered = probabilities.max(axis=1) >= calibration.abstain_below
+            right = probabilities.argmax(axis=1) == labels
+            figures[name] = _summary(metrics(labels.tolist(), probabilities).model_dump()) | {
+                "answered": round(float(answered.mean()), 4),
+                "answered_accuracy": round(float(right[answered].mean()), 4) if answered.any() else 0.0,
+            }
+    return figures
 
 
 def _of(kind: str, utterances: Sequence[Utterance]) -> list[tuple[list[Utterance], bool, bool]]:
@@ -187,9 +197,8 @@ def _of(kind: str, utterances: Sequence[Utterance]) -> list[tuple[list[Utterance
     ]
 
 
-def _summary(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    kept = ("count", "weighted_f1", "uar", "ece")
-    return {name: {key: round(result[key], 4) for key in kept} for name, result in results.items()}
+def _summary(result: dict[str, float]) -> dict[str, float]:
+    return {key: round(result[key], 4) for key in ("count", "weighted_f1", "uar", "ece")}
 
 
 def _digests(folder: Path, *names: str) -> dict[str, str]:
