@@ -133,11 +133,7 @@ class Transcriber:
         return cls(whisper)
 
     def transcribe(
-        self,
-        samples: Samples,
-        language: str | None = None,
-        speech: Sequence[Span] | None = None,
-        words: bool = False,
+        self, samples: Samples, language: str | None = None, speech: Sequence[Span] | None = None
     ) -> Transcript:
         """The words of a recording of any length; no segments where nobody speaks.
 
@@ -146,7 +142,6 @@ class Transcriber:
             language: what is spoken, where that is known (`en`, or `en-GB`): it is not detected then, and the
                 transcript's `language_probability` is None. One that Whisper does not know is detected.
             speech: where somebody speaks, as `speech` tells, where that was asked before.
-            words: whether to time every word, which costs about a tenth more.
         """
         probability = None
         language = self._known_language(language)
@@ -162,14 +157,14 @@ class Transcriber:
         segments: list[Segment] = []
         for span in spans:
             stretch = window if span == longest else self._encode(samples, span)
-            segments += self._segments(samples, stretch, language, words)
+            segments += self._segments(samples, stretch, language)
         return _transcript(language, probability, tuple(segments))
 
     def warm_up(self) -> None:
         """Run everything once, so that the first turn is as fast as the next."""
         second = np.zeros(SAMPLE_RATE, np.float32)
         self._speech(second)
-        self._segments(second, self._encode(second, (0.0, 1.0)), "en", words=False)
+        self._segments(second, self._encode(second, (0.0, 1.0)), "en")
 
     def speech(self, samples: Samples) -> list[Span]:
         """Where somebody speaks: tight stretches, parted by pauses of at least 0.2 s."""
@@ -220,7 +215,7 @@ class Transcriber:
         token, probability = self._whisper.model.detect_language(window.encoded)[0][0]
         return token.strip("<|>"), probability
 
-    def _segments(self, samples: Samples, window: Window, language: str, words: bool) -> list[Segment]:
+    def _segments(self, samples: Samples, window: Window, language: str) -> list[Segment]:
         decoded = self._decode(window, language)
         if not window.full and decoded.failed:
             window = self._encode(samples, window.span, full=True)
@@ -231,9 +226,7 @@ class Transcriber:
             return []
         tokenizer = self._tokenizer(language)
         parts = list(_parts(decoded.tokens, tokenizer, _length(window.span)))
-        timed = (
-            self._words(window, tokenizer, [tokens for _, tokens in parts]) if words and parts else [()] * len(parts)
-        )
+        timed = self._words(window, tokenizer, [tokens for _, tokens in parts]) if parts else []
         segments = []
         for ((start, end), tokens), spoken in zip(parts, timed, strict=True):
             if text := tokenizer.decode(tokens).strip():

@@ -143,7 +143,7 @@ def test_what_is_known_of_the_speech_is_not_asked_again(transcriber: Transcriber
 
 @needs_weights
 def test_words_are_timed_within_their_segment(transcriber: Transcriber) -> None:
-    transcript = transcriber.transcribe(np.concatenate([silence(2), spoken("english")]), words=True)
+    transcript = transcriber.transcribe(np.concatenate([silence(2), spoken("english")]))
     assert transcript.text == " ".join(word.text for segment in transcript.segments for word in segment.words)
     for segment in transcript.segments:
         assert all(0 < word.probability <= 1 for word in segment.words)
