@@ -40,7 +40,7 @@ _BODY: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     **_FIELDS,
-                    "examples": [{"audio": "@hello.wav", "speaker": "Ada", "role": "customer"}],
+                    "examples": [{"audio": "@call.wav", "speaker": "Ada", "role": "customer"}],
                     "required": ["audio"],
                     "properties": {
                         "audio": {
