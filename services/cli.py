@@ -169,7 +169,8 @@ def bench(
         return
     table = Table("what", "median", "worst", "unit", "measured")
     for figure in figures:
-        table.add_row(figure.name, f"{figure.median:.3g}", f"{figure.worst:.3g}", figure.unit, f"{figure.count} times")
+        median, worst = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (figure.median, figure.worst))
+        table.add_row(figure.name, median, worst, figure.unit, f"{figure.count} times")
     _out.print(table)
 
 

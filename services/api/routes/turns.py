@@ -27,7 +27,7 @@ from shared.store.database import Transaction
 router = APIRouter(prefix="/v1", tags=["turns"])
 
 _UPLOAD_PATIENCE = timedelta(hours=1)
-_FIRST_POLL_S = 0.05
+_FIRST_POLL_S = 0.02
 _LONGEST_POLL_S = 0.2
 _FIELDS = TurnIn.model_json_schema(ref_template="#/components/schemas/{model}")
 _FIELDS.pop("$defs")  # the answer's schema brings them into the components
@@ -84,7 +84,7 @@ async def read_turn(
     found = await run_in_threadpool(_turn, res, key, turn_id)
     while not found.job.ended and time.monotonic() < deadline and not await request.is_disconnected():
         await asyncio.sleep(pause)
-        pause = min(pause * 1.2, _LONGEST_POLL_S)
+        pause = min(pause * 1.3, _LONGEST_POLL_S)
         found = await run_in_threadpool(_turn, res, key, turn_id)
     await run_in_threadpool(_audit, res, key, found.turn.session_id)
     return TurnOut.of(found)
