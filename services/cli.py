@@ -225,6 +225,7 @@ def audit(
         sys.stdout.write(json.dumps([event.model_dump(mode="json") for event in events]) + "\n")
         return
     table = Table("at", "action", "tenant", "key")
+    table.columns[3].overflow = "fold"
     for event in events:
         table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S %Z}", event.action, event.tenant, str(event.key_id))
     _out.print(table)
