@@ -1,7 +1,9 @@
 """The `tenor` command on real recordings and real models."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -85,6 +87,30 @@ def test_what_fails_is_named_and_the_rest_is_done(tmp_path: Path) -> None:
     ]
 
 
+def test_the_progress_bar_keeps_out_of_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "silence.wav").write_bytes(wav(np.zeros(SAMPLE_RATE, np.float32)))
+    terminal, stderr = pty.openpty()
+    command = [sys.executable, "-m", "services.cli", "analyze", tmp_path / "silence.wav", tmp_path / "silence.wav"]
+    with (tmp_path / "rows.jsonl").open("wb") as rows:
+        process = subprocess.Popen([*command, "--format", "jsonl"], stdout=rows, stderr=stderr)
+    os.close(stderr)
+    shown = b""
+    with contextlib.suppress(OSError):  # so a terminal ends
+        while chunk := os.read(terminal, 2**16):
+            shown += chunk
+    assert process.wait(60) == 0
+    assert b"Analysing" in shown
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_name_that_is_not_unicode_is_written_all_the_same(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    Path(os.fsdecode(name)).write_bytes(wav(np.zeros(SAMPLE_RATE, np.float32)))
+    result = tenor("analyze", os.fsdecode(name), "--format", "jsonl")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["file"].endswith("caf\\xe9.wav")
+
+
 def test_silence_and_noise_have_no_words_and_no_emotion(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sounds = {
@@ -138,16 +164,31 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
     assert "Usage" in result.stderr
 
 
-def test_a_bundle_that_is_nowhere_is_status_78() -> None:
-    result = tenor("analyze", "--text", "hello", env={"TENOR_BUNDLE": "nonesuch"})
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("TENOR_BUNDLE", "nonesuch", "one of compact"),
+        ("TENOR_WORKER_THREADS", "0", "TENOR_WORKER_THREADS"),
+        ("TENOR_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_a_wrong_setting_is_status_78(setting: str, value: str, said: str) -> None:
+    result = tenor("analyze", "--text", "hello", env={setting: value})
     assert result.returncode == 78
-    assert "nonesuch" in result.stderr
-    assert "compact" in result.stderr
+    assert said in result.stderr
+
+
+def test_missing_weights_are_said_once(tmp_path: Path) -> None:
+    recording = ASSETS / "calm.ogg"
+    result = tenor("analyze", recording, recording, env={"TENOR_WHISPER_DIR": str(tmp_path)})
+    assert result.returncode == 78
+    assert len(result.stderr.splitlines()) == 1
+    assert "TENOR_WHISPER_DIR" in result.stderr
 
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "serve", "worker", "migrate", "analyze", "bench", "keys create", "keys list", "keys revoke"],
+    ["run", "serve", "worker", "migrate", "analyze", "bench", "keys create", "keys list", "keys revoke", "audit"],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = tenor(*command.split(), "--help")
