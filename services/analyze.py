@@ -89,7 +89,7 @@ class Analyzer:
 
     def _file(self, file: Path) -> list[Row]:
         if not file.is_file():
-            raise NotFound("there is no such file")
+            raise NotFound("this is a folder: name its files" if file.is_dir() else "there is no such file")
         samples = decode(file)
         # A name need not be Unicode, but JSON is.
         name = str(file).encode(errors="surrogateescape").decode(errors="backslashreplace")

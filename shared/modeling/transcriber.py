@@ -52,6 +52,8 @@ WHISPERS_OWN_CODES = {"jv": "jw", "nb": "no"}
 """Javanese and Norwegian Bokmål, by their ISO 639-1 codes."""
 
 PAUSE_S = 0.2
+TURN_PAUSE_S = 1.0
+"""Between two turns of a long recording."""
 MIN_SPEECH_S = 0.1
 PAD_S = 0.4
 """Kept on each side of a stretch, since the detector is late on soft onsets."""
@@ -173,13 +175,14 @@ class Transcriber:
     def utterances(self, samples: Samples, max_s: float = 30.0) -> list[Span]:
         """The recording as one utterance if it is no longer than `max_s`, else cut into stretches of speech.
 
-        Cuts lie in the longest pauses, and within speech only where it goes on for longer than `max_s`. The silence
-        between is left out. Spans are in order, do not overlap and are at most `max_s` long.
+        Cuts lie in every pause of a second or more, and in a longer stretch in its longest pauses; within speech only
+        where it goes on for longer than `max_s`. The silence between is left out. Spans are in order, do not overlap
+        and are at most `max_s` long.
         """
         duration = samples.size / SAMPLE_RATE
         if duration <= max_s:
             return [(0.0, duration)]
-        return _split(self.speech(samples), duration, max_s)
+        return _split(self.speech(samples), duration, max_s, TURN_PAUSE_S)
 
     def _speech(self, samples: Samples) -> list[Span]:
         if samples.size < MIN_SPEECH_S * SAMPLE_RATE:
@@ -310,17 +313,20 @@ def _parts(tokens: Sequence[int], tokenizer: Tokenizer, duration: float) -> Iter
         yield (start, duration), text
 
 
-def _split(speech: Sequence[Span], duration: float, max_s: float) -> list[Span]:
-    """Stretches of speech of at most `max_s`, padded into the pauses beside them as far as there is room."""
+def _split(speech: Sequence[Span], duration: float, max_s: float, max_pause_s: float = np.inf) -> list[Span]:
+    """Stretches of speech of at most `max_s` and without a pause of `max_pause_s` or more.
+
+    They are padded into the pauses beside them as far as there is room.
+    """
     groups, waiting = [], [list(speech)] if speech else []
     while waiting:
         group = waiting.pop()
-        if group[-1][1] - group[0][0] <= max_s:
+        pauses = [after[0] - before[1] for before, after in pairwise(group)]
+        if group[-1][1] - group[0][0] <= max_s and max(pauses, default=0.0) < max_pause_s:
             groups.append((group[0][0], group[-1][1]))
         elif len(group) == 1:
             groups.extend(_hard_cuts(group[0], max_s))
         else:
-            pauses = [after[0] - before[1] for before, after in pairwise(group)]
             cut = int(np.argmax(pauses)) + 1
             waiting += [group[cut:], group[:cut]]  # the earlier half is taken first
     return _padded(groups, duration, max_s)
