@@ -38,12 +38,14 @@ PLUTCHIK = {"anger": 1, "disgust": 3, "fear": 4, "joy": 5, "sadness": 6, "surpri
 
 
 def write_data(folder: Path) -> Path:
-    """All five corpora."""
+    """All corpora."""
     write_ravdess(folder / "ravdess")
     write_urdu(folder / "urdu_latif")
     write_meld(folder / "meld")
     write_goemotions(folder / "goemotions_ekman")
     write_xed(folder / "xed")
+    write_tess(folder / "tess")
+    write_emot(folder / "indonlu_emot")
     return folder
 
 
@@ -59,6 +61,21 @@ def write_ravdess(folder: Path) -> None:
 def write_urdu(folder: Path) -> None:
     for number, (speaker, label) in enumerate(URDU_SPEAKERS.items(), start=1):
         _write_sound(folder / label / f"{speaker}_F{number}_{label[0]}{number:02}.wav", 100 + 20 * number)
+
+
+def write_tess(folder: Path) -> None:
+    for speaker in ("OAF", "YAF"):
+        for number, emotion in enumerate(("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")):
+            _write_sound(folder / f"{speaker}_{emotion}" / f"{speaker}_back_{emotion}.wav", 120 + 20 * number)
+
+
+def write_emot(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for part in ("train", "valid"):
+        with (folder / f"{part}_preprocess.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["label", "tweet"])
+            writer.writerows([label, f"{part}, {label}"] for label in ("anger", "fear", "happy", "love", "sadness"))
 
 
 def write_meld(folder: Path) -> None:

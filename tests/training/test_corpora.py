@@ -20,6 +20,7 @@ from training.data.corpus import (
     mapped,
     target,
     valence,
+    views,
 )
 from training.data.load import CORPORA, load
 
@@ -202,3 +203,36 @@ def test_the_same_utterance_in_two_splits_leaks_and_the_same_name_in_two_corpora
     with pytest.raises(Leakage, match="utterance 1"):
         check_leakage([utterance("1", "a", Split.train), utterance("1", "b", Split.test)])
     check_leakage([utterance("1", "a", Split.train), utterance("1", "a", Split.test, corpus="xed")])
+
+
+def test_tess_is_split_by_speaker_and_its_surprise_is_pleasant(data: Path) -> None:
+    utterances = by_id(load(data, ["tess"]))
+    assert utterances["OAF_back_angry"].split is Split.train
+    assert utterances["YAF_back_angry"].split is Split.validation
+    surprise = utterances["YAF_back_ps"]
+    assert (EKMAN7.categories[surprise.label], surprise.valence) == ("surprise", 1.0)
+    assert surprise.text == "Say the word back."
+    assert labels(list(utterances.values())) == set(EKMAN7.categories)
+
+
+def test_a_file_that_is_not_tess_s_own_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tess").mkdir()
+    (tmp_path / "tess" / "03-01-01-01-01-01-01.wav").touch()
+    with pytest.raises(ValueError, match="is not named SPEAKER_word_emotion, with OAF or YAF"):
+        load(tmp_path, ["tess"])
+
+
+def test_love_in_emot_is_joy(data: Path) -> None:
+    utterances = load(data, ["emot"])
+    assert {u.language for u in utterances} == {"id"}
+    assert labels([u for u in utterances if u.text and "love" in u.text]) == {"joy"}
+    assert labels(utterances) == {"anger", "fear", "joy", "sadness"}
+
+
+def test_a_corpus_is_viewed_by_what_it_has(data: Path) -> None:
+    assert views(load(data, ["ravdess", "urdu_latif", "meld"])) == {
+        "ravdess voice": ("ravdess", False, True),
+        "ravdess both": ("ravdess", True, True),
+        "urdu_latif voice": ("urdu_latif", False, True),
+        "meld text": ("meld", True, False),
+    }

@@ -15,11 +15,12 @@ from shared.modeling.loading import MANIFEST, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.transcriber import Transcriber
 from tests.unit.tiny import FUSION
-from training.data.load import CORPORA
+from training.data.corpus import views
+from training.data.load import load
 from training.lit_fusion import LitFusion
 from training.recipes.cache_features import cache_features
 from training.recipes.export_bundle import export_bundle
-from training.recipes.train import VIEWS, train
+from training.recipes.train import train
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
 SHAPES = [f"--fusion.{name}={value}" for name, value in FUSION.model_dump().items()]
@@ -45,6 +46,8 @@ def test_every_configuration_makes_a_bundle_that_is_served(
     config: Path, data: Path, cache: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = [f"--data={data}", f"--cache={cache}"]
+    corpora = yaml.safe_load(config.read_text())["corpora"]
+    known = views(load(data, corpora))
     trained = [f"--config={config}", *places, *SHAPES, *SHORT]
     recipe(monkeypatch, "train", *trained, f"--out={tmp_path / 'run'}")
     for fold in range(2):
@@ -53,13 +56,13 @@ def test_every_configuration_makes_a_bundle_that_is_served(
     once = tmp_path / "validation.json"
     recipe(monkeypatch, "evaluate", *places, f"--runs=[{tmp_path / 'run'}]", f"--out={once}")
     figures = json.loads(once.read_text())
-    assert set(figures) == set(VIEWS)
+    assert set(figures) == set(known)
     assert (figures["ravdess voice"]["count"], figures["urdu_latif voice"]["count"]) == (8, 7)
     folds = tmp_path / "folds.json"
     runs = f"--runs=[{tmp_path / 'fold0'},{tmp_path / 'fold1'}]"
     recipe(monkeypatch, "evaluate", *places, runs, f"--out={folds}", "--folds=2")
     figures = json.loads(folds.read_text())
-    assert set(figures) == {name for name, (_, _, voice) in VIEWS.items() if voice}
+    assert set(figures) == {name for name, (_, _, voice) in known.items() if voice}
     # Every speaker once, but for those that test.
     assert (figures["ravdess voice"]["count"], figures["urdu_latif voice"]["count"]) == (24, 11)
 
@@ -69,9 +72,9 @@ def test_every_configuration_makes_a_bundle_that_is_served(
     recipe(monkeypatch, "export_bundle", *places, *exported, f"--out={bundle}")
     manifest = read_manifest(bundle)
     assert manifest.version == "2"
-    assert set(manifest.metrics["validation"]) == set(VIEWS)
+    assert set(manifest.metrics["validation"]) == set(known)
     assert manifest.metrics["cross_validation"]["ravdess both"]["count"] == 24
-    assert [corpus["name"] for corpus in manifest.training_data] == list(CORPORA)
+    assert [corpus["name"] for corpus in manifest.training_data] == corpora
     assert {path.suffix for path in bundle.iterdir()} == {".safetensors", ".json", ".yaml"}
 
     reading = Pipeline.load(bundle, untouched).analyze(samples=None, text="what a lovely day").reading

@@ -90,6 +90,24 @@ def existing(path: Path, name: str, source: str) -> Path:
     return path
 
 
+def views(utterances: Iterable[Utterance]) -> dict[str, tuple[str, bool, bool]]:
+    """What can be validated: a name, its corpus, and whether its text and its voice are given.
+
+    A corpus with recordings is read by voice alone, and where it has words too, by both; one without, by its text.
+    """
+    given: dict[str, tuple[bool, bool]] = {}
+    for utterance in utterances:
+        text, voice = given.get(utterance.corpus, (False, False))
+        given[utterance.corpus] = text or utterance.text is not None, voice or utterance.audio is not None
+    found: dict[str, tuple[str, bool, bool]] = {}
+    for corpus, (text, voice) in given.items():
+        if voice:
+            found[f"{corpus} voice"] = corpus, False, True
+        if text:
+            found[f"{corpus} {'both' if voice else 'text'}"] = corpus, True, voice
+    return found
+
+
 def check_leakage(utterances: Sequence[Utterance]) -> None:
     """Raises Leakage where a group or an utterance stands in two splits."""
     seen: dict[str, Split] = {}

@@ -1,19 +1,31 @@
 """All corpora, by name."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from training.data import goemotions, meld, ravdess, urdu_latif, xed
+from training.data import emot, goemotions, meld, ravdess, tess, urdu_latif, xed
 from training.data.corpus import Utterance, check_leakage
 
-CORPORA: dict[str, tuple[str, Callable[[Path], Iterator[Utterance]]]] = {
-    "ravdess": ("ravdess", ravdess.load),
-    "urdu_latif": ("urdu_latif", urdu_latif.load),
-    "meld": ("meld", meld.load),
-    "goemotions": ("goemotions_ekman", goemotions.load),
-    "xed": ("xed", xed.load),
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus: its folder below the data's, its licence, and how its utterances are read."""
+
+    folder: str
+    licence: str
+    load: Callable[[Path], Iterator[Utterance]]
+
+
+CORPORA = {
+    "ravdess": Corpus("ravdess", ravdess.LICENCE, ravdess.load),
+    "urdu_latif": Corpus("urdu_latif", urdu_latif.LICENCE, urdu_latif.load),
+    "tess": Corpus("tess", tess.LICENCE, tess.load),
+    "meld": Corpus("meld", meld.LICENCE, meld.load),
+    "goemotions": Corpus("goemotions_ekman", goemotions.LICENCE, goemotions.load),
+    "xed": Corpus("xed", xed.LICENCE, xed.load),
+    "emot": Corpus("indonlu_emot", emot.LICENCE, emot.load),
 }
-"""Name to folder and loader."""
 
 
 def load(data: Path, names: Iterable[str]) -> list[Utterance]:
@@ -28,7 +40,7 @@ def load(data: Path, names: Iterable[str]) -> list[Utterance]:
     for name in names:
         if name not in CORPORA:
             raise ValueError(f"{name!r} is not a corpus: use some of {', '.join(CORPORA)}")
-        folder, read = CORPORA[name]
-        utterances.extend(read(data / folder))
+        corpus = CORPORA[name]
+        utterances.extend(corpus.load(data / corpus.folder))
     check_leakage(utterances)
     return utterances

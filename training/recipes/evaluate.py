@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from shared.modeling.fusion import CrossAttentionFusion, FusionEnsemble
-from training.data.corpus import Split, Utterance
+from training.data.corpus import Split, Utterance, views
 from training.data.dataset import EvaluationSet, Features, collate
 from training.data.load import load
 from training.metrics import Metrics, metrics
-from training.recipes.train import VIEWS, Run, fold_of
+from training.recipes.train import Run, fold_of
 
 Fusion = CrossAttentionFusion | FusionEnsemble
 
@@ -44,7 +44,7 @@ def evaluate(
     utterances = load(data, corpora)
     features = Features(cache, corpora, ["original"])
     results: dict[str, Metrics] = {}
-    for name, (corpus, text, voice) in VIEWS.items():
+    for name, (corpus, text, voice) in views(utterances).items():
         chosen = [u for u in utterances if u.corpus == corpus]
         if folds is None:
             parts: list[tuple[Fusion, list[Utterance]]] = [(ensemble, [u for u in chosen if u.split is split])]

@@ -15,21 +15,12 @@ from shared.domain.emotion import EKMAN7
 from shared.modeling.fusion import FusionEnsemble
 from shared.modeling.loading import MANIFEST, sha256
 from shared.modeling.weights import REVISIONS
-from training.data import goemotions, meld, ravdess, urdu_latif, xed
-from training.data.corpus import Split, Utterance
+from training.data.corpus import Split, Utterance, views
 from training.data.dataset import Features
-from training.data.load import load
+from training.data.load import CORPORA, load
 from training.metrics import metrics
 from training.recipes.evaluate import Fusion, load_run, predict, softmax
-from training.recipes.train import VIEWS
 
-LICENCES = {
-    "ravdess": ravdess.LICENCE,
-    "urdu_latif": urdu_latif.LICENCE,
-    "meld": meld.LICENCE,
-    "goemotions": goemotions.LICENCE,
-    "xed": xed.LICENCE,
-}
 ACCEPTED_RISK = 0.5
 """Tenor abstains where fewer than half of the validation answers of that confidence are right."""
 
@@ -104,7 +95,7 @@ def export_bundle(
             **{split.value: measure(model, features, part, calibration) for split, part in held_out.items() if part},
             "cross_validation": {name: _summary(result) for name, result in folds.items()},
         },
-        training_data=[{"name": corpus, "licence": LICENCES[corpus]} for corpus in trained.corpora],
+        training_data=[{"name": corpus, "licence": CORPORA[corpus].licence} for corpus in trained.corpora],
         licence=licence,
     )
     text = yaml.safe_dump(bundle.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -167,7 +158,7 @@ def measure(
     right; the other figures count all.
     """
     figures = {}
-    for name, (corpus, text, voice) in VIEWS.items():
+    for name, (corpus, text, voice) in views(utterances).items():
         part = [u for u in utterances if u.corpus == corpus]
         found, logits, _ = predict(model, features, part, text=text, voice=voice)
         if found:
@@ -192,7 +183,7 @@ def _of(kind: str, utterances: Sequence[Utterance]) -> list[tuple[list[Utterance
     wanted = {"both": (True, True), "text": (True, False), "voice": (False, True)}[kind]
     return [
         ([u for u in utterances if u.corpus == corpus], text, voice)
-        for corpus, text, voice in VIEWS.values()
+        for corpus, text, voice in views(utterances).values()
         if (text, voice) == wanted
     ]
 

@@ -14,20 +14,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
-from training.data.corpus import Split, Utterance
+from training.data.corpus import Split, Utterance, views
 from training.data.dataset import EvaluationSet, Features, TrainingBatches, collate
 from training.data.load import load
 from training.lit_fusion import LitFusion
-
-VIEWS: dict[str, tuple[str, bool, bool]] = {
-    "ravdess voice": ("ravdess", False, True),
-    "ravdess both": ("ravdess", True, True),
-    "urdu_latif voice": ("urdu_latif", False, True),
-    "meld text": ("meld", True, False),
-    "goemotions text": ("goemotions", True, False),
-    "xed text": ("xed", True, False),
-}
-"""What is validated: a name, its corpus, and whether its text and its voice are given."""
 
 
 class Run(BaseModel):
@@ -116,7 +106,7 @@ def train(
         matching_words=matching_words,
         seed=seed,
     )
-    validation = {} if fold is not None else _validation(features, fusion, utterances, corpora)
+    validation = {} if fold is not None else _validation(features, fusion, utterances)
     module = LitFusion(fusion, learning_rate, weight_decay, label_smoothing, valence_weight, mixup, list(validation))
     standardize(module.fusion, features, kept_for_training, seed)
     checkpoint = ModelCheckpoint(
@@ -185,13 +175,12 @@ def fold_of(utterance: Utterance, folds: int) -> int:
 
 
 def _validation(
-    features: Features, fusion: FusionConfig, utterances: Sequence[Utterance], corpora: Sequence[str]
+    features: Features, fusion: FusionConfig, utterances: Sequence[Utterance]
 ) -> dict[str, DataLoader[object]]:
     held_out = [u for u in utterances if u.split is Split.validation]
     sets = {
         name: EvaluationSet(features, [u for u in held_out if u.corpus == corpus], text=text, voice=voice)
-        for name, (corpus, text, voice) in VIEWS.items()
-        if corpus in corpora
+        for name, (corpus, text, voice) in views(held_out).items()
     }
     collated = partial(collate, config=fusion)
     return {name: DataLoader(part, batch_size=128, collate_fn=collated) for name, part in sets.items() if len(part)}

@@ -1,0 +1,57 @@
+"""TESS: two Canadian women, one carrier sentence with 200 words, seven acted emotions.
+
+Pichora-Fuller and Dupuis 2020, https://doi.org/10.5683/SP2/E8H2MF, CC BY-NC-ND 4.0. Files are named
+`SPEAKER_word_emotion`, in a folder for each speaker and emotion or all in one.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from training.data.corpus import Split, Utterance, existing, mapped, target, valence
+
+LICENCE = "CC BY-NC-ND 4.0"
+SOURCE = "https://doi.org/10.5683/SP2/E8H2MF"
+LABELS = {
+    "angry": "anger",
+    "disgust": "disgust",
+    "fear": "fear",
+    "happy": "joy",
+    "neutral": "neutral",
+    "ps": "surprise",  # pleasant surprise
+    "sad": "sadness",
+}
+SPLITS = {"OAF": Split.train, "YAF": Split.validation}
+"""By speaker: the older woman trains, the younger validates. There is no published split."""
+
+MISNAMED = {"OA": "OAF"}
+"""A published file, `OA_bite_neutral.wav`, lacks a letter."""
+
+
+def load(folder: Path) -> Iterator[Utterance]:
+    """All recordings below the folder, WAV or FLAC.
+
+    Raises:
+        CorpusMissing: it is not at `folder`.
+        ValueError: a file is not named as the corpus names its own.
+    """
+    existing(folder, "TESS", SOURCE)
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".wav", ".flac")):
+        speaker, _, rest = path.stem.partition("_")
+        speaker = MISNAMED.get(speaker, speaker)
+        word, _, emotion = rest.rpartition("_")
+        if speaker not in SPLITS or not word:
+            raise ValueError(
+                f"{path.name} is not named SPEAKER_word_emotion, with {' or '.join(SPLITS)} as the speaker"
+            )
+        category = mapped(emotion.lower(), LABELS, path.name)
+        yield Utterance(
+            id=path.stem,
+            corpus="tess",
+            language="en",
+            split=SPLITS[speaker],
+            target=target([category]),
+            valence=1.0 if category == "surprise" else valence([category]),
+            group=speaker,
+            text=f"Say the word {word}.",
+            audio=path,
+        )
