@@ -1,5 +1,7 @@
 """What a route is given: the process's resources, and the caller's key."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -8,10 +10,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from shared.blobs import BlobFolder
 from shared.domain.access import ApiKey, Permission
-from shared.errors import Forbidden, Unauthenticated
+from shared.errors import Forbidden, Unauthenticated, Unavailable
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,16 @@ class Resources:
     database: Database
     queue: Queue
     blobs: BlobFolder
+
+    def delete_sound(self, uris: Sequence[str]) -> None:
+        """Delete doomed blobs before the answer goes out. What cannot be deleted now, the sweeper deletes."""
+        try:
+            for uri in uris:
+                self.blobs.delete(uri)
+            with self.database.transaction() as transaction:
+                transaction.recordings.forget(uris)
+        except Unavailable as error:
+            _log.warning("deletion is left to the sweeper: %s", error.detail)
 
 
 def resources(request: Request) -> Resources:

@@ -2,18 +2,14 @@
 
 import base64
 import binascii
-import logging
-from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from services.api.dependencies import Deleter, Reader, Res, Resources, Writer
+from services.api.dependencies import Deleter, Reader, Res, Writer
 from services.api.schemas import HistoryOut, SessionIn, SessionOut, TurnOut
-from shared.errors import InvalidRequest, Unavailable
-
-_log = logging.getLogger(__name__)
+from shared.errors import InvalidRequest
 
 _LARGEST_INDEX = 2**31 - 1
 
@@ -41,7 +37,7 @@ def delete_session(session_id: UUID, res: Res, key: Deleter) -> None:
     with res.database.transaction() as transaction:
         uris = transaction.conversations.delete_session(key.tenant_id, session_id)
         transaction.accounts.audit(key, "session.delete", session_id)
-    _delete_sound(res, uris)
+    res.delete_sound(uris)
 
 
 @router.get("/{session_id}/history", summary="Read a session's turns, in order")
@@ -59,17 +55,6 @@ def read_history(
         transaction.accounts.audit(key, "history.read", session_id)
     page = [TurnOut.of(turn) for turn in found[:limit]]
     return HistoryOut(turns=page, next_cursor=_cursor(page[-1].index) if len(found) > limit else None)
-
-
-def _delete_sound(res: Resources, uris: Sequence[str]) -> None:
-    """Makes the answer true when it arrives. What cannot be deleted now stays doomed, and the sweeper deletes it."""
-    try:
-        for uri in uris:
-            res.blobs.delete(uri)
-        with res.database.transaction() as transaction:
-            transaction.recordings.forget(uris)
-    except Unavailable as error:
-        _log.warning("deletion is left to the sweeper: %s", error.detail)
 
 
 def _cursor(index: int) -> str:

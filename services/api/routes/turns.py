@@ -139,7 +139,8 @@ def _store_audio(res: Resources, session: Session, body: TurnIn, upload: UploadF
     try:
         return _claim(res, session, body, upload, uri, info)
     except TenorError:
-        _delete(res, uri)
+        # Sound that became no turn goes at once; where it cannot, it goes once its announcement is old.
+        res.delete_sound([uri])
         raise
 
 
@@ -160,13 +161,6 @@ def _claim(
             retention=res.settings.audio_retention if session.consent.retain_audio else None,
         )
         return _add(transaction, res, session, body, recording.id)
-
-
-def _delete(res: Resources, uri: str) -> None:
-    """Sound that became no turn goes at once; where it cannot, it goes once its announcement is old."""
-    with suppress(Unavailable), res.database.transaction() as transaction:
-        res.blobs.delete(uri)
-        transaction.recordings.forget([uri])
 
 
 def _add(
