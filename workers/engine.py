@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +15,7 @@ from shared.errors import RecordingGone, RequestError, TenorError
 from shared.modeling.pipeline import Analysis, Pipeline
 from shared.settings import Settings
 from shared.store.database import Database
+from shared.telemetry import type_and_place
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Engine:
             self._run(job_id)
         except Exception as error:
             # Not left to Celery, which would log the message, and with it perhaps what a person said.
-            _log.error("job %s is left to the sweeper: %s", job_id, _place(error))
+            _log.error("job %s is left to the sweeper: %s", job_id, type_and_place(error))
 
     def _run(self, job_id: UUID) -> None:
         with self._database.transaction() as transaction:
@@ -80,7 +80,7 @@ class Engine:
         _log.info("job %s %s", job.id, "succeeded" if written else "was no longer ours: result dropped")
 
     def _put_back(self, job: Job, error: Exception) -> None:
-        _log.error("job %s, attempt %d: %s", job.id, job.attempts, _place(error))
+        _log.error("job %s, attempt %d: %s", job.id, job.attempts, type_and_place(error))
         _log.debug("job %s: %s", job.id, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
         with self._database.transaction() as transaction:
@@ -95,11 +95,6 @@ class Engine:
         finally:
             with self._held_lock:
                 self._held.pop(job.id, None)
-
-
-def _place(error: Exception) -> str:
-    """An error's type and place. Its message may quote what a person said, so it never goes into a log."""
-    return type(error).__name__ + "\n" + "".join(traceback.format_tb(error.__traceback__))
 
 
 def backoff(attempts: int) -> timedelta:

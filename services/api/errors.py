@@ -1,7 +1,6 @@
 """Errors on the wire: RFC 9457 problem documents with a stable `code`."""
 
 import logging
-import traceback
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import InvalidRequest, NotFound, RequestError, TenorError, Unavailable
+from shared.telemetry import type_and_place
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ class Unexpected:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            place = "".join(traceback.format_tb(error.__traceback__))
-            _log.error("%s %s: %s\n%s", scope["method"], scope["path"], type(error).__name__, place)
+            _log.error("%s %s: %s", scope["method"], scope["path"], type_and_place(error))
             if not started:
                 await ProblemResponse(TenorError("this is our mistake, not yours"))(scope, receive, send)
 
