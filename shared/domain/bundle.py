@@ -38,6 +38,12 @@ class Calibration(BaseModel):
     audio_temperature: float = Field(default=1.0, gt=0)
     abstain_below: float = Field(default=0.0, ge=0, le=1)
 
+    def temperature_of(self, *, text: bool, voice: bool) -> float:
+        """The one for a reading of words, of a voice, or of both."""
+        if text and voice:
+            return self.temperature
+        return self.text_temperature if text else self.audio_temperature
+
 
 class ModelBundle(BaseModel):
     """The manifest, `bundle.yaml`, of a bundle."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.audio import SAMPLE_RATE, Samples
-from shared.domain.bundle import Calibration, ModelBundle
+from shared.domain.bundle import ModelBundle
 from shared.domain.emotion import EmotionScores, LabelSpace, Modality, Reading
 from shared.domain.transcript import Transcript
 from shared.errors import SetupError
@@ -201,7 +201,7 @@ def _device(configured: str) -> str:
 def _reading(bundle: ModelBundle, logits: Tensor, valence: Tensor, has_text: bool, has_voice: bool) -> Reading:
     calibration = bundle.calibration
     both = has_text and has_voice
-    first = calibration.temperature if both else _single_temperature(calibration, has_text)
+    first = calibration.temperature_of(text=has_text, voice=has_voice)
     temperatures = [first, calibration.text_temperature, calibration.audio_temperature]
     read = [
         _scores(bundle.label_space, row, value, temperature)
@@ -222,10 +222,6 @@ def _reading(bundle: ModelBundle, logits: Tensor, valence: Tensor, has_text: boo
             modality for modality, used in ((Modality.text, has_text), (Modality.audio, has_voice)) if used
         ),
     )
-
-
-def _single_temperature(calibration: Calibration, has_text: bool) -> float:
-    return calibration.text_temperature if has_text else calibration.audio_temperature
 
 
 def _scores(space: LabelSpace, logits: Tensor, valence: Tensor, temperature: float) -> EmotionScores:

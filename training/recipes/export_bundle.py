@@ -107,8 +107,9 @@ def calibrate(model: Fusion, features: Features, utterances: Sequence[Utterance]
     temperatures: dict[str, float] = {}
     confidences, rights = [], []
     for kind in ("both", "text", "voice"):
-        views = _of(kind, utterances)
-        parts = [predict(model, features, part, text=text, voice=voice)[:2] for part, text, voice in views]
+        parts = [
+            predict(model, features, part, text=text, voice=voice)[:2] for part, text, voice in _of(kind, utterances)
+        ]
         labels = np.array([u.label for found, _ in parts for u in found])
         if not labels.size:
             temperatures[kind] = 1.0
@@ -162,13 +163,7 @@ def measure(
         part = [u for u in utterances if u.corpus == corpus]
         found, logits, _ = predict(model, features, part, text=text, voice=voice)
         if found:
-            temperature = (
-                calibration.temperature
-                if text and voice
-                else calibration.text_temperature
-                if text
-                else calibration.audio_temperature
-            )
+            temperature = calibration.temperature_of(text=text, voice=voice)
             labels, probabilities = np.array([u.label for u in found]), softmax(logits, temperature)
             answered = probabilities.max(axis=1) >= calibration.abstain_below
             right = probabilities.argmax(axis=1) == labels
