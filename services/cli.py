@@ -70,7 +70,9 @@ def run(
     from services.supervisor import Supervisor
 
     configure_logging()
-    with _reported(), EmbeddedServers((settings := get_settings()).data_dir) as servers:
+    with _reported():
+        settings = get_settings()
+    with _reported(), EmbeddedServers(settings.data_dir) as servers:
         database = Database(servers.database_url)
         database.migrate()
         key = _embedded_key(database, settings.data_dir / "api-key")

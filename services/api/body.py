@@ -16,8 +16,6 @@ from services.api.schemas import TurnIn
 from shared.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 
 _SOUND = ("audio/", "video/", "application/octet-stream", "application/ogg")
-
-
 _MAX_MEDIA_TYPE = 100
 _MAX_JSON_BYTES = 2 * 2**20
 """Parsed, JSON takes up to twenty times its size, and nothing but a recording is longer."""
