@@ -90,7 +90,8 @@ class Reading(BaseModel):
     `scores` is None where there was nothing to read (silence, noise, a script that no encoder knows).
     `abstained` means that Tenor declines to name an emotion: nothing to read, or a confidence below the
     bundle's threshold. `incongruence` is the Jensen-Shannon distance, in [0, 1], between the words' and the
-    voice's categories, and None unless both were read.
+    voice's categories, and None unless both were read. `baseline_turns` is how many of the speaker's earlier
+    turns the voice was read against.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -102,6 +103,9 @@ class Reading(BaseModel):
     abstained: bool
     incongruence: Probability | None
     modalities_used: tuple[Modality, ...]
+    baseline_turns: int = Field(
+        default=0, ge=0, description="how many of the speaker's earlier turns the voice was read against"
+    )
 
     @computed_field
     @property

@@ -5,7 +5,7 @@ changes a result: a batch equals its items one by one.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -16,10 +16,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BertConfig, BertModel, WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+from transformers import BertConfig, BertModel, PreTrainedModel, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
 from shared.audio import SAMPLE_RATE, Samples
+
+MOST_LETTERS = 4096
+"""Enough of a text to tell whether its script is known."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,59 @@ class Tokens:
         """From sequences of different lengths, each of shape [tokens, ...]."""
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=sequences[0].device)
         features = pad_sequence(list(sequences), batch_first=True)
-        return cls(features, _mask(lengths, features.shape[1]))
+        return cls(features, length_mask(lengths, features.shape[1]))
+
+
+@dataclass(frozen=True)
+class TokenizedTurn:
+    """Token ids of a turn and of those before it; `own` are the places of the turn itself."""
+
+    ids: list[int]
+    own: list[int]
+
+
+@dataclass(frozen=True)
+class TurnTokenizer:
+    """A conversation's turns as a text encoder reads them.
+
+    First comes the encoder's mark of a beginning and its prefix, then the turns before, each with a separator behind
+    it, then the turn and a last separator. What does not fit into `max_tokens` is left out of the turns before, from
+    the oldest on, and after that of the turn's end.
+    """
+
+    pieces: Tokenizer
+    first: int
+    separator: int
+    unknown: int | None
+    padding: int
+    prefix: str
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        self.pieces.no_padding()
+        self.pieces.no_truncation()
+
+    def turn(self, text: str, before: Sequence[str] = ()) -> TokenizedTurn:
+        """A turn with those before it, the oldest first."""
+        own = self._ids(self.prefix + text)[: self.max_tokens - 2]
+        opening = min(len(own), len(self._ids(self.prefix.rstrip())) if self.prefix else 0)
+        earlier = [piece for turn in before for piece in (*self._ids(turn), self.separator)]
+        earlier = earlier[max(0, len(earlier) - (self.max_tokens - 2 - len(own))) :]
+        ids = [self.first, *own[:opening], *earlier, *own[opening:], self.separator]
+        return TokenizedTurn(ids, [*range(1 + opening), *range(1 + opening + len(earlier), len(ids))])
+
+    def knows(self, text: str, max_unknown: float) -> bool:
+        """Whether the text has letters, and at most the share `max_unknown` of them is not in the vocabulary."""
+        letters = [unicodedata.category(letter)[0] in "LN" for letter in text]
+        if not any(letters):
+            return False
+        encoding = self.pieces.encode(text[:MOST_LETTERS], add_special_tokens=False)
+        spans = [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ == self.unknown]
+        seen = encoding.offsets[-1][1] if encoding.offsets else 0
+        return sum(sum(letters[start:end]) for start, end in spans) <= max_unknown * sum(letters[:seen])
+
+    def _ids(self, text: str) -> list[int]:
+        return self.pieces.encode(text, add_special_tokens=False).ids
 
 
 class TextEncoderConfig(BaseModel):
@@ -56,6 +111,8 @@ class TextEncoderConfig(BaseModel):
     padding_id: int = 1
     prefix: str = "query: "
     max_tokens: int = 256
+    context_turns: int = 0
+    """How many of the turns before a text it is read with."""
     max_unknown: float = 0.2
     """Largest share of a text's letters that may be missing from the vocabulary."""
 
@@ -66,6 +123,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config = config
+        self.width = config.width
         self.bert = BertModel(
             BertConfig(
                 vocab_size=config.vocabulary,
@@ -80,32 +138,23 @@ class TextEncoder(nn.Module):
             ),
             add_pooling_layer=False,
         )
-        self._tokenizer = tokenizer
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(config.max_tokens)
-        self._unknown_id = tokenizer.token_to_id("<unk>")
+        first, last, unknown = (_mark(tokenizer, mark) for mark in ("<s>", "</s>", "<unk>"))
+        self._turns = TurnTokenizer(
+            tokenizer, first, last, unknown, config.padding_id, config.prefix, config.max_tokens
+        )
 
     def knows(self, text: str) -> bool:
         """Whether the text has letters, and nearly all of them are in the vocabulary."""
-        letters = [unicodedata.category(letter)[0] in "LN" for letter in text]
-        if not any(letters):
-            return False
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        spans = [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ == self._unknown_id]
-        seen = encoding.offsets[-1][1] if encoding.offsets else 0
-        unknown = sum(sum(letters[start:end]) for start, end in spans)
-        return unknown <= self.config.max_unknown * sum(letters[:seen])
+        return self._turns.knows(text, self.config.max_unknown)
 
-    def forward(self, texts: Sequence[str]) -> Tokens:
-        """Features of shape [batch, tokens, width]; a text longer than `max_tokens` is cut."""
-        encodings = self._tokenizer.encode_batch([self.config.prefix + text for text in texts])
-        device = self.bert.embeddings.word_embeddings.weight.device
-        ids = [torch.tensor(encoding.ids, device=device) for encoding in encodings]
-        lengths = torch.tensor([len(sequence) for sequence in ids], device=device)
-        padded = pad_sequence(ids, batch_first=True, padding_value=self.config.padding_id)
-        mask = _mask(lengths, padded.shape[1])
-        hidden = self.bert(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-        return Tokens(hidden.float() * mask[..., None], mask)
+    def forward(self, texts: Sequence[str], context: Sequence[Sequence[str]] | None = None) -> Tokens:
+        """Features of shape [batch, tokens, width], of the texts alone: the context is read but not given.
+
+        Args:
+            texts: one longer than `max_tokens` is cut at its end.
+            context: for every text the turns before it, the oldest first; see `TurnTokenizer`.
+        """
+        return read_turns(self.bert, self._turns, texts, context)
 
 
 class SpeechEncoderConfig(BaseModel):
@@ -126,6 +175,7 @@ class SpeechEncoderConfig(BaseModel):
 
     @property
     def layers_given(self) -> int:
+        """How many layers' outputs stand side by side."""
         return self.layers - self.first_layer + 1
 
 
@@ -138,6 +188,7 @@ class SpeechEncoder(nn.Module):
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.width, self.layers_given = config.width, config.layers_given
         whisper = WhisperConfig(
             d_model=config.width,
             encoder_layers=config.layers,
@@ -158,52 +209,127 @@ class SpeechEncoder(nn.Module):
 
         A clip longer than the positions last (30 s) is encoded in windows of that length.
         """
-        encoded: list[list[Tensor]] = [[] for _ in clips]
-        # Clips side by side, but a long clip's windows one after another: together they would take gigabytes.
-        for together in zip_longest(*(self._windows(clip) for clip in clips)):
-            rows = [row for row, window in enumerate(together) if window is not None]
-            for row, states in zip(rows, self._encode([together[row] for row in rows]), strict=True):
-                encoded[row].append(states)
-        return Tokens.padded([torch.cat(parts) for parts in encoded])
-
-    def _windows(self, clip: Samples) -> list[Samples]:
         size = self.config.positions * 2 * self._extractor.hop_length
-        edges = range(0, max(1, clip.size - SAMPLE_RATE // 10), size)
-        return [clip[start : start + size] for start in edges]
-
-    def _mel(self, window: Samples) -> Tensor:
-        """Log-mel frames of shape [frames, mels], scaled as Whisper does; at least 0.1 s of them."""
-        sound = np.pad(window, (0, max(0, SAMPLE_RATE // 10 - window.size)))
-        mel = self._extractor(sound, sampling_rate=SAMPLE_RATE, padding="longest", truncation=False)
-        return torch.as_tensor(np.asarray(mel["input_features"][0]), device=self.conv1.weight.device).T
+        return in_windows(clips, size, self._encode)
 
     def _encode(self, windows: Sequence[Samples]) -> list[Tensor]:
-        mels = [self._mel(window) for window in windows]
-        frames = torch.tensor([len(mel) for mel in mels], device=mels[0].device)
-        hidden = functional.gelu(self.conv1(pad_sequence(mels, batch_first=True).transpose(1, 2)))
-        # Past its end, a clip must look to the second convolution as it would alone: zero.
-        hidden = hidden * _mask(frames, hidden.shape[2])[:, None]
-        hidden = functional.gelu(self.conv2(hidden)).transpose(1, 2)
-        lengths = (frames + 1) // 2
-        mask = _mask(lengths, hidden.shape[1])
-        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
-        bias = torch.zeros(mask.shape, device=hidden.device).masked_fill(~mask, torch.finfo(torch.float32).min)
-        given: list[Tensor] = []
-        for number, layer in enumerate(self.layers, start=1):
-            hidden = layer(hidden, attention_mask=bias[:, None, None, :].expand(-1, 1, hidden.shape[1], -1))
-            if number >= self.config.first_layer:
-                given.append(hidden)
-        stacked = torch.stack(given, dim=2)
-        return [
-            _pooled(states[:length], self.config.pooling)
-            for states, length in zip(stacked, lengths.tolist(), strict=True)
-        ]
+        states = mel_states(self, self._extractor, windows, tuple(range(self.config.first_layer, len(self.layers) + 1)))
+        return [pooled(one, self.config.pooling) for one in states]
 
 
-def _pooled(states: Tensor, size: int) -> Tensor:
+class Standardization(nn.Module):
+    """Makes every feature's mean 0 and deviation 1 over the training data's tokens.
+
+    A few features of a pretrained encoder are tens of times as large as the rest, which a layer norm would drown.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("deviation", torch.ones(shape))
+
+    def fit(self, features: Tensor) -> None:
+        """Measure features of shape [tokens, *shape]."""
+        self.mean.copy_(features.mean(dim=0))
+        self.deviation.copy_(features.std(dim=0).clamp(min=1e-3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
+
+def read_turns(
+    model: PreTrainedModel,
+    tokenizer: "TurnTokenizer",
+    texts: Sequence[str],
+    context: Sequence[Sequence[str]] | None = None,
+) -> Tokens:
+    """The last hidden states of the texts' own tokens, having read them with their context."""
+    turns = [tokenizer.turn(text, before) for text, before in zip(texts, context or [()] * len(texts), strict=True)]
+    ids = [torch.tensor(turn.ids, device=model.device) for turn in turns]
+    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.padding)
+    mask = length_mask(torch.tensor([len(row) for row in ids], device=model.device), padded.shape[1])
+    hidden = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state.float()
+    return Tokens.padded([states[turn.own] for states, turn in zip(hidden, turns, strict=True)])
+
+
+def in_windows(clips: Sequence[Samples], size: int, encode: Callable[[Sequence[Samples]], list[Tensor]]) -> Tokens:
+    """Encode clips of which those longer than `size` samples are cut into windows of that length.
+
+    Args:
+        encode: gives a tensor of shape [tokens, ...] for every window.
+    """
+    encoded: list[list[Tensor]] = [[] for _ in clips]
+    # Clips side by side, but a long clip's windows one after another: together they would take gigabytes.
+    for together in zip_longest(*(_windows(clip, size) for clip in clips)):
+        rows = [row for row, window in enumerate(together) if window is not None]
+        for row, states in zip(rows, encode([together[row] for row in rows]), strict=True):
+            encoded[row].append(states)
+    return Tokens.padded([torch.cat(parts) for parts in encoded])
+
+
+def mel_states(
+    encoder: "SpeechEncoder | WhisperEncoder",
+    extractor: WhisperFeatureExtractor,
+    windows: Sequence[Samples],
+    layers: Sequence[int],
+) -> list[Tensor]:
+    """The outputs of some of a Whisper encoder's layers, each window run on its own length, not on 30 s.
+
+    Args:
+        layers: counting from 1; 0 is what goes into the first.
+
+    Returns:
+        For every window a tensor of shape [frames of 20 ms, layers, width].
+    """
+    device = encoder.conv1.weight.device
+    mels = [_mel(extractor, window).to(device) for window in windows]
+    frames = torch.tensor([len(mel) for mel in mels], device=device)
+    hidden, mask = _frames(encoder, pad_sequence(mels, batch_first=True), frames)
+    bias = torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
+    given = {0: hidden}
+    for number, layer in enumerate(encoder.layers, start=1):
+        hidden = layer(hidden, attention_mask=bias[:, None, None, :].expand(-1, 1, hidden.shape[1], -1))
+        given[number] = hidden
+    stacked = torch.stack([given[number] for number in layers], dim=2)
+    return [states[real] for states, real in zip(stacked, mask, strict=True)]
+
+
+def pooled(states: Tensor, size: int) -> Tensor:
     """The means of every `size` frames, and of what is left at the end."""
     return torch.stack([part.mean(dim=0) for part in states.float().split(size)])
 
 
-def _mask(lengths: Tensor, size: int) -> Tensor:
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """True for the first `lengths` of `size`, shape [batch, size]."""
     return torch.arange(size, device=lengths.device)[None] < lengths[:, None]
+
+
+def _mark(tokenizer: Tokenizer, mark: str) -> int:
+    id_ = tokenizer.token_to_id(mark)
+    if id_ is None:
+        raise ValueError(f"the tokenizer has no {mark}, as that of XLM-R has")
+    return id_
+
+
+def _windows(clip: Samples, size: int) -> list[Samples]:
+    edges = range(0, max(1, clip.size - SAMPLE_RATE // 10), size)
+    return [clip[start : start + size] for start in edges]
+
+
+def _mel(extractor: WhisperFeatureExtractor, window: Samples) -> Tensor:
+    """Log-mel frames of shape [frames, mels], scaled as Whisper does; at least 0.1 s of them."""
+    sound = np.pad(window, (0, max(0, SAMPLE_RATE // 10 - window.size)))
+    mel = extractor(sound, sampling_rate=SAMPLE_RATE, padding="longest", truncation=False)
+    return torch.as_tensor(np.asarray(mel["input_features"][0])).T
+
+
+def _frames(encoder: "SpeechEncoder | WhisperEncoder", mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """What goes into the first layer, and which frames of it are real."""
+    hidden = functional.gelu(encoder.conv1(mels.transpose(1, 2)))
+    # Past its end, a clip must look to the second convolution as it would alone: zero.
+    hidden = hidden * length_mask(lengths, hidden.shape[2])[:, None]
+    hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
+    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    return hidden, length_mask((lengths + 1) // 2, hidden.shape[1])

@@ -12,15 +12,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, PreTrainedConfig
 
 from shared.domain.bundle import Component, ModelBundle
+from shared.domain.emotion import LabelSpace
 from shared.errors import BundleError
+from shared.modeling.classifiers import (
+    AudioClassifier,
+    ClassifierConfig,
+    PatchClassifierConfig,
+    PatchTransformer,
+    PooledClassifier,
+    SequenceClassifier,
+)
 from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
-from shared.modeling.fusion import CrossAttentionFusion, FusionConfig, FusionEnsemble
+from shared.modeling.fusion import FusionConfig, FusionEnsemble, fusion_of
 from shared.modeling.quantization import dequantized
 
 SHIPPED = Path(__file__).parents[1] / "bundles"
 MANIFEST = "bundle.yaml"
+ENCODERS = "encoders.json"
+"""What describes a folder of encoders that belong to no bundle yet."""
+CLASSIFIER_FILES = ("config.json", "preprocessor_config.json")
+"""How transformers names a network's shape and the settings of its feature extractor."""
 
 Config = TypeVar("Config")
 Module = TypeVar("Module", bound=nn.Module)
@@ -54,6 +68,12 @@ def read_manifest(folder: Path) -> ModelBundle:
         raise BundleError(f"{path} is not a valid manifest: {error}") from error
 
 
+def write_manifest(folder: Path, bundle: ModelBundle) -> None:
+    """What `read_manifest` reads."""
+    manifest = {name: value for name, value in bundle.model_dump(mode="json").items() if value is not None}
+    (folder / MANIFEST).write_text(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
 def verify_files(folder: Path, bundle: ModelBundle) -> None:
     """Check every file that the manifest names against its sha256.
 
@@ -78,8 +98,7 @@ def sha256(path: Path) -> str:
 def load_text_encoder(folder: Path, component: Component) -> TextEncoder:
     """A component of kind `xlmr_vocabulary_bert`."""
     config = _options(component, "xlmr_vocabulary_bert", TextEncoderConfig.model_validate)
-    tokenizer = Tokenizer.from_file(str(folder / _file(component, ".json")))
-    return _with_weights(TextEncoder(config, tokenizer), folder / _file(component, ".safetensors"))
+    return _text_encoder(config, folder / _file(component, ".json"), folder / _file(component, ".safetensors"))
 
 
 def load_speech_encoder(folder: Path, component: Component) -> SpeechEncoder:
@@ -90,14 +109,11 @@ def load_speech_encoder(folder: Path, component: Component) -> SpeechEncoder:
 
 def load_encoders(folder: Path) -> tuple[TextEncoder, SpeechEncoder]:
     """The encoders in a folder that has their weights and `encoders.json`, but no manifest yet."""
-    options = json.loads((folder / "encoders.json").read_text(encoding="utf-8"))
-    text = TextEncoder(
-        TextEncoderConfig.model_validate(options["text_encoder"]),
-        Tokenizer.from_file(str(folder / "tokenizer.json")),
-    )
+    options = json.loads((folder / ENCODERS).read_text(encoding="utf-8"))
+    text = TextEncoderConfig.model_validate(options["text_encoder"])
     speech = SpeechEncoder(SpeechEncoderConfig.model_validate(options["speech_encoder"]))
     return (
-        _with_weights(text, folder / "text_encoder.safetensors"),
+        _text_encoder(text, folder / "tokenizer.json", folder / "text_encoder.safetensors"),
         _with_weights(speech, folder / "speech_encoder.safetensors"),
     )
 
@@ -107,7 +123,35 @@ def load_fusion(folder: Path, component: Component) -> FusionEnsemble:
     config = _options(component, "cross_attention", FusionConfig.model_validate)
     if not component.files:
         raise BundleError("a component of kind 'cross_attention' needs a .safetensors file")
-    return FusionEnsemble([_with_weights(CrossAttentionFusion(config), folder / name) for name in component.files])
+    return FusionEnsemble([_with_weights(fusion_of(config), folder / name) for name in component.files])
+
+
+def _text_encoder(config: TextEncoderConfig, tokenizer: Path, weights: Path) -> TextEncoder:
+    return _with_weights(TextEncoder(config, Tokenizer.from_file(str(tokenizer))), weights)
+
+
+def load_classifier(folder: Path, component: Component, label_space: LabelSpace) -> AudioClassifier:
+    """A component of kind `audio_classification` or `patch_transformer`, beside transformers' own two files."""
+    for name in CLASSIFIER_FILES:
+        if name not in component.files:
+            raise BundleError(f"a component of kind {component.kind!r} needs the file {name}")
+    try:
+        shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config, network = _network(component, shape)
+        outputs = [label_space.index(category) for category in config.outputs]
+    except (OSError, ValueError) as error:
+        raise BundleError(f"the classifier in {folder} cannot be loaded: {error}") from error
+    network = _with_weights(network, folder / _file(component, ".safetensors"))
+    return AudioClassifier(network, extractor, outputs, len(label_space.categories), config.window_s)
+
+
+def _network(component: Component, shape: PreTrainedConfig) -> tuple[ClassifierConfig, nn.Module]:
+    if component.kind == "patch_transformer":
+        config = _options(component, "patch_transformer", PatchClassifierConfig.model_validate)
+        return config, PooledClassifier(AutoModel.from_config(shape), PatchTransformer(config.network))
+    config = _options(component, "audio_classification", ClassifierConfig.model_validate)
+    return config, SequenceClassifier(AutoModelForAudioClassification.from_config(shape), config.between)
 
 
 def _options(component: Component, kind: str, validate: Callable[[object], Config]) -> Config:

@@ -1,40 +1,53 @@
-"""Four-bit weights: how a bundle stores an encoder's matrices in 4.5 bits a number.
+"""Weights in few bits: how a bundle stores an encoder's matrices in 4.5 or 8.5 bits a number.
 
-As llama.cpp's Q4_0: blocks of 32 numbers share a float16 scale, and each is a multiple of it from -8 to 7. Whichever
-number of a block is largest in magnitude is kept exactly, up to float16, so that storing again changes nothing.
+As llama.cpp's Q4_0 and Q8_0: blocks of 32 numbers share a float16 scale, and each is a multiple of it, from -8 to 7 or
+from -127 to 127. Whichever number of a block is largest in magnitude is kept exactly, up to float16; in four bits, so
+that storing again changes nothing.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 BLOCK = 32
+Bits = Literal[4, 8]
 _NIBBLES, _SCALES = ".q4", ".q4_scales"
+_BYTES, _BYTE_SCALES = ".q8", ".q8_scales"
 
 
-def quantized(state: Mapping[str, Tensor], matrices: Collection[str]) -> dict[str, Tensor]:
-    """A state in which the `matrices` are stored in four bits and all else in float16.
+def quantized(state: Mapping[str, Tensor], bits: Mapping[str, Bits]) -> dict[str, Tensor]:
+    """A state in which the matrices named in `bits` are stored in so many, and all else in float16.
 
     A matrix of shape [rows, columns], with columns a multiple of 32, becomes `NAME.q4`, uint8 of shape [blocks, 16],
-    and `NAME.q4_scales`, float16 of shape [rows, columns / 32].
+    and `NAME.q4_scales`, float16 of shape [rows, columns / 32]; or `NAME.q8`, int8 of the matrix's shape, and
+    `NAME.q8_scales`.
     """
     stored: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name in matrices:
-            stored[name + _NIBBLES], stored[name + _SCALES] = _quantize(tensor)
-        else:
-            stored[name] = tensor.half().contiguous()
+        match bits.get(name):
+            case 4:
+                stored[name + _NIBBLES], stored[name + _SCALES] = _quantize(tensor)
+            case 8:
+                stored[name + _BYTES], stored[name + _BYTE_SCALES] = _quantize_to_bytes(tensor)
+            case None:
+                stored[name] = tensor.half().contiguous()
     return stored
 
 
 def dequantized(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `quantized` stored, in float32 where it was four bits; a state that it did not store stays as it is."""
-    state = {name: tensor for name, tensor in stored.items() if not name.endswith((_NIBBLES, _SCALES))}
-    for name, nibbles in stored.items():
+    """What `quantized` stored, in float32 where it was in few bits; a state that it did not store stays as it is."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
         if name.endswith(_NIBBLES):
             matrix = name.removesuffix(_NIBBLES)
-            state[matrix] = _dequantize(nibbles, stored[matrix + _SCALES])
+            state[matrix] = _dequantize(tensor, stored[matrix + _SCALES])
+        elif name.endswith(_BYTES):
+            matrix = name.removesuffix(_BYTES)
+            state[matrix] = _scaled(tensor.float(), stored[matrix + _BYTE_SCALES])
+        elif not name.endswith((_SCALES, _BYTE_SCALES)):
+            state[name] = tensor
     return state
 
 
@@ -49,5 +62,16 @@ def _quantize(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dequantize(nibbles: Tensor, scales: Tensor) -> Tensor:
-    steps = torch.cat([nibbles & 15, nibbles >> 4], dim=1).float() - 8
-    return (steps * scales.float().reshape(-1, 1)).reshape(len(scales), -1)
+    return _scaled(torch.cat([nibbles & 15, nibbles >> 4], dim=1).float() - 8, scales)
+
+
+def _quantize_to_bytes(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    blocks = matrix.float().reshape(-1, BLOCK)
+    scales = (blocks.abs().amax(dim=1, keepdim=True) / 127).half()
+    divisor = torch.where(scales == 0, 1.0, scales.float())
+    steps = (blocks / divisor).round().clamp(-127, 127).to(torch.int8)
+    return steps.reshape(matrix.shape), scales.reshape(len(matrix), -1)
+
+
+def _scaled(steps: Tensor, scales: Tensor) -> Tensor:
+    return (steps.reshape(-1, BLOCK) * scales.float().reshape(-1, 1)).reshape(len(scales), -1)

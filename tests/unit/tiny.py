@@ -15,15 +15,25 @@ from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.domain.emotion import EKMAN7
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
 from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
-from shared.modeling.fusion import CrossAttentionFusion, FusionConfig
+from shared.modeling.fusion import FusionConfig, fusion_of
 from shared.modeling.loading import MANIFEST, sha256
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.transcriber import Transcriber
 
-TEXT = TextEncoderConfig(vocabulary=40, width=32, layers=1, heads=2, hidden=32, positions=64, max_tokens=64)
+TEXT = TextEncoderConfig(
+    vocabulary=40, width=32, layers=1, heads=2, hidden=32, positions=64, max_tokens=64, context_turns=2
+)
 SPEECH = SpeechEncoderConfig(width=16, layers=2, heads=2, hidden=32, first_layer=1, positions=100)
 FUSION = FusionConfig(
-    text_width=32, voice_width=16, voice_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8
+    text_width=32,
+    voice_width=16,
+    voice_layers=2,
+    width=16,
+    heads=2,
+    hidden=16,
+    pooling_heads=2,
+    head_width=8,
+    relative=True,
 )
 
 
@@ -36,15 +46,17 @@ def tokenizer() -> Tokenizer:
     return built
 
 
-def write_bundle(folder: Path, abstain_below: float = 0.0) -> Path:
+def write_bundle(folder: Path, abstain_below: float = 0.0, fusion: FusionConfig = FUSION) -> Path:
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer().save(str(folder / "tokenizer.json"))
     modules: dict[str, nn.Module] = {
         "text_encoder": TextEncoder(TEXT, tokenizer()),
         "speech_encoder": SpeechEncoder(SPEECH),
-        "fusion": CrossAttentionFusion(FUSION),
+        "fusion": fusion_of(fusion),
     }
+    if fusion.relative:
+        nn.init.normal_(cast("nn.Linear", modules["fusion"].summary).weight)
     for name, module in modules.items():
         state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
@@ -60,7 +72,7 @@ def write_bundle(folder: Path, abstain_below: float = 0.0) -> Path:
         asr=component("faster_whisper", {}),
         text_encoder=component("xlmr_vocabulary_bert", TEXT.model_dump(), "text_encoder.safetensors", "tokenizer.json"),
         speech_encoder=component("whisper_encoder", SPEECH.model_dump(), "speech_encoder.safetensors"),
-        fusion=component("cross_attention", FUSION.model_dump(), "fusion.safetensors"),
+        fusion=component("cross_attention", fusion.model_dump(), "fusion.safetensors"),
         calibration=Calibration(abstain_below=abstain_below),
         metrics={},
         training_data=[],

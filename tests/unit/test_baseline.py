@@ -1,0 +1,77 @@
+"""A speaker's baseline: the same in whatever order it is derived, and believed the more, the more turns it has."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.modeling.baseline import SpeakerBaseline, SpeakerPrior, Summary, summaries
+from shared.modeling.encoders import Tokens
+
+SHAPE = (2, 1, 3)
+
+
+def summary(seed: int) -> Summary:
+    return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float16)
+
+
+@pytest.fixture
+def prior() -> SpeakerPrior:
+    """Fitted to twenty speakers of forty turns, whose own ways vary with a deviation of 2, and their turns with 1."""
+    generator = torch.Generator().manual_seed(0)
+    own = 5 + 2 * torch.randn(20, 1, *SHAPE, generator=generator)
+    fitted = SpeakerPrior(SHAPE)
+    fitted.fit(list(own + torch.randn(20, 40, *SHAPE, generator=generator)))
+    return fitted
+
+
+def baseline(*turns: Summary) -> SpeakerBaseline:
+    return SpeakerBaseline.of([turns], SHAPE)
+
+
+@given(st.permutations(list(range(6))))
+def test_the_order_of_the_turns_does_not_matter(order: list[int]) -> None:
+    expected, found = (baseline(*(summary(i) for i in turns)) for turns in (range(6), order))
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.variance, expected.variance)
+
+
+def test_count_mean_and_variance_worked_out_by_hand() -> None:
+    known = SpeakerBaseline.of([[np.full(SHAPE, 1, np.float16), np.full(SHAPE, 4, np.float16)], []], SHAPE)
+    assert known.count.tolist() == [2, 0]
+    assert known.mean.flatten(1).tolist() == [[2.5] * 6, [0] * 6]
+    assert known.variance.flatten(1).tolist() == [[2.25] * 6, [0] * 6]
+
+
+def test_a_summary_is_mean_and_deviation_of_what_is_real() -> None:
+    voices = [torch.tensor([1.0, 3.0]).reshape(2, 1, 1), torch.tensor([7.0]).reshape(1, 1, 1), torch.zeros(0, 1, 1)]
+    found = summaries(Tokens.padded(voices))
+    assert found.flatten(1).tolist() == [[2, 1], [7, 0], [0, 0]]
+
+
+def test_without_earlier_turns_everybody_is_expected(prior: SpeakerPrior) -> None:
+    mean, deviation = prior.expected(baseline())
+    torch.testing.assert_close(mean[0], prior.mean)
+    torch.testing.assert_close(deviation[0], (prior.within + prior.between).sqrt())
+
+
+def test_what_is_expected_of_a_speaker_is_drawn_towards_everybody(prior: SpeakerPrior) -> None:
+    own = np.full(SHAPE, 10, np.float16)
+    distances = [(prior.expected(baseline(*[own] * count))[0] - 10).abs().max().item() for count in (0, 1, 3, 20)]
+    assert distances == sorted(distances, reverse=True)
+    # By hand, of variances 4 and 1: 1 / (1 + 20 x 4) of the way back to 5.
+    assert distances[-1] < 0.2
+
+
+def test_the_variances_are_told_apart(prior: SpeakerPrior) -> None:
+    torch.testing.assert_close(prior.within.mean(), torch.tensor(1.0), atol=0.1, rtol=0)
+    assert 2 < prior.between.mean() < 7
+
+
+def test_one_speaker_alone_says_nothing_of_how_speakers_differ() -> None:
+    fitted = SpeakerPrior(SHAPE)
+    fitted.fit([torch.randn(5, *SHAPE), torch.randn(1, *SHAPE)])
+    mean, deviation = fitted.expected(baseline(summary(0)))
+    torch.testing.assert_close(mean[0], fitted.mean)
+    assert (deviation > 0).all()
