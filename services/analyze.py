@@ -6,9 +6,11 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from shared.audio import SAMPLE_RATE, decode
+from shared.audio import SAMPLE_RATE, Samples, decode
 from shared.domain.emotion import Modality
+from shared.domain.history import LONGEST_BASELINE
 from shared.errors import NotFound, SetupError, TenorError
+from shared.modeling.baseline import Summary
 from shared.modeling.pipeline import Analysis, Pipeline, load_pipeline
 from shared.settings import Settings
 
@@ -29,6 +31,7 @@ class Row(BaseModel):
     abstained: bool
     incongruence: float | None
     modalities_used: tuple[Modality, ...]
+    baseline_turns: int
 
     @classmethod
     def of(
@@ -54,20 +57,26 @@ class Row(BaseModel):
             abstained=reading.abstained,
             incongruence=reading.incongruence,
             modalities_used=reading.modalities_used,
+            baseline_turns=reading.baseline_turns,
         )
 
 
 class Analyzer:
     """The models, loaded once.
 
+    In a conversation the turns of all files are one speaker's, in the order given, and each voice is read against those
+    before it; else every turn is a stranger's.
+
     Raises:
         SetupError: they cannot be loaded.
     """
 
-    def __init__(self, settings: Settings, speaker: str, language: str | None) -> None:
+    def __init__(self, settings: Settings, speaker: str, language: str | None, conversation: bool = False) -> None:
         self._pipeline: Pipeline = load_pipeline(settings)
         self._speaker = speaker
         self._language = language
+        self._conversation = conversation
+        self._heard: list[Summary] = []
 
     def text(self, text: str) -> list[Row]:
         analysis = self._pipeline.analyze(samples=None, text=text, language=self._language)
@@ -95,7 +104,13 @@ class Analyzer:
         name = str(file).encode(errors="surrogateescape").decode(errors="backslashreplace")
         rows = []
         for start, end in self._pipeline.utterances(samples) or [(0.0, samples.size / SAMPLE_RATE)]:
-            part = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
-            analysis = self._pipeline.analyze(samples=part, text=None, language=self._language)
+            analysis = self._turn(samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)])
             rows.append(Row.of(analysis, self._speaker, name, round(start, 3), round(end, 3)))
         return rows
+
+    def _turn(self, samples: Samples) -> Analysis:
+        earlier = self._heard[-LONGEST_BASELINE:]
+        analysis = self._pipeline.analyze(samples=samples, text=None, language=self._language, earlier=earlier)
+        if self._conversation and analysis.voice_summary is not None:
+            self._heard.append(analysis.voice_summary)
+        return analysis

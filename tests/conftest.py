@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 from psycopg import sql
 from pydantic import SecretStr
 
@@ -47,11 +48,12 @@ def settings(servers: EmbeddedServers, template_database: str, tmp_path: Path) -
     with psycopg.connect(servers.url_of("postgres"), autocommit=True) as connection:
         copy = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         connection.execute(copy.format(sql.Identifier(name), sql.Identifier(template_database)))
-    broker = servers.broker_url.get_secret_value().removesuffix("/0")
+    broker = f"{servers.broker_url.get_secret_value().removesuffix('/0')}/{next(_broker_numbers) % 64}"
+    redis.Redis.from_url(broker).flushdb()  # there are but 64, and an earlier test may have had this one
     return Settings(
         data_dir=tmp_path / "data",
         database_url=SecretStr(servers.url_of(name)),
-        broker_url=SecretStr(f"{broker}/{next(_broker_numbers) % 64}"),
+        broker_url=SecretStr(broker),
         lease_s=2,
         sweep_interval_s=0.2,
     )

@@ -26,10 +26,9 @@ def run(settings: Settings) -> None:
     pipeline.warm_up()
     database = Database(settings.database_url, pool_size=settings.worker_threads + 2)
     blobs = BlobFolder(settings.blob_dir)
-    engine = Engine(settings, database, blobs, pipeline)
-    sweeper = Sweeper(
-        settings, database, Queue(settings.broker_url), blobs, pipeline.bundle.id, held=lambda: engine.held
-    )
+    queue = Queue(settings.broker_url)
+    engine = Engine(settings, database, queue, blobs, pipeline)
+    sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, held=lambda: engine.held)
     app = celery_app(settings.broker_url)
     register(app, engine)
     worker_ready.connect(lambda **_: sweeper.start(), weak=False)

@@ -65,8 +65,15 @@ class TurnIn(BaseModel):
     )
 
     text: Text | None = Field(default=None, description="with audio: its transcript, which is then not made anew")
-    speaker: Name = Field(default="speaker", description="who speaks; tells a session's speakers apart")
-    role: SpeakerRole = SpeakerRole.user
+    speaker: Name = Field(
+        default="speaker",
+        description="who speaks; with the role it tells a session's speakers apart, and a voice is read against the "
+        "same speaker's earlier turns",
+    )
+    role: SpeakerRole = Field(
+        default=SpeakerRole.user,
+        description="customer, user and patient are the session's subject, whose turns are known across sessions",
+    )
     occurred_at: Time | None = Field(default=None, description="when it was said; unset: now")
 
 

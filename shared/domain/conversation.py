@@ -24,6 +24,8 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterVali
 
 
 class SpeakerRole(StrEnum):
+    """What a speaker is to the conversation. `customer`, `user` and `patient` are whom a session is about."""
+
     customer = "customer"
     agent = "agent"
     user = "user"
@@ -31,17 +33,24 @@ class SpeakerRole(StrEnum):
     patient = "patient"
     clinician = "clinician"
 
+    @property
+    def is_subject(self) -> bool:
+        """Whether it is the session's subject who speaks in this role."""
+        return self in (SpeakerRole.customer, SpeakerRole.user, SpeakerRole.patient)
+
 
 class Consent(BaseModel):
     """What the speaker agreed to.
 
     `retain_audio` False: the recording is deleted as soon as its turn has been analysed.
+    `keep_voice_summary` False: no turn leaves statistics of its voice behind, and none is read against earlier ones.
     `basis` is the tenant's own reference to the agreement or the law it rests on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retain_audio: bool = False
+    keep_voice_summary: bool = True
     basis: Name | None = None
 
 

@@ -7,6 +7,11 @@ from shared.domain.emotion import Prediction
 from shared.domain.job import Job
 from shared.domain.transcript import Transcript
 
+LONGEST_BASELINE = 50
+"""A voice is read against so many of its speaker's earlier turns, the newest, at most."""
+CONTEXT_TURNS = 2
+"""Words are read after those of so many turns before."""
+
 
 class AnalyzedTurn(BaseModel):
     """One row of a session's history. Transcript and prediction are None until the job succeeded."""
@@ -20,7 +25,12 @@ class AnalyzedTurn(BaseModel):
 
 
 class Work(BaseModel):
-    """What a worker needs to analyse a turn. (`job.id`, `job.attempts`) is its claim: a later claim voids it."""
+    """What a worker needs to analyse a turn. (`job.id`, `job.attempts`) is its claim: a later claim voids it.
+
+    `earlier` holds the voice summaries of the speaker's earlier turns, and `context` the words of the turns just before
+    in the session, whoever spoke, both oldest first. A turn that is text alone waits for no other, so what was spoken
+    before it is context only where its words were sent with it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,3 +38,5 @@ class Work(BaseModel):
     turn: Turn
     recording: Recording | None
     language_hint: str | None
+    earlier: tuple[bytes, ...]
+    context: tuple[str, ...]

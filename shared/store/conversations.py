@@ -5,13 +5,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, RowMapping, Select, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.conversation import Consent, Session, SpeakerRole, Turn
 from shared.domain.emotion import Prediction
 from shared.domain.history import AnalyzedTurn
-from shared.domain.job import Job
+from shared.domain.job import Job, JobStatus
 from shared.domain.transcript import Transcript
 from shared.errors import SessionClosed, SessionNotFound, TurnNotFound
 from shared.store.tables import doomed_blobs, jobs, predictions, recordings, sessions, subjects, transcripts, turns
@@ -74,6 +74,9 @@ class Conversations:
         # Held first, so that an upload which is being claimed is doomed with the rest.
         self.hold(tenant_id, session_id)
         subject_id = self.session(tenant_id, session_id).subject_id
+        if subject_id is not None:
+            self._hold_subject(subject_id)
+            self._look_again(subject_id)
         sound = select(recordings.c.uri, func.now()).where(
             recordings.c.session_id == session_id, recordings.c.uri.is_not(None)
         )
@@ -105,17 +108,20 @@ class Conversations:
             update(sessions)
             .where(sessions.c.id == session_id, sessions.c.tenant_id == tenant_id)
             .values(turn_count=sessions.c.turn_count + 1)
-            .returning(sessions.c.turn_count, sessions.c.closed_at)
+            .returning(sessions)
         ).one_or_none()
         if taken is None:
             raise SessionNotFound(f"there is no session {session_id}")
         if taken.closed_at is not None:
             raise SessionClosed(f"session {session_id} was closed at {taken.closed_at.isoformat()}")
+        scope_id, position = (None, None) if recording_id is None else self._place(taken, role)
         row = self._connection.execute(
             insert(turns)
             .values(
                 session_id=session_id,
                 index=taken.turn_count - 1,
+                scope_id=scope_id,
+                position=position,
                 speaker=speaker,
                 role=role.value,
                 text=text,
@@ -147,9 +153,37 @@ class Conversations:
         ).mappings()
         return [_analyzed_turn(row) for row in rows]
 
-    def _forget_subject(self, subject_id: UUID) -> None:
-        # A statement of its own waits for whoever opens a session for this person; the next one then sees it.
+    def _place(self, session: Row[Any], role: SpeakerRole) -> tuple[UUID, int] | tuple[None, None]:
+        """Scope and position of the session's newest turn among those that its voice may be read against.
+
+        The row that counts stays locked until the turn is committed: none is ever seen before an earlier one.
+        """
+        if not Consent.model_validate(session.consent).keep_voice_summary:
+            return None, None
+        if session.subject_id is None or not role.is_subject:
+            return session.id, session.turn_count - 1
+        counted = self._connection.execute(
+            update(subjects)
+            .where(subjects.c.id == session.subject_id)
+            .values(turn_count=subjects.c.turn_count + 1)
+            .returning(subjects.c.turn_count)
+        )
+        return session.subject_id, counted.scalar_one() - 1
+
+    def _hold_subject(self, subject_id: UUID) -> None:
+        """Wait for whoever opens a session for this person or is at one of their turns, and keep others waiting."""
         self._connection.execute(select(subjects.c.id).where(subjects.c.id == subject_id).with_for_update())
+
+    def _look_again(self, subject_id: UUID) -> None:
+        """Have the next sweep find turns of other sessions that may have waited for one that is deleted now."""
+        theirs = select(turns.c.id).where(turns.c.scope_id == subject_id)
+        self._connection.execute(
+            update(jobs)
+            .where(jobs.c.turn_id.in_(theirs), jobs.c.status == JobStatus.queued.value)
+            .values(lease_until=func.now())
+        )
+
+    def _forget_subject(self, subject_id: UUID) -> None:
         others = select(sessions.c.id).where(sessions.c.subject_id == subject_id).exists()
         self._connection.execute(delete(subjects).where(subjects.c.id == subject_id, ~others))
 

@@ -2,22 +2,38 @@
 
 A claim is a job's id and its number of attempts: whoever claims later voids it, so that a worker thought dead that
 comes back can no longer write. The database's clock alone decides, as the workers' clocks may differ.
+
+Whoever ends a turn holds its session, and its subject, until the commit, as whoever adds one or deletes the session
+does: so the next turn is there to be sent for, or is added once this one has ended and need not wait.
 """
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Row, RowMapping, delete, exists, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.conversation import Recording, Turn
 from shared.domain.emotion import Reading
-from shared.domain.history import Work
+from shared.domain.history import CONTEXT_TURNS, LONGEST_BASELINE, Work
 from shared.domain.job import OPEN, Job, JobStatus, Message
 from shared.domain.transcript import Transcript
 from shared.errors import AttemptsExhausted, TenorError
-from shared.store.tables import jobs, outbox, predictions, recordings, sessions, transcripts, turns, workers
+from shared.store.order import next_in_line, waits
+from shared.store.tables import (
+    jobs,
+    outbox,
+    predictions,
+    recordings,
+    sessions,
+    subjects,
+    transcripts,
+    turns,
+    voice_summaries,
+    workers,
+)
 
 
 class Jobs:
@@ -53,14 +69,18 @@ class Jobs:
 
     # a worker's way
 
-    def claim(self, job_id: UUID, lease: timedelta) -> Work | None:
-        """Take a job up, or None where it has ended, is gone, or another worker holds it."""
+    def claim(self, job_id: UUID, lease: timedelta, bundle_id: str) -> Work | None:
+        """Take a job up, or None where it has ended, is gone, or another worker holds it.
+
+        None also where its turn has to wait for an earlier one: the job is left as it is, and the `release` of that one
+        sends for it again.
+        """
         free = (jobs.c.status == JobStatus.queued.value) | (
             (jobs.c.status == JobStatus.running.value) & (jobs.c.lease_until < func.now())
         )
         row = self._connection.execute(
             update(jobs)
-            .where(jobs.c.id == job_id, free)
+            .where(jobs.c.id == job_id, free, ~waits())
             .values(
                 status=JobStatus.running.value,
                 attempts=jobs.c.attempts + 1,
@@ -69,19 +89,7 @@ class Jobs:
             )
             .returning(jobs)
         ).one_or_none()
-        if row is None:
-            return None
-        turn = self._connection.execute(select(turns).where(turns.c.id == row.turn_id)).one()
-        hint = select(sessions.c.language_hint).where(sessions.c.id == turn.session_id)
-        recording = self._connection.execute(
-            select(recordings).where(recordings.c.id == turn.recording_id)
-        ).one_or_none()
-        return Work(
-            job=Job.model_validate(row),
-            turn=Turn.model_validate(turn),
-            recording=None if recording is None else Recording.model_validate(recording),
-            language_hint=self._connection.execute(hint).scalar_one(),
-        )
+        return None if row is None else self._work(Job.model_validate(row), bundle_id)
 
     def renew(self, claims: Collection[Job], lease: timedelta) -> None:
         """A sign of life for the jobs that a worker is at."""
@@ -90,8 +98,19 @@ class Jobs:
                 update(jobs).where(*_held(job)).values(lease_until=func.now() + lease, updated_at=func.now())
             )
 
-    def succeed(self, job: Job, bundle_id: str, transcript: Transcript | None, reading: Reading) -> bool:
-        """Write a job's result. False where the claim was void by then, and nothing was written."""
+    def succeed(
+        self,
+        job: Job,
+        bundle_id: str,
+        transcript: Transcript | None,
+        reading: Reading,
+        voice_summary: bytes | None = None,
+    ) -> bool:
+        """Write a job's result. False where the claim was void by then, and nothing was written.
+
+        The summary is kept only of a voice that may be told from others: see `turns.scope_id`.
+        """
+        self._hold(job.turn_id)
         if not self._end(job, JobStatus.succeeded):
             return False
         if transcript is not None:
@@ -103,11 +122,25 @@ class Jobs:
             **reading.model_dump(mode="json", exclude_computed_fields=True),
         }
         self._connection.execute(upsert(predictions).values(values).on_conflict_do_nothing())
+        if voice_summary is not None:
+            self._keep_summary(job.turn_id, bundle_id, voice_summary)
         return True
 
     def fail(self, job: Job, error: TenorError) -> bool:
         """End a job without a result. False where the claim was void by then."""
+        self._hold(job.turn_id)
         return self._end(job, JobStatus.failed, error)
+
+    def release(self, turn_id: UUID, *, task: str, queue: str, lease: timedelta) -> Sequence[Message]:
+        """The messages for those that waited for a turn that has ended, to send once this transaction is committed."""
+        row = self._connection.execute(next_in_line(turn_id)).one_or_none()
+        waiting = {job_id for job_id in row or () if job_id is not None}
+        if not waiting:
+            return []
+        self._connection.execute(update(jobs).where(jobs.c.id.in_(waiting)).values(lease_until=func.now() + lease))
+        values = [{"job_id": job_id, "task": task, "queue": queue} for job_id in waiting]
+        rows = self._connection.execute(insert(outbox).values(values).returning(outbox))
+        return [Message.model_validate(row) for row in rows]
 
     def retry(self, job: Job, error: TenorError, delay: timedelta) -> bool:
         """Put a job back, to be sent again after `delay`. False where the claim was void by then."""
@@ -130,24 +163,91 @@ class Jobs:
     def sweep(self, *, task: str, queue: str, lease: timedelta, max_attempts: int, limit: int = 500) -> int:
         """Give every job whose lease ran out another message, or an end where it has no attempt left.
 
-        A queued job waits twice as long each time before its message counts as lost again, so that a long queue is
-        not made longer by the sweeper.
+        One whose turn has to wait is left alone until it has not. A queued job waits twice as long each time before its
+        message counts as lost again, so that a long queue is not made longer by the sweeper.
         """
+        spent = self._overdue(jobs.c.attempts >= max_attempts, limit)
+        for job in spent:
+            self._end(job, JobStatus.failed, AttemptsExhausted(_spent(job)))
+            self.release(job.turn_id, task=task, queue=queue, lease=lease)
+        lost = self._overdue((jobs.c.attempts < max_attempts) & ~waits(), limit)
+        if lost:
+            self._resend([job.id for job in lost], task, queue, lease)
+        return len(spent) + len(lost)
+
+    def _overdue(self, which: ColumnElement[bool], limit: int) -> list[Job]:
         rows = self._connection.execute(
             select(jobs)
-            .where(jobs.c.status.in_(OPEN), jobs.c.lease_until < func.now())
+            .where(jobs.c.status.in_(OPEN), jobs.c.lease_until < func.now(), which)
             .order_by(jobs.c.lease_until)
             .with_for_update(skip_locked=True)
             .limit(limit)
-        ).all()
-        overdue = [Job.model_validate(row) for row in rows]
-        spent = [job for job in overdue if job.attempts >= max_attempts]
-        for job in spent:
-            self._end(job, JobStatus.failed, AttemptsExhausted(_spent(job)))
-        lost = [job.id for job in overdue if job.attempts < max_attempts]
-        if lost:
-            self._resend(lost, task, queue, lease)
-        return len(overdue)
+        )
+        return [Job.model_validate(row) for row in rows]
+
+    def _hold(self, turn_id: UUID) -> None:
+        """Let nobody else add, end or delete turns of the same session or voice until this transaction ends."""
+        scope = (
+            select(turns.c.scope_id)
+            .join(sessions, sessions.c.id == turns.c.session_id)
+            .where(turns.c.id == turn_id)
+            .with_for_update(key_share=True, of=sessions)
+        )
+        scope_id = self._connection.execute(scope).scalar_one_or_none()
+        if scope_id is not None:
+            held = select(subjects.c.id).where(subjects.c.id == scope_id)
+            self._connection.execute(held.with_for_update(key_share=True))
+
+    def _work(self, job: Job, bundle_id: str) -> Work:
+        row = self._connection.execute(
+            select(turns, sessions.c.language_hint)
+            .join(sessions, sessions.c.id == turns.c.session_id)
+            .where(turns.c.id == job.turn_id)
+        ).one()
+        turn = Turn.model_validate(row)
+        recording = self._connection.execute(
+            select(recordings).where(recordings.c.id == turn.recording_id)
+        ).one_or_none()
+        return Work(
+            job=job,
+            turn=turn,
+            recording=None if recording is None else Recording.model_validate(recording),
+            language_hint=row.language_hint,
+            earlier=self._earlier(row, bundle_id),
+            context=self._context(turn),
+        )
+
+    def _earlier(self, turn: Row[Any], bundle_id: str) -> tuple[bytes, ...]:
+        if turn.scope_id is None:
+            return ()
+        same_voice = (turns.c.scope_id == turn.scope_id, turns.c.speaker == turn.speaker, turns.c.role == turn.role)
+        newest = (
+            select(voice_summaries.c.summary)
+            .join(turns, turns.c.id == voice_summaries.c.turn_id)
+            .where(*same_voice, turns.c.position < turn.position, voice_summaries.c.bundle_id == bundle_id)
+            .order_by(turns.c.position.desc())
+            .limit(LONGEST_BASELINE)
+        )
+        return tuple(reversed(self._connection.execute(newest).scalars().all()))
+
+    def _context(self, turn: Turn) -> tuple[str, ...]:
+        before = turns.c.index.between(turn.index - CONTEXT_TURNS, turn.index - 1)
+        rows = self._connection.execute(
+            select(turns.c.text.label("sent"), transcripts)
+            .outerjoin(transcripts, transcripts.c.turn_id == turns.c.id)
+            .where(turns.c.session_id == turn.session_id, before)
+            .order_by(turns.c.index)
+        ).mappings()
+        waited = turn.recording_id is not None
+        words = [row["sent"] or (_heard(row) if waited else "") for row in rows]
+        return tuple(text for text in words if text.strip())
+
+    def _keep_summary(self, turn_id: UUID, bundle_id: str, summary: bytes) -> None:
+        kept = select(turns.c.id, literal(bundle_id), literal(summary)).where(
+            turns.c.id == turn_id, turns.c.scope_id.is_not(None)
+        )
+        written = upsert(voice_summaries).from_select(["turn_id", "bundle_id", "summary"], kept)
+        self._connection.execute(written.on_conflict_do_nothing())
 
     def _resend(self, job_ids: list[UUID], task: str, queue: str, lease: timedelta) -> None:
         patience = lease * func.power(2, func.least(jobs.c.sends, 6))
@@ -213,6 +313,10 @@ class Jobs:
 
 def _held(job: Job) -> tuple[ColumnElement[bool], ...]:
     return (jobs.c.id == job.id, jobs.c.attempts == job.attempts, jobs.c.status.in_(OPEN))
+
+
+def _heard(row: RowMapping) -> str:
+    return "" if row["segments"] is None else Transcript.model_validate(dict(row)).text
 
 
 def _spent(job: Job) -> str:

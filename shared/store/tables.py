@@ -9,6 +9,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -69,6 +70,7 @@ subjects = Table(
     _id(),
     _tenant(),
     Column("external_ref", String(200), nullable=False),
+    Column("turn_count", Integer, nullable=False, server_default=text("0"), comment="of the turns in its scope"),
     _now(),
     UniqueConstraint("tenant_id", "external_ref"),
 )
@@ -118,8 +120,11 @@ turns = Table(
     Column("start", Float),
     Column("end", Float),
     Column("occurred_at", DateTime(timezone=True), nullable=False),
+    Column("scope_id", Uuid, comment="subject or session within which speaker and role name one voice; null: no voice"),
+    Column("position", Integer, comment="counts the scope's turns"),
     _now(),
     UniqueConstraint("session_id", "index"),
+    UniqueConstraint("scope_id", "speaker", "role", "position"),
     Index(None, "recording_id"),
 )
 
@@ -147,8 +152,18 @@ predictions = Table(
     Column("abstained", Boolean, nullable=False),
     Column("incongruence", Float),
     Column("modalities_used", ARRAY(String(10)), nullable=False),
+    Column("baseline_turns", Integer, nullable=False, server_default=text("0")),
     _now(),
     UniqueConstraint("turn_id", "bundle_id"),
+)
+
+voice_summaries = Table(
+    "voice_summaries",
+    metadata,
+    Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
+    Column("bundle_id", String(100), primary_key=True),
+    Column("summary", LargeBinary, nullable=False, comment="float16, little-endian, in the bundle's shape"),
+    _now(),
 )
 
 jobs = Table(

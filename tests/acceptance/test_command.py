@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from services.analyze import Row
 from shared.audio import SAMPLE_RATE, decode
@@ -33,6 +34,7 @@ FIELDS = [
     "abstained",
     "incongruence",
     "modalities_used",
+    "baseline_turns",
 ]
 ENGLISH = decode(ASSETS / "english.ogg")
 
@@ -73,6 +75,21 @@ def test_every_format_gives_the_same_words_and_nearly_the_same_reading(tmp_path:
         assert row["emotion"] in {None, max(row["scores"], key=row["scores"].get)}
         assert row["abstained"] is (row["emotion"] is None)
         assert list(row["scores"].values()) == pytest.approx(list(first["scores"].values()), abs=0.25)
+
+
+def test_the_turns_of_a_conversation_are_read_against_those_before_them(tmp_path: Path) -> None:
+    broken, spoken = tmp_path / "broken.wav", [ASSETS / f"{name}.ogg" for name in ("calm", "english", "angry")]
+    broken.write_bytes(b"this is not a recording" * 100)
+    result = tenor("analyze", "--conversation", spoken[0], broken, *spoken[1:], "--format", "jsonl")
+    assert result.returncode == 1
+    assert [json.loads(line)["baseline_turns"] for line in result.stdout.splitlines()] == [0, 1, 2]
+    strangers = tenor("analyze", *spoken, "--format", "jsonl")
+    assert [json.loads(line)["baseline_turns"] for line in strangers.stdout.splitlines()] == [0, 0, 0]
+
+
+def test_the_table_of_a_conversation_shows_its_baselines() -> None:
+    result = tenor("analyze", "--conversation", ASSETS / "english.ogg")
+    assert "baseline" in result.stdout
 
 
 def test_what_fails_is_named_and_the_rest_is_done(tmp_path: Path) -> None:
@@ -155,8 +172,14 @@ def test_a_text_is_read_without_whisper(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["analyze"], ["analyze", "a.wav", "--text", "both"], ["analyze", "a.wav", "--format", "xml"], ["analyse"]],
-    ids=["nothing", "both", "format", "command"],
+    [
+        ["analyze"],
+        ["analyze", "a.wav", "--text", "both"],
+        ["analyze", "--text", "hello", "--conversation"],
+        ["analyze", "a.wav", "--format", "xml"],
+        ["analyse"],
+    ],
+    ids=["nothing", "both", "written conversation", "format", "command"],
 )
 def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
     result = tenor(*arguments)
@@ -188,7 +211,20 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "serve", "worker", "migrate", "analyze", "bench", "keys create", "keys list", "keys revoke", "audit"],
+    [
+        "run",
+        "serve",
+        "worker",
+        "train",
+        "evaluate",
+        "migrate",
+        "analyze",
+        "bench",
+        "keys create",
+        "keys list",
+        "keys revoke",
+        "audit",
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = tenor(*command.split(), "--help")
@@ -211,3 +247,27 @@ def test_keys_are_made_listed_and_revoked(settings: Settings) -> None:
     assert again.returncode == 1
     assert key["id"] in again.stderr
     assert "revoked" in tenor("keys", "list", env=env).stdout
+
+
+def test_a_training_is_configured_by_a_file_and_the_options_behind_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("corpora: [ravdess]\nepochs: 1\n")
+    places = [f"--data={tmp_path}", f"--cache={tmp_path}", f"--out={tmp_path / 'run'}"]
+    shown = tenor("train", config, *places, "--epochs=3", "--print_config")
+    assert shown.returncode == 0, shown.stderr
+    options = yaml.safe_load(shown.stdout)
+    assert (options["corpora"], options["epochs"]) == (["ravdess"], 3)
+
+
+@pytest.mark.parametrize("command", ["train config.yaml", "evaluate"])
+def test_a_recipe_that_fails_fails_the_command(command: str) -> None:
+    result = tenor(*command.split(), "--nonesuch=1")
+    assert result.returncode == 2
+    assert "python -m training" in result.stderr
+
+
+def test_without_the_training_extra_the_command_says_what_to_install() -> None:
+    start = "import sys; sys.modules['lightning'] = None; from services.cli import app; app(['evaluate'])"
+    result = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 78
+    assert "pip install 'tenor[training]'" in result.stderr

@@ -41,7 +41,7 @@ def assert_all_are_done_once(tenor: Tenor, session_id: str) -> None:
 
 def test_all_turns_are_done_once_after_the_worker_is_killed(tenor: Tenor, session_id: str) -> None:
     with killed_at_the_end(tenor.start_worker()) as _:
-        wait_for(lambda: tenor.count(session_id, "succeeded") >= 3, 30)
+        wait_for(lambda: tenor.count(session_id, "succeeded") >= 3 and tenor.count(session_id, "running") > 0, 30)
     assert tenor.count(session_id, "running") > 0
     assert tenor.count(session_id, "succeeded") < TURNS
     with killed_at_the_end(tenor.start_worker()):

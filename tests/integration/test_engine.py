@@ -1,20 +1,24 @@
 """A worker's life with turns of every kind: each ends, the worker lives on, and nothing is said in its logs."""
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
 import numpy as np
 import pytest
+import redis
 from fastapi.testclient import TestClient
 
 from shared.audio import Samples
 from shared.blobs import BlobFolder
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
-from shared.modeling.pipeline import Pipeline
+from shared.modeling.baseline import Summary
+from shared.modeling.pipeline import Analysis, Pipeline
 from shared.modeling.transcriber import Transcriber
+from shared.queue import INTERACTIVE, Queue
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.sounds import riff, tone, wav
@@ -48,31 +52,42 @@ def hears() -> Hears:
 @pytest.fixture
 def engine(settings: Settings, database: Database, tmp_path: Path, hears: Hears) -> Engine:
     pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
-    return Engine(settings, database, BlobFolder(settings.blob_dir), pipeline)
+    return Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), pipeline)
 
 
 Say = Callable[..., dict[str, Any]]
+Send = Callable[..., tuple[str, UUID]]
 
 
 @pytest.fixture
-def say(api: TestClient, session_id: str, engine: Engine, database: Database) -> Say:
-    """Send a turn, let the engine do its job, and read the turn."""
+def send(api: TestClient, session_id: str, database: Database) -> Send:
+    """Send a turn; its location and its job."""
 
-    def send(text: str | None = None, recording: bytes | None = None) -> dict[str, Any]:
+    def send(text: str | None = None, recording: bytes | None = None) -> tuple[str, UUID]:
         url = f"/v1/sessions/{session_id}/turns"
         if recording is None:
             response = api.post(url, json={"text": text})
         else:
             response = api.post(url, files={"audio": ("a.wav", recording, "audio/wav")})
         assert response.status_code == 202, response.text
-        location = response.headers["Location"]
         with database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant("acme")
             job = transaction.conversations.turn(tenant_id, UUID(response.json()["id"])).job
-        engine.run(job.id)
-        return api.get(location).json()
+        return response.headers["Location"], job.id
 
     return send
+
+
+@pytest.fixture
+def say(api: TestClient, send: Send, engine: Engine) -> Say:
+    """Send a turn, let the engine do its job, and read the turn."""
+
+    def say(text: str | None = None, recording: bytes | None = None) -> dict[str, Any]:
+        location, job_id = send(text, recording)
+        engine.run(job_id)
+        return api.get(location).json()
+
+    return say
 
 
 def test_a_text_and_a_recording_end_with_a_prediction(say: Say) -> None:
@@ -80,6 +95,58 @@ def test_a_text_and_a_recording_end_with_a_prediction(say: Say) -> None:
     assert written["prediction"]["modalities_used"] == ["text"]
     assert spoken["prediction"]["modalities_used"] == ["text", "audio"]
     assert spoken["transcript"]["segments"][0]["text"] == SECRET
+
+
+def test_a_prediction_says_on_how_many_turns_its_baseline_rests(api: TestClient, session_id: str, say: Say) -> None:
+    said = [say(recording=wav(tone(hertz=hertz))) for hertz in (200, 250)]
+    said += [say(text="I am happy"), say(recording=wav())]
+    counts = [turn["prediction"]["baseline_turns"] for turn in said]
+    assert counts == [0, 1, 0, 2]
+    history = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+    assert [turn["prediction"]["baseline_turns"] for turn in history] == counts
+
+
+def test_a_voice_is_read_against_the_summaries_that_earlier_turns_left(
+    say: Say, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyze, left, given = Pipeline.analyze, list[Summary](), list[Sequence[Summary]]()
+
+    def analyze_and_note(
+        pipeline: Pipeline,
+        *,
+        samples: Samples,
+        text: None,
+        language: None,
+        earlier: Sequence[Summary],
+        context: Sequence[str],
+    ) -> Analysis:
+        analysis = analyze(pipeline, samples=samples, text=text, language=language, earlier=earlier, context=context)
+        assert analysis.voice_summary is not None
+        given.append(earlier)
+        left.append(analysis.voice_summary)
+        return analysis
+
+    monkeypatch.setattr(Pipeline, "analyze", analyze_and_note)
+    for hertz in (200, 250, 300):
+        say(recording=wav(tone(hertz=hertz)))
+    for count, earlier in enumerate(given):
+        np.testing.assert_array_equal(np.array(earlier), np.array([summary.flatten() for summary in left[:count]]))
+    assert not np.array_equal(left[0], left[1])
+
+
+def test_a_turn_that_came_too_early_is_sent_for_when_the_one_before_has_ended(
+    api: TestClient, send: Send, engine: Engine, settings: Settings
+) -> None:
+    (_, first), (location, second) = send(recording=wav()), send(recording=wav())
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    broker.flushdb()
+    engine.run(second)
+    assert api.get(location).json()["status"] == "queued"
+    engine.run(first)
+    (message,) = cast("list[bytes]", broker.lrange(INTERACTIVE, 0, -1))
+    assert str(second) in json.loads(message)["headers"]["argsrepr"]
+    engine.run(second)
+    assert api.get(location).json()["prediction"]["baseline_turns"] == 1
 
 
 @pytest.mark.parametrize(

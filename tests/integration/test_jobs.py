@@ -71,7 +71,7 @@ def add_turn(database: Database, tenant_id: UUID) -> AddTurn:
 
 def claim(database: Database, job: Job, lease: timedelta = LEASE) -> Job | None:
     with database.transaction() as transaction:
-        work = transaction.jobs.claim(job.id, lease)
+        work = transaction.jobs.claim(job.id, lease, "bundle")
         return None if work is None else work.job
 
 
