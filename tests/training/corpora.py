@@ -1,6 +1,7 @@
 """Small copies of the corpora, laid out as their publishers do, with made-up words and synthesised sound."""
 
 import csv
+import json
 from pathlib import Path
 
 from shared.domain.emotion import EKMAN7
@@ -33,6 +34,7 @@ FEELINGS = {
     "sadness": "he will never be back",
     "surprise": "i did not see that coming",
 }
+IEMOCAP_LABELS = ("neu", "ang", "hap", "exc", "sad", "fru", "xxx")
 SENTIMENTS = {"joy": "positive", "neutral": "neutral", "surprise": "positive"}
 PLUTCHIK = {"anger": 1, "disgust": 3, "fear": 4, "joy": 5, "sadness": 6, "surprise": 7}
 
@@ -46,6 +48,15 @@ def write_data(folder: Path) -> Path:
     write_xed(folder / "xed")
     write_tess(folder / "tess")
     write_emot(folder / "indonlu_emot")
+    write_crema_d(folder / "crema_d")
+    write_savee(folder / "savee")
+    write_emodb(folder / "emodb")
+    write_urduser(folder / "urduser")
+    write_punjabi_rasa(folder / "punjabi_rasa")
+    write_shemo(folder / "shemo")
+    write_iitkgp_sehsc(folder / "iitkgp_sehsc")
+    write_indonesian(folder / "indonesian")
+    write_iemocap(folder / "iemocap")
     return folder
 
 
@@ -82,6 +93,7 @@ def write_meld(folder: Path) -> None:
     """A dialogue goes through all seven categories; its numbers begin anew in every file."""
     folder.mkdir(parents=True)
     columns = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID"]
+    columns += ["Season", "Episode", "StartTime", "EndTime"]
     for part, dialogues in (("train", 2), ("dev", 1)):
         with (folder / f"{part}_sent_emo.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
@@ -90,7 +102,9 @@ def write_meld(folder: Path) -> None:
                 for i, (emotion, text) in enumerate(FEELINGS.items()):
                     said = f"Well, it\x92s {part} {dialogue}, {text}"
                     sentiment = SENTIMENTS.get(emotion, "negative")
-                    writer.writerow([i, said, "Ross", emotion, sentiment, dialogue, i])
+                    speaker = "The Interviewer" if i % 2 else "Ross"
+                    times = ["00:16:16,059", "00:16:21,731"]
+                    writer.writerow([i, said, speaker, emotion, sentiment, dialogue, i, 8, 20 + dialogue, *times])
 
 
 def write_goemotions(folder: Path) -> None:
@@ -114,6 +128,99 @@ def write_xed(folder: Path) -> None:
     for language in ("en", "fi"):
         lines = [f"{i}\t{language} {i}, {FEELINGS['neutral']}" for i in range(20)]
         (folder / f"neu_{language}.txt").write_text("\n".join([*lines, "20\t"]), encoding="utf-8")
+
+
+def write_crema_d(folder: Path) -> None:
+    """An actor who trains, one who validates and one who tests."""
+    folder.mkdir(parents=True)
+    rows = ["ActorID,Age,Sex,Race,Ethnicity"]
+    for actor, sex in ((1001, "Male"), (1074, "Female"), (1091, "Female")):
+        rows.append(f"{actor},51,{sex},Caucasian,Not Hispanic")
+        for number, emotion in enumerate(("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")):
+            _write_sound(folder / "AudioWAV" / f"{actor}_DFA_{emotion}_XX.wav", 120 + 20 * number)
+    (folder / "VideoDemographics.csv").write_text("\n".join(rows), encoding="utf-8")
+
+
+def write_savee(folder: Path) -> None:
+    for speaker in ("DC", "JE", "JK", "KL"):
+        for number, emotion in enumerate(("a", "d", "f", "h", "n", "sa", "su")):
+            _write_sound(folder / "AudioData" / speaker / f"{emotion}01.wav", 90 + 20 * number)
+
+
+def write_emodb(folder: Path) -> None:
+    for speaker in ("03", "08", "12", "13", "15", "16"):
+        for number, emotion in enumerate("AEFLNTW"):
+            _write_sound(folder / "wav" / f"{speaker}a01{emotion}a.wav", 110 + 20 * number)
+
+
+def write_urduser(folder: Path) -> None:
+    """Three actors, and the words of the first one's clips."""
+    emotions = ("Angry", "Fear", "Boredom", "Disgust", "Happy", "Neutral", "Sad")
+    for actor, sex in ((1, 0), (4, 0), (10, 1)):
+        for number, emotion in enumerate(emotions, start=1):
+            _write_sound(folder / emotion / f"{actor}_{sex}_{number}_01.wav", 100 + 20 * number)
+    rows = [["تشریح", "جذبات", "فائل کا نام"]]
+    rows += [["آپ کہاں ہیں", emotion, f"1_0_{number}_01.wav"] for number, emotion in enumerate(emotions, start=1)]
+    with (folder / "UrSEC_Description.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_punjabi_rasa(folder: Path) -> None:
+    """Enough clips that some of those for training validate, and the words of the test's."""
+    for part, count in (("train", 8), ("test", 1)):
+        for number, emotion in enumerate(("angry", "happy", "neutral", "sad")):
+            inner = folder / "punjabi_emotional_speech" / part / emotion
+            names = [f"PAN_{'FM'[i % 2]}_{emotion.upper()}_{i:05}.wav" for i in range(count)]
+            for name in names:
+                _write_sound(inner / "audio" / name, 130 + 20 * number)
+            if part == "test":
+                lines = [f"{name}|ਤੁਸੀਂ ਕਿੱਥੇ ਹੋ|4.1" for name in names]
+                (inner / "metadata.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_shemo(folder: Path) -> None:
+    """Three speakers, of whom one's words are known."""
+    for speaker in ("F01", "M09", "F10"):
+        for number, emotion in enumerate("AFHNSW"):
+            name = f"{speaker}{emotion}01.wav"
+            _write_sound(folder / ("female" if speaker[0] == "F" else "male") / name, 100 + 20 * number)
+    rows = [{"id": f"F01{emotion}01", "transcript": "\ufeffدیگر", "ipa": "digar"} for emotion in "AFHNSW"]
+    (folder / "shemo.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def write_iitkgp_sehsc(folder: Path) -> None:
+    """Three speakers, one of them misnamed as published."""
+    emotions = ("anger", "disgust", "fear", "happy", "neutral", "sadness", "sarcastic", "surprise")
+    for speaker in (71, 4, 5):
+        for number, emotion in enumerate(emotions):
+            name = f"{speaker}.1.{emotion}-1.wav"
+            _write_sound(folder / f"{speaker}" / "session1" / emotion / name, 100 + 20 * number)
+
+
+def write_indonesian(folder: Path) -> None:
+    """Enough clips that some validate, and one of the competition's own tests."""
+    for number, emotion in enumerate(("marah", "jijik", "takut", "bahagia", "netral", "sedih")):
+        for i in range(5):
+            name = f"2_{10 * number + i:05}_{emotion}_{'sedang' if i else 'no_data'}.wav"
+            _write_sound(folder / "train" / name, 100 + 20 * number)
+    _write_sound(folder / "test" / "test544.wav", 300)
+
+
+def write_iemocap(folder: Path) -> None:
+    """A dialogue a session, its turns out of order as in the release."""
+    for session in range(1, 6):
+        dialogue, root = f"Ses{session:02}F_impro01", folder / f"Session{session}"
+        turns = [(f"{dialogue}_{'FM'[i % 2]}{i:03}", label) for i, label in enumerate(IEMOCAP_LABELS)]
+        for folder_ in ("EmoEvaluation", "transcriptions"):
+            (root / "dialog" / folder_).mkdir(parents=True)
+        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+        for i, (turn, label) in reversed(list(enumerate(turns))):
+            lines += [f"[{i}.5000 - {i + 1}.2500]\t{turn}\t{label}\t[{1 + i % 5}.0000, 2.5000, 2.0000]"]
+            lines += ["C-E2:\tNeutral;\t()", "A-E3:\tval 3; act 2; dom  2;\t()", ""]
+            _write_sound(root / "sentences" / "wav" / dialogue / f"{turn}.wav", 100 + 20 * i)
+        (root / "dialog" / "EmoEvaluation" / f"{dialogue}.txt").write_text("\n".join(lines), encoding="utf-8")
+        words = [f"{turn} [{i:03}.5000-{i + 1:03}.2500]: Turn {i}." for i, (turn, _) in enumerate(turns)]
+        (root / "dialog" / "transcriptions" / f"{dialogue}.txt").write_text("\n".join(words), encoding="utf-8")
 
 
 def _write_sound(path: Path, hertz: float) -> None:

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.audio import SAMPLE_RATE, Samples
 from tests.sounds import tone
-from training.data.augment import AUGMENTATIONS, noise, speed, telephone
+from training.data.augment import AUGMENTATIONS, noise, reverberation, speed, telephone, with_bands_masked
 
 seeds = pytest.mark.parametrize("seed", range(4))
 
@@ -71,3 +74,46 @@ def test_a_telephone_lets_300_to_3400_hertz_through_and_nothing_else(seed: int) 
     gains = after[inside] / before[inside]
     assert gains.std() < 1e-2
     assert 0.5 <= gains.mean() <= 1.5
+
+
+@seeds
+def test_a_room_keeps_sounding_and_dies_away_by_60_decibels_in_a_quarter_to_seven_tenths_of_a_second(seed: int) -> None:
+    click = np.zeros(SAMPLE_RATE, np.float32)
+    click[0] = 1.0
+    heard = reverberation(click, np.random.default_rng(seed))
+    energy = np.cumsum(heard[:0:-1].astype(np.float64) ** 2)[::-1]  # Schroeder's backward integral, without the click
+    decay = 10 * np.log10(energy[energy > 0] / energy[0])
+    # The slope between -5 and -35 dB, as ISO 3382 measures it.
+    times = np.flatnonzero((decay < -5) & (decay > -35)) / SAMPLE_RATE
+    slope = np.polyfit(times, decay[(decay < -5) & (decay > -35)], 1)[0]
+    assert 0.22 < -60 / slope < 0.77
+    assert 0.05 < energy[0] / heard[0] ** 2 < 1.2  # echoes 0 to 10 dB below the voice
+
+
+@seeds
+def test_a_room_changes_neither_length_nor_loudness(seed: int) -> None:
+    samples = sound()
+    wet = reverberation(samples, np.random.default_rng(seed))
+    assert wet.size == samples.size
+    assert np.std(wet) == pytest.approx(np.std(samples), rel=0.01)
+
+
+@given(share=st.floats(0, 1), count=st.integers(0, 3), seed=st.integers(0, 100), size=st.integers(1, 40))
+def test_masked_bands_hide_the_same_features_everywhere_and_leave_the_rest(
+    share: float, count: int, seed: int, size: int
+) -> None:
+    features = torch.rand(5, 2, size) + 1
+    masked = with_bands_masked(features, share, np.random.default_rng(seed), count)
+    hidden = masked == 0
+    assert masked.shape == features.shape
+    assert hidden.equal(hidden[:1, :1].expand_as(hidden))
+    torch.testing.assert_close(masked[~hidden], features[~hidden])
+    assert hidden[0, 0].sum() <= count * share * size
+
+
+def test_masked_bands_show_what_fills_them() -> None:
+    features, mean = torch.zeros(50, 80), torch.arange(80.0) + 1
+    masked = with_bands_masked(features, 0.5, np.random.default_rng(1), fill=mean)
+    hidden = masked[0] != 0
+    assert 0 < hidden.sum() < 80
+    torch.testing.assert_close(masked[:, hidden], mean[hidden].expand(50, -1))

@@ -1,6 +1,8 @@
 """Cached features, and the batches that are drawn from them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,17 @@ from numpy.typing import NDArray
 from shared.domain.emotion import EKMAN7
 from tests.unit.tiny import FUSION
 from training.data.corpus import Split, Utterance, target
-from training.data.dataset import Batch, EvaluationSet, Example, Features, TrainingBatches, collate, with_gaps
+from training.data.dataset import (
+    Batch,
+    EvaluationSet,
+    Example,
+    Features,
+    Speakers,
+    TrainingBatches,
+    cached_summary,
+    collate,
+    with_gaps,
+)
 from training.data.features import FeatureFile
 
 WAYS = {"original": 1.0, "noise": 2.0, "speed": 3.0}
@@ -23,12 +35,14 @@ WAYS = {"original": 1.0, "noise": 2.0, "speed": 3.0}
 
 def spoken(corpus: str, number: int, category: str = "joy") -> Utterance:
     name = f"{corpus} {number}"
-    return Utterance(name, corpus, "en", Split.train, target([category]), 1.0, name, text=name, audio=Path(name))
+    return Utterance(
+        name, corpus, "en", Split.train, target([category]), 1.0, name, category, text=name, audio=Path(name)
+    )
 
 
 def written(corpus: str, number: int, category: str = "joy") -> Utterance:
     name = f"{corpus} {number}"
-    return Utterance(name, corpus, "en", Split.train, target([category]), None, name, text=name)
+    return Utterance(name, corpus, "en", Split.train, target([category]), None, name, category, text=name)
 
 
 ACTED = [spoken("ravdess", i, category) for i, category in enumerate(EKMAN7.categories)]
@@ -56,7 +70,7 @@ def batches(
     spoken: list[Utterance],
     written: list[Utterance],
     **options: Any,  # noqa: ANN401 - each has its own type
-) -> TrainingBatches:
+) -> TrainingBatches[Batch]:
     defaults: dict[str, Any] = {
         "voices": 200,
         "texts": 200,
@@ -65,9 +79,12 @@ def batches(
         "gaps": 0.0,
         "own_words": 0.3,
         "matching_words": 0.4,
+        "earlier_turns": [0],
         "seed": 0,
     }
-    return TrainingBatches(features, FUSION, spoken, written, **defaults | options)
+    chosen = defaults | options
+    speakers = Speakers(spoken, cached_summary(features), chosen["augmentations"])
+    return TrainingBatches(features, speakers, partial(collate, config=FUSION), spoken, written, **chosen)
 
 
 def share(batch: Batch, corpus: str) -> float:
@@ -168,7 +185,7 @@ def test_without_augmentations_all_voices_are_as_recorded(features: Features) ->
     assert (voices.voice.features == WAYS["original"]).all()
 
 
-def drawn(subject: TrainingBatches) -> list[str]:
+def drawn(subject: TrainingBatches[Batch]) -> list[str]:
     return [u.id for batch in next(iter(subject)) for u in batch.utterances]
 
 
@@ -187,6 +204,42 @@ def test_an_evaluation_has_who_has_the_modalities_and_only_those(features: Featu
     assert len(texts) == len(ACTED + READ)
     assert texts[0].voice is None
     assert texts[0].text is not None
+
+
+SAID = [replace(HEARD[i], group="one speaker") for i in range(5)] + [HEARD[5]]
+"""Five turns of one speaker, one of another."""
+
+
+def test_a_baseline_is_of_other_turns_of_the_speaker_recorded_in_the_same_way(features: Features) -> None:
+    speakers = Speakers(SAID, cached_summary(features), ["noise"])
+    rng = np.random.default_rng(0)
+    assert [len(speakers.earlier(SAID[0], count, rng)) for count in (0, 1, 3, 4, 20)] == [0, 1, 3, 4, 4]
+    assert speakers.earlier(SAID[5], 3, rng) == []
+    for name in ("original", "noise"):
+        for known in speakers.earlier(SAID[0], 4, rng, name):
+            assert known.shape == FUSION.summary_shape
+            assert (known[0] == WAYS[name]).all()
+    assert [len(turns) for turns in speakers.prior()] == [5, 1]
+
+
+def test_all_voices_of_a_batch_have_as_many_earlier_turns_as_there_are(features: Features) -> None:
+    drawn = islice(batches(features, SAID, [], earlier_turns=[0, 2]), 6)
+    counts = [
+        {int(n) for u, n in zip(batch.utterances, batch.baseline.count, strict=True) if u.group == "one speaker"}
+        for (batch,) in drawn
+    ]
+    assert {0} in counts
+    assert {2} in counts
+    assert all(len(found) == 1 for found in counts)
+
+
+def test_an_evaluation_draws_the_same_earlier_turns_every_time(features: Features) -> None:
+    speakers = Speakers(SAID, cached_summary(features))
+    options: dict[str, Any] = {"text": False, "voice": True, "speakers": speakers, "earlier_turns": 3}
+    first, second = (EvaluationSet(features, SAID, **options) for _ in range(2))
+    assert [len(first[i].earlier) for i in range(len(SAID))] == [3, 3, 3, 3, 3, 0]
+    for i in range(len(SAID)):
+        np.testing.assert_array_equal(first[i].earlier, second[i].earlier)
 
 
 @given(st.integers(1, 200), st.floats(0, 0.5), st.integers(0, 2**32 - 1))

@@ -1,16 +1,21 @@
 """Loaders: labels, splits, and the errors that say what to do."""
 
+import csv
+import json
 import shutil
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.audio import decode
 from shared.domain.emotion import EKMAN7
-from tests.training.corpora import FEELINGS, RAVDESS_ACTORS
-from training.data import goemotions, meld, ravdess, urdu_latif, xed
+from tests.sounds import encoded, tone, wav
+from tests.training.corpora import FEELINGS, IEMOCAP_LABELS, RAVDESS_ACTORS
+from training.data import iemocap, meld, ravdess, urdu_latif, xed
 from training.data.corpus import (
     CorpusMissing,
     Leakage,
@@ -40,29 +45,37 @@ def test_every_corpus_trains_and_validates_and_its_targets_sum_to_one(data: Path
     assert len({utterance.id for utterance in utterances}) == len(utterances)
     for utterance in utterances:
         assert utterance.corpus == name
+        assert utterance.target is not None
         assert sum(utterance.target) == pytest.approx(1)
         assert utterance.text or utterance.audio
 
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_a_missing_corpus_is_named_with_where_to_get_it(tmp_path: Path, name: str) -> None:
-    with pytest.raises(CorpusMissing, match=r"get it from https://"):
+    with pytest.raises(CorpusMissing, match=r"get it from https?://"):
         load(tmp_path, [name])
 
 
 def test_a_corpus_that_nobody_knows_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'iemocap' is not a corpus: use some of ravdess, urdu_latif"):
-        load(tmp_path, ["iemocap"])
+    with pytest.raises(ValueError, match=r"'msp' is not a corpus: use some of ravdess, urdu_latif.* or a manifest"):
+        load(tmp_path, ["msp"])
 
 
 def test_a_label_that_a_corpus_does_not_have_is_named_with_those_it_has() -> None:
     with pytest.raises(ValueError, match=r"clip\.wav: '09' is not one of the labels 01, 02"):
-        mapped("09", ravdess.LABELS, "clip.wav")
+        mapped("09", ravdess.EMOTIONS, "clip.wav")
 
 
-@pytest.mark.parametrize("labels", [ravdess.LABELS, urdu_latif.LABELS, meld.LABELS, goemotions.LABELS, xed.LABELS])
-def test_every_label_maps_onto_a_category_or_onto_none(labels: dict[str, str | None]) -> None:
+@pytest.mark.parametrize("name", CORPORA)
+def test_every_corpus_is_read_in_its_languages_with_its_own_labels(data: Path, name: str) -> None:
+    utterances = load(data, [name], scheme=None)
+    languages = {utterance.language for utterance in utterances}
+    assert languages == set(CORPORA[name].languages) or (CORPORA[name].languages == ("mul",) and len(languages) > 1)
+    labels: dict[str, str | None] = import_module(CORPORA[name].load.__module__).LABELS
+    assert {label for utterance in utterances for label in utterance.label_names} <= set(labels)
     assert set(labels.values()) <= {*EKMAN7.categories, None}
+    for utterance in utterances:
+        assert utterance.target == target(labels[label] for label in utterance.label_names)
 
 
 def test_ravdess_has_its_speech_and_not_its_songs(data: Path) -> None:
@@ -70,8 +83,10 @@ def test_ravdess_has_its_speech_and_not_its_songs(data: Path) -> None:
     assert len(utterances) == 8 * len(RAVDESS_ACTORS)
     assert not any(utterance.id.startswith("03-02") for utterance in utterances)
     clip = by_id(utterances)["03-01-02-01-01-01-19"]
-    assert EKMAN7.categories[clip.label] == "neutral"  # calm
+    assert (EKMAN7.categories[clip.label], clip.label_name) == ("neutral", "calm")
     assert (clip.text, clip.group, clip.language) == ("Kids are talking by the door.", "actor 19", "en")
+    assert (clip.speaker, clip.gender) == ("actor 19", "male")
+    assert by_id(utterances)["03-01-02-01-01-01-02"].gender == "female"
     assert by_id(utterances)["03-01-08-01-01-01-01"].valence is None  # surprise is neither
 
 
@@ -112,8 +127,10 @@ def test_urdu_is_split_by_speaker_so_that_all_its_labels_train_and_validate(data
     for split in (Split.train, Split.validation):
         part = [utterance for utterance in utterances if utterance.split is split]
         assert labels(part) == set(urdu_latif.LABELS.values())
-    speakers = {utterance.group for utterance in utterances if utterance.split is Split.validation}
+    speakers = {utterance.speaker for utterance in utterances if utterance.split is Split.validation}
     assert speakers == urdu_latif.VALIDATION_SPEAKERS
+    clip = by_id(utterances)["SF6_F1_H01"]
+    assert (clip.label_name, clip.gender, clip.show) == ("Happy", "female", "SF6")
 
 
 def test_an_urdu_folder_that_is_no_label_is_named(tmp_path: Path) -> None:
@@ -131,6 +148,35 @@ def test_melds_dialogues_of_the_same_number_in_two_files_are_apart(data: Path) -
     assert (EKMAN7.categories[said.label], said.valence) == ("joy", 1.0)
 
 
+def test_meld_knows_the_turns_of_its_dialogues_and_who_says_them(data: Path) -> None:
+    turns = [utterance for utterance in load(data, ["meld"]) if utterance.dialogue == "train 1"]
+    assert [turn.position for turn in turns] == list(range(7))
+    assert [turn.speaker for turn in turns[:2]] == ["Ross", "The Interviewer"]
+    assert [turn.gender for turn in turns[:2]] == ["male", None]
+    assert {turn.show for turn in turns} == {"season 8, episode 21"}
+    assert not any(turn.audio for turn in turns)
+
+
+def test_melds_clips_are_heard_where_they_are_there(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data / "meld", tmp_path / "meld"))
+    clips = {"train 0 2": "train_splits/dia0_utt2.mp4", "validation 0 1": "dev_splits_complete/dia0_utt1.mp4"}
+    for clip in clips.values():
+        (copy / clip).parent.mkdir()
+        (copy / clip).write_bytes(encoded("m4a", tone(0.5)))
+    heard = {utterance.id: utterance.audio for utterance in meld.load(copy) if utterance.audio}
+    assert heard == {id_: copy / clip for id_, clip in clips.items()}
+    assert all(len(decode(path)) == pytest.approx(8_000, abs=2_048) for path in heard.values())
+
+
+def test_melds_broken_clip_is_not_heard(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data / "meld", tmp_path / "meld"))
+    table = (copy / "train_sent_emo.csv").read_text(encoding="utf-8")
+    (copy / "train_sent_emo.csv").write_text(table.replace(",0,3,8,", ",125,3,8,"), encoding="utf-8")
+    (copy / "train_splits").mkdir()
+    (copy / "train_splits" / "dia125_utt3.mp4").touch()
+    assert by_id(list(meld.load(copy)))["train 125 3"].audio is None
+
+
 def test_a_label_that_meld_does_not_have_is_named(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data / "meld", tmp_path / "meld"))
     path = copy / "dev_sent_emo.csv"
@@ -142,6 +188,7 @@ def test_a_label_that_meld_does_not_have_is_named(data: Path, tmp_path: Path) ->
 def test_goemotions_with_several_labels_shares_its_target(data: Path) -> None:
     both = by_id(load(data, ["goemotions"]))["train7"]
     assert both.target == target(["anger", "sadness"])
+    assert both.label_names == ("anger", "sadness")
     assert both.valence == -1
     assert both.text == "train, of two minds\u2028about it"
 
@@ -152,13 +199,15 @@ def test_xed_leaves_out_what_has_no_category_no_words_or_no_known_script(data: P
     texts = {utterance.text: utterance for utterance in utterances}
     assert "" not in texts
     assert "so, only hope" not in texts
+    hope = [utterance for utterance in xed.load(data / "xed") if utterance.text == "so, only hope"]
+    assert [(utterance.label_name, utterance.target) for utterance in hope] == [("anticipation, trust", None)]
     assert EKMAN7.categories[texts["so, fear and hope"].label] == "fear"
     neutral = [utterance for utterance in utterances if utterance.target == target(["neutral"])]
     assert len(neutral) == 40
 
 
 def test_xed_takes_no_more_of_a_projected_language_than_the_limit(data: Path) -> None:
-    languages = [utterance.language for utterance in xed.load(data / "xed", limit=3)]
+    languages = [utterance.language for utterance in xed.load(data / "xed", limit=3) if utterance.target]
     assert languages.count("sv") == 3
     assert languages.count("en") == 6 * 6 + 1 + 3  # annotated by people: all of them, and three neutral lines
 
@@ -168,12 +217,14 @@ def test_one_target_of_several_categories() -> None:
     assert valence(["joy", "surprise"]) == 1
     assert valence(["anger", "joy"]) == 0
     assert valence(["surprise"]) is None
+    assert target([None]) is None
+    assert valence([None]) is None
     with pytest.raises(ValueError, match="'boredom' is not a category of ekman7"):
         target(["boredom"])
 
 
 def utterance(id_: str, group: str, split: Split, corpus: str = "meld") -> Utterance:
-    return Utterance(id_, corpus, "en", split, target(["joy"]), 1.0, group)
+    return Utterance(id_, corpus, "en", split, target(["joy"]), 1.0, group, "joy")
 
 
 splits = st.sampled_from(Split)
@@ -236,3 +287,225 @@ def test_a_corpus_is_viewed_by_what_it_has(data: Path) -> None:
         "urdu_latif voice": ("urdu_latif", False, True),
         "meld text": ("meld", True, False),
     }
+
+
+def unplaced(utterances: Sequence[Utterance]) -> set[str]:
+    return {utterance.label_name for utterance in utterances if utterance.target is None}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("urduser", {"Boredom"}),
+        ("emodb", {"boredom"}),
+        ("iitkgp_sehsc", {"sarcastic"}),
+        ("iemocap", {"fru", "xxx"}),
+    ],
+)
+def test_a_label_without_a_place_is_left_out_unless_everything_is_asked_for(
+    data: Path, name: str, labels: set[str]
+) -> None:
+    assert unplaced(load(data, [name], scheme=None)) == labels
+    assert unplaced(load(data, [name])) == set()
+
+
+def test_an_utterance_without_a_place_has_no_label(data: Path) -> None:
+    bored = by_id(load(data, ["emodb"], scheme=None))["03a01La"]
+    with pytest.raises(ValueError, match="emodb, 03a01La: 'boredom' has no place among the categories"):
+        _ = bored.label
+
+
+@pytest.mark.parametrize(
+    ("name", "id_", "label", "category", "speaker", "gender", "text"),
+    [
+        ("crema_d", "1001_DFA_HAP_XX", "HAP", "joy", "1001", "male", "Don't forget a jacket."),
+        ("crema_d", "1091_DFA_SAD_XX", "SAD", "sadness", "1091", "female", "Don't forget a jacket."),
+        ("savee", "JK_su01", "surprise", "surprise", "JK", "male", None),
+        ("savee", "DC_sa01", "sadness", "sadness", "DC", "male", None),
+        ("emodb", "08a01Aa", "anxiety", "fear", "08", "female", "Der Lappen liegt auf dem Eisschrank."),
+        ("emodb", "15a01Wa", "anger", "anger", "15", "male", "Der Lappen liegt auf dem Eisschrank."),
+        ("urduser", "1_0_2_01", "Fear", "fear", "1", "male", "آپ کہاں ہیں"),
+        ("urduser", "10_1_7_01", "Sad", "sadness", "10", "female", None),
+        ("punjabi_rasa", "test PAN_F_HAPPY_00000", "happy", "joy", None, "female", "ਤੁਸੀਂ ਕਿੱਥੇ ਹੋ"),
+        ("punjabi_rasa", "train PAN_M_ANGRY_00001", "angry", "anger", None, "male", None),
+        ("shemo", "F01W01", "surprised", "surprise", "F01", "female", "دیگر"),
+        ("shemo", "M09F01", "fearful", "fear", "M09", "male", None),
+        ("iitkgp_sehsc", "happy 71.1.happy-1", "happy", "joy", "1", None, None),
+        ("indonesian", "2_00050_sedih_no_data", "sedih", "sadness", None, None, None),
+        ("indonesian", "2_00001_marah_sedang", "marah", "anger", None, None, None),
+        ("iemocap", "Ses03F_impro01_M003", "exc", "joy", "Ses03M", "male", "Turn 3."),
+    ],
+)
+def test_what_the_files_say_of_an_utterance(
+    data: Path,
+    name: str,
+    id_: str,
+    label: str,
+    category: str,
+    speaker: str | None,
+    gender: str | None,
+    text: str | None,
+) -> None:
+    clip = by_id(load(data, [name]))[id_]
+    assert (clip.label_name, EKMAN7.categories[clip.label]) == (label, category)
+    assert (clip.speaker, clip.gender, clip.text) == (speaker, gender, text)
+    assert clip.audio is not None
+    assert len(decode(clip.audio)) > 0
+
+
+@pytest.mark.parametrize("name", ["crema_d", "savee", "emodb", "urduser", "shemo", "iitkgp_sehsc", "iemocap"])
+def test_the_stated_split_of_an_acted_corpus_has_three_parts_apart_in_speakers(data: Path, name: str) -> None:
+    utterances = load(data, [name])
+    assert {utterance.split for utterance in utterances} == set(Split)
+    check_leakage(utterances, ["speaker"])
+    assert all(utterance.speaker for utterance in utterances)
+
+
+def test_crema_d_without_its_table_says_nothing_of_anybodys_sex(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data / "crema_d", tmp_path / "crema_d"))
+    (copy / "VideoDemographics.csv").unlink()
+    assert {utterance.gender for utterance in load(tmp_path, ["crema_d"])} == {None}
+
+
+def test_savee_is_read_with_the_speaker_in_the_name_as_well(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "savee").mkdir()
+    for path in (data / "savee" / "AudioData").glob("*/*"):
+        shutil.copy(path, tmp_path / "savee" / f"{path.parent.name}_{path.name}")
+    flat, folders = by_id(load(tmp_path, ["savee"])), by_id(load(data, ["savee"]))
+    assert flat.keys() == folders.keys()
+    assert all((flat[id_].label, flat[id_].split) == (folders[id_].label, folders[id_].split) for id_ in flat)
+
+
+def test_the_table_of_urduser_must_have_its_columns(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data / "urduser", tmp_path / "urduser"))
+    (copy / "UrSEC_Description.csv").write_text("name,text\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"UrSEC_Description\.csv has no columns"):
+        load(tmp_path, ["urduser"])
+
+
+def test_the_published_test_of_punjabi_rasa_tests(data: Path) -> None:
+    tests = [utterance for utterance in load(data, ["punjabi_rasa"]) if utterance.split is Split.test]
+    assert {utterance.id.split()[0] for utterance in tests} == {"test"}
+    assert len(tests) == 4
+
+
+def test_punjabi_rasa_without_its_test_is_missing(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data / "punjabi_rasa", tmp_path / "punjabi_rasa"))
+    shutil.rmtree(copy / "punjabi_emotional_speech" / "test")
+    with pytest.raises(CorpusMissing, match=r"Punjabi RASA is not at .*test"):
+        load(tmp_path, ["punjabi_rasa"])
+
+
+def test_the_unlabelled_tests_of_the_indonesian_competition_are_left_out(data: Path) -> None:
+    assert not any(utterance.id.startswith("test") for utterance in load(data, ["indonesian"]))
+
+
+def test_iemocaps_turns_stand_in_the_order_of_time_with_all_that_was_said(data: Path) -> None:
+    turns = [turn for turn in load(data, ["iemocap"], scheme=None) if turn.dialogue == "Ses02F_impro01"]
+    assert [(turn.position, turn.label_name) for turn in turns] == list(enumerate(IEMOCAP_LABELS))
+    assert [turn.speaker for turn in turns[:2]] == ["Ses02F", "Ses02M"]
+    assert {turn.group for turn in turns} == {"session 2"}
+    assert [turn.valence for turn in turns[:5]] == [-1, -0.5, 0, 0.5, 1]
+
+
+def test_a_session_of_iemocap_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data / "iemocap", tmp_path / "iemocap"))
+    shutil.rmtree(copy / "Session5")
+    with pytest.raises(CorpusMissing, match=r"IEMOCAP is not at .*Session5"):
+        list(iemocap.load(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("crema_d", "AudioWAV/1001_DFA_ANG.wav", "is not named ACTOR_SENTENCE_EMOTION_LEVEL"),
+        ("crema_d", "AudioWAV/1001_DFA_SUR_XX.wav", "'SUR' is not one of the labels ANG, DIS"),
+        ("savee", "AudioData/XY/a01.wav", "is neither SPEAKER/a01 nor SPEAKER_a01, with DC, JE, JK, KL"),
+        ("emodb", "wav/happy.wav", r"as Emo-DB's files are \(03a01Fa\)"),
+        ("emodb", "wav/99a01Fa.wav", "'99' is not one of the labels 03, 08"),
+        ("urduser", "Angry/angry01.wav", "is not named ACTOR_SEX_EMOTION_NUMBER"),
+        ("punjabi_rasa", "train/angry/audio/angry1.wav", "is not named PAN_<gender>_<emotion>_<nnnnn>"),
+        ("punjabi_rasa", "train/bored/PAN_F_BORED_00001.wav", "'bored' is not one of the labels angry, happy"),
+        ("shemo", "female/woman1.wav", r"as ShEMO's files are \(F01A01\)"),
+        ("iitkgp_sehsc", "anger/1.wav", "is not named SPEAKER.SESSION.text-SENTENCE"),
+        ("iitkgp_sehsc", "1/session1/1.1.anger-1.wav", "'session1' is not one of the labels anger, disgust"),
+        ("indonesian", "train/sedih.wav", r"as the Indonesian six are \(1_05420_sedih_no_data\)"),
+    ],
+)
+def test_a_file_that_is_none_of_a_corpus_s_own_is_named(tmp_path: Path, name: str, path: str, message: str) -> None:
+    (tmp_path / name / path).parent.mkdir(parents=True)
+    (tmp_path / name / path).touch()
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, [name])
+
+
+def test_a_folder_without_recordings_is_a_missing_corpus(tmp_path: Path) -> None:
+    (tmp_path / "emodb" / "wav").mkdir(parents=True)
+    (tmp_path / "emodb" / "wav" / ".03a01Fa.wav").touch()
+    with pytest.raises(CorpusMissing, match=r"Emo-DB has no recordings at .*: get it from http://emodb"):
+        load(tmp_path, ["emodb"])
+
+
+MANIFEST = [
+    {"path": "clips/1.wav", "text": "hello", "label": "joy", "speaker": "a", "language": "fi", "dialogue": "d"},
+    {"path": "clips/2.wav", "label": "boredom", "speaker": "b", "gender": "female", "dialogue": "d", "split": "train"},
+    {"text": "go away", "label": "anger, disgust", "speaker": "c", "split": "test", "dialogue": "e", "show": "s"},
+]
+
+
+def write_manifest(path: Path) -> None:
+    (path.parent / "clips").mkdir(parents=True)
+    for number in (1, 2):
+        (path.parent / "clips" / f"{number}.wav").write_bytes(wav(tone(0.2)))
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in MANIFEST) + "\n", encoding="utf-8")
+        return
+    columns = list(dict.fromkeys(column for row in MANIFEST for column in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(MANIFEST)
+
+
+@pytest.mark.parametrize("name", ["mine/calls.csv", "mine/calls.jsonl"])
+def test_a_manifest_is_a_corpus(tmp_path: Path, name: str) -> None:
+    write_manifest(tmp_path / name)
+    spoken, bored, written = load(tmp_path, [name], scheme=None)
+    assert (spoken.corpus, spoken.language, spoken.split, spoken.text) == (name, "fi", Split.train, "hello")
+    assert (spoken.audio, spoken.group, spoken.valence) == (tmp_path / "mine" / "clips" / "1.wav", "a", 1)
+    assert (bored.label_name, bored.target, bored.gender, bored.language) == ("boredom", None, "female", "und")
+    assert [(turn.dialogue, turn.position) for turn in (spoken, bored, written)] == [("d", 0), ("d", 1), ("e", 0)]
+    assert (written.target, written.audio, written.show) == (target(["anger", "disgust"]), None, "s")
+    assert [utterance.label_name for utterance in load(tmp_path, [name])] == ["joy", "anger, disgust"]
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "message"),
+    [
+        ({"text": "hello"}, ValueError, r"my\.jsonl, row 1 has text: a row has a label, and a path or a text"),
+        ({"label": "joy", "speaker": "a"}, ValueError, "has label, speaker: a row has"),
+        ({"label": "joy", "text": "a", "split": "dev"}, ValueError, "'dev' is not one of the labels train, validation"),
+        ({"label": "joy", "text": "a", "gender": "f"}, ValueError, "'f' is not one of the labels female, male"),
+        ({"label": "joy", "path": "a.wav"}, CorpusMissing, r"row 1: there is no recording at .*a\.wav"),
+    ],
+)
+def test_a_row_of_a_manifest_that_cannot_be_read_is_named(
+    tmp_path: Path, row: dict[str, str], error: type[Exception], message: str
+) -> None:
+    (tmp_path / "my.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(error, match=message):
+        load(tmp_path, ["my.jsonl"])
+
+
+def test_a_manifest_that_is_not_there_or_not_below_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorpusMissing, match=r"there is no manifest at .*my\.csv"):
+        load(tmp_path, ["my.csv"])
+    with pytest.raises(ValueError, match="a manifest is named by its path below the folder of the data"):
+        load(tmp_path, [str(tmp_path / "my.csv")])
+
+
+def test_a_speaker_of_a_manifest_in_two_splits_leaks(tmp_path: Path) -> None:
+    rows = [{"label": "joy", "text": split, "speaker": "a", "split": split} for split in ("train", "test")]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(Leakage, match=r"my\.jsonl: group a is in train and in test"):
+        load(tmp_path, ["my.jsonl"])

@@ -1,9 +1,11 @@
-"""What every corpus becomes: utterances with a target, and splits that do not leak."""
+"""What every corpus becomes: utterances with a label, and splits that do not leak."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from shared.domain.emotion import EKMAN7
 
@@ -17,6 +19,9 @@ POLARITY: Mapping[str, float | None] = {
     "surprise": None,
 }
 """The valence that a category implies; surprise implies none."""
+
+Gender = Literal["female", "male"]
+Value = TypeVar("Value")
 
 
 class Split(StrEnum):
@@ -38,41 +43,66 @@ class Utterance:
     """One labelled stretch of speech or text.
 
     Attributes:
-        target: the share of each category of `EKMAN7`, summing to 1; several where the corpus gives several.
+        target: the share of each category, summing to 1, several where the corpus gives several: of `EKMAN7`, until
+            `relabel` makes it those of another scheme; None where the label has no place among them.
         valence: from -1 to 1, None where nothing says.
         group: what must not be in two splits: the speaker, or the dialogue where there is no speaker's voice.
+        label_name: the corpus's own name of the label, several parted by a comma and a space.
+        dialogue: the conversation that it is a turn of.
+        position: where it stands in its dialogue; the numbers grow, but some may be missing.
+        show: the programme or recording that it was cut from.
     """
 
     id: str
     corpus: str
     language: str
     split: Split
-    target: tuple[float, ...]
+    target: tuple[float, ...] | None
     valence: float | None
     group: str
+    label_name: str
     text: str | None = None
     audio: Path | None = None
+    speaker: str | None = None
+    gender: Gender | None = None
+    dialogue: str | None = None
+    position: int | None = None
+    show: str | None = None
 
     @property
     def label(self) -> int:
-        """Index of the strongest category."""
+        """Index of the strongest category.
+
+        Raises:
+            ValueError: there is no target.
+        """
+        if self.target is None:
+            raise ValueError(f"{self.corpus}, {self.id}: {self.label_name!r} has no place among the categories")
         return max(range(len(self.target)), key=self.target.__getitem__)
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The corpus's own labels, one by one."""
+        return tuple(self.label_name.split(", "))
 
-def target(categories: Iterable[str]) -> tuple[float, ...]:
-    """Equal shares for the categories named, of which there must be one at least."""
-    indexes = {EKMAN7.index(category) for category in categories}
+
+def target(categories: Iterable[str | None]) -> tuple[float, ...] | None:
+    """Equal shares for the categories named, None where there are none."""
+    indexes = {EKMAN7.index(category) for category in categories if category is not None}
+    if not indexes:
+        return None
     return tuple(1 / len(indexes) if i in indexes else 0.0 for i in range(len(EKMAN7.categories)))
 
 
-def valence(categories: Iterable[str]) -> float | None:
+def valence(categories: Iterable[str | None]) -> float | None:
     """The mean polarity of the categories that have one."""
-    known = [polarity for polarity in (POLARITY[category] for category in categories) if polarity is not None]
+    polarities = [POLARITY[category] for category in categories if category is not None]
+    known = [polarity for polarity in polarities if polarity is not None]
     return sum(known) / len(known) if known else None
 
 
-def mapped(label: str, labels: Mapping[str, str], place: str) -> str:
-    """A corpus's own label as a category.
+def mapped(label: str, labels: Mapping[str, Value], place: str) -> Value:
+    """What a corpus's own label stands for.
 
     Raises:
         ValueError: the corpus does not have this label.
@@ -88,6 +118,29 @@ def existing(path: Path, name: str, source: str) -> Path:
     if not path.exists():
         raise CorpusMissing(f"{name} is not at {path}: get it from {source}")
     return path
+
+
+def recordings(folder: Path, name: str, source: str, pattern: str = "**/*") -> list[Path]:
+    """The WAV and FLAC files below a folder that match, in order.
+
+    Raises:
+        CorpusMissing: the folder is not there, or none of them is.
+    """
+    existing(folder, name, source)
+    found = sorted(
+        path
+        for path in folder.glob(pattern)
+        # macOS leaves hidden companions of the files in its archives.
+        if path.suffix.lower() in (".wav", ".flac") and not path.name.startswith(".")
+    )
+    if not found:
+        raise CorpusMissing(f"{name} has no recordings at {folder / pattern}: get it from {source}")
+    return found
+
+
+def split_by_digest(text: str) -> Split:
+    """For what has neither a published split nor named speakers: a tenth, chosen by its digest, validates."""
+    return Split.validation if int(sha256(text.encode()).hexdigest(), 16) % 10 == 0 else Split.train
 
 
 def views(utterances: Iterable[Utterance]) -> dict[str, tuple[str, bool, bool]]:
@@ -108,10 +161,16 @@ def views(utterances: Iterable[Utterance]) -> dict[str, tuple[str, bool, bool]]:
     return found
 
 
-def check_leakage(utterances: Sequence[Utterance]) -> None:
-    """Raises Leakage where a group or an utterance stands in two splits."""
+def check_leakage(utterances: Iterable[Utterance], kinds: Sequence[str] = ("group",)) -> None:
+    """Raises Leakage where an utterance stands in two splits, or what it has in common with others.
+
+    Args:
+        utterances: with their splits.
+        kinds: the attributes that utterances of two splits must not have in common; None is nothing in common.
+    """
     seen: dict[str, Split] = {}
     for utterance in utterances:
-        for key in (f"{utterance.corpus}: group {utterance.group}", f"{utterance.corpus}: utterance {utterance.id}"):
+        named = {"utterance": utterance.id, **{kind: getattr(utterance, kind) for kind in kinds}}
+        for key in (f"{utterance.corpus}: {kind} {value}" for kind, value in named.items() if value is not None):
             if seen.setdefault(key, utterance.split) is not utterance.split:
                 raise Leakage(f"{key} is in {seen[key]} and in {utterance.split}")

@@ -1,32 +1,62 @@
-"""Batches of cached features: spoken utterances with their own words, other words or none, and texts."""
+"""Batches of utterances: spoken ones with their own words, other words or none, and texts."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from shared.audio import Samples, decode
+from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
 from shared.modeling.encoders import Tokens
 from shared.modeling.fusion import FusionConfig
+from training.data.augment import AUGMENTATIONS
 from training.data.corpus import Utterance
 from training.data.features import FeatureFile
 
 
 @dataclass(frozen=True)
+class Words:
+    """A text, and the turns before it, the oldest first."""
+
+    text: str
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Example:
-    """Features of one utterance, either of which may be None.
+    """An utterance with its words and its voice, either of which may be None.
 
     Attributes:
-        text: shape [tokens, text width].
-        voice: shape [tokens, layers, voice width].
+        text: features of shape [tokens, text width], or the words themselves.
+        voice: features of shape [tokens, layers, voice width], or the sound itself.
+        earlier: voice summaries of the speaker's earlier turns.
+        augmentation: the way in which the voice is given.
     """
 
     utterance: Utterance
-    text: Tensor | None
-    voice: Tensor | None
+    text: Tensor | Words | None
+    voice: Tensor | Samples | None
+    earlier: Sequence[Summary] = ()
+    augmentation: str = "original"
+
+
+@dataclass(frozen=True)
+class Unencoded:
+    """A batch of words and sound, for encoders that learn."""
+
+    examples: tuple[Example, ...]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Unencoded":
+        """The same, as Lightning asks for it; the encoders put on their device what they make of it."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,7 @@ class Batch:
 
     text: Tokens
     voice: Tokens
+    baseline: SpeakerBaseline
     target: Tensor
     valence: Tensor
     utterances: tuple[Utterance, ...]
@@ -47,7 +78,9 @@ class Batch:
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The same batch on another device, for Lightning."""
         text, voice = (Tokens(tokens.features.to(device), tokens.mask.to(device)) for tokens in (self.text, self.voice))
-        return Batch(text, voice, self.target.to(device), self.valence.to(device), self.utterances)
+        known = self.baseline
+        baseline = SpeakerBaseline(known.count.to(device), known.mean.to(device), known.variance.to(device))
+        return Batch(text, voice, baseline, self.target.to(device), self.valence.to(device), self.utterances)
 
     def mixed(self, alpha: float) -> "Batch":
         """Every voice overlaid with another's, more softly, and the targets likewise: mixup (Zhang et al. 2018).
@@ -63,8 +96,10 @@ class Batch:
         overlap = (self.voice.mask & self.voice.mask[other])[..., None, None]
         sound = self.voice.features
         sound = torch.where(overlap, share * sound + (1 - share) * sound[other], sound)
-        target, valence = (share * value + (1 - share) * value[other] for value in (self.target, self.valence))
-        return Batch(self.text, Tokens(sound, self.voice.mask), target, valence, self.utterances)
+        known = self.baseline
+        target, valence, mean = (share * x + (1 - share) * x[other] for x in (self.target, self.valence, known.mean))
+        baseline = SpeakerBaseline(torch.minimum(known.count, known.count[other]), mean, known.variance)
+        return Batch(self.text, Tokens(sound, self.voice.mask), baseline, target, valence, self.utterances)
 
 
 class Features:
@@ -82,7 +117,7 @@ class Features:
     def text(self, utterance: Utterance) -> Tensor | None:
         if utterance.text is None:
             return None
-        return _tensor(self._text[utterance.corpus][utterance.text])
+        return _tensor(self._text[utterance.corpus][utterance.id])
 
     def voice(self, utterance: Utterance, augmentation: str = "original") -> Tensor | None:
         if utterance.audio is None:
@@ -90,7 +125,105 @@ class Features:
         return _tensor(self._voice[utterance.corpus, augmentation][utterance.id])
 
 
-class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
+class Recordings:
+    """The words and the sound of some utterances, as encoders that learn read them."""
+
+    def __init__(self, utterances: Sequence[Utterance], context_turns: int, seed: int) -> None:
+        self._before = turns_before(utterances, context_turns)
+        self._rng = np.random.default_rng(seed)
+
+    def text(self, utterance: Utterance) -> Words | None:
+        if utterance.text is None:
+            return None
+        return Words(utterance.text, self._before.get((utterance.corpus, utterance.id), ()))
+
+    def voice(self, utterance: Utterance, augmentation: str = "original") -> Samples | None:
+        if utterance.audio is None:
+            return None
+        return AUGMENTATIONS[augmentation](decode(utterance.audio), self._rng)
+
+
+Source = Features | Recordings
+
+
+def turns_before(utterances: Sequence[Utterance], count: int) -> dict[tuple[str, str], tuple[str, ...]]:
+    """By corpus and id, the texts of up to `count` turns before an utterance in its dialogue, the oldest first."""
+    dialogues: dict[tuple[str, str], list[Utterance]] = {}
+    for utterance in utterances if count else ():
+        if utterance.dialogue is not None and utterance.text is not None:
+            dialogues.setdefault((utterance.corpus, utterance.dialogue), []).append(utterance)
+    before: dict[tuple[str, str], tuple[str, ...]] = {}
+    for turns in dialogues.values():
+        turns.sort(key=lambda turn: turn.position or 0)
+        for i, turn in enumerate(turns):
+            before[turn.corpus, turn.id] = tuple(t.text or "" for t in turns[max(0, i - count) : i])
+    return before
+
+
+class Speakers:
+    """The voices of some utterances, summed up, by who speaks.
+
+    Args:
+        utterances: all of one split.
+        summarize: gives the summary of an utterance's voice, augmented in a way; None where there is no such voice.
+        augmentations: the ways beside the original.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        summarize: Callable[[Utterance, str], Summary | None],
+        augmentations: Sequence[str] = (),
+    ) -> None:
+        self._of: dict[tuple[str, str], list[Utterance]] = {}
+        self._summaries: dict[tuple[str, str, str], Summary] = {}
+        for utterance in utterances:
+            self._of.setdefault((utterance.corpus, utterance.group), []).append(utterance)
+            for way in ("original", *augmentations):
+                if (summary := summarize(utterance, way)) is not None:
+                    self.renew(utterance, way, summary)
+
+    def renew(self, utterance: Utterance, augmentation: str, summary: Summary) -> None:
+        """Keep what an encoder that learns makes of a voice by now."""
+        self._summaries[utterance.corpus, utterance.id, augmentation] = summary
+
+    def earlier(
+        self, utterance: Utterance, count: int, rng: np.random.Generator, augmentation: str = "original"
+    ) -> list[Summary]:
+        """Summaries of `count` other utterances of the same speaker, as far as there are so many, drawn by `rng`.
+
+        They are recorded in the same way, as turns of one conversation are, as far as that is known of them.
+        """
+        others = [u for u in self._of[utterance.corpus, utterance.group] if u.id != utterance.id] if count else []
+        drawn = rng.choice(len(others), min(count, len(others)), replace=False) if others else []
+        return [self._summary(others[i], augmentation) for i in drawn]
+
+    def prior(self) -> list[Tensor]:
+        """Every speaker's summaries, each of shape [utterances, 2, layers, width]."""
+        return [
+            torch.from_numpy(np.stack([self._summary(u, "original") for u in said]).astype(np.float32))
+            for said in self._of.values()
+        ]
+
+    def _summary(self, utterance: Utterance, augmentation: str) -> Summary:
+        key = utterance.corpus, utterance.id
+        return self._summaries.get((*key, augmentation), self._summaries[*key, "original"])
+
+
+def cached_summary(features: Features) -> Callable[[Utterance, str], Summary | None]:
+    """What `Speakers` asks for, of cached features."""
+
+    def summarize(utterance: Utterance, augmentation: str) -> Summary | None:
+        voice = features.voice(utterance, augmentation)
+        return None if voice is None else summaries(Tokens.padded([voice]))[0].half().numpy()
+
+    return summarize
+
+
+Together = TypeVar("Together")
+
+
+class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
     """An endless supply of pairs of batches: `voices` spoken utterances, and `texts` texts.
 
     They are apart, as texts in one batch with voices would cost as much as voices. Either is left out where the corpora
@@ -98,27 +231,32 @@ class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
 
     The acted corpora's words say nothing of their emotion, so a model that saw only them would learn to overlook words
     wherever there is a voice. Hence a spoken utterance comes with its own words, or with those of a text of the same
-    emotion, or with none.
+    emotion, or with none. All voices of a batch are read against baselines of equally many turns, from none to the
+    most, so that one model learns to serve a conversation's first turn and its twentieth.
     """
 
     def __init__(
         self,
-        features: Features,
-        config: FusionConfig,
+        source: Source,
+        speakers: Speakers,
+        together: Callable[[Sequence[Example]], Together],
         spoken: Sequence[Utterance],
         written: Sequence[Utterance],
         *,
         voices: int,
         texts: int,
-        corpus_weights: dict[str, float],
+        corpus_weights: dict[str, float] | None,
         augmentations: Sequence[str],
         gaps: float,
         own_words: float,
         matching_words: float,
+        earlier_turns: Sequence[int],
         seed: int,
     ) -> None:
-        self._features = features
-        self._config = config
+        self._source = source
+        self._speakers = speakers
+        self._together = together
+        self._earlier_turns = list(earlier_turns)
         self._spoken = list(spoken)
         self._written = list(written)
         self._voices, self._texts = voices, texts
@@ -126,61 +264,89 @@ class TrainingBatches(IterableDataset[tuple[Batch, ...]]):
         self._gaps = gaps
         self._own_words, self._matching_words = own_words, matching_words
         self._rng = np.random.default_rng(seed)
-        self._spoken_odds = _odds(self._spoken, corpus_weights)
-        self._written_odds = _odds(self._written, corpus_weights)
+        self._draw_spoken = _draws(self._spoken, corpus_weights, self._rng)
+        self._draw_written = _draws(self._written, corpus_weights, self._rng)
         self._by_label: dict[int, list[Utterance]] = {}
         for utterance in self._written:
-            if max(utterance.target) == 1:
+            if utterance.target is not None and max(utterance.target) == 1:
                 self._by_label.setdefault(utterance.label, []).append(utterance)
 
-    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many pairs it takes to draw as many spoken utterances, or else texts, as there are."""
+        return max(1, -(-len(self._spoken) // self._voices) if self._spoken else -(-len(self._written) // self._texts))
+
+    def __iter__(self) -> Iterator[tuple[Together, ...]]:
         # Lightning asks anew every epoch, which must go on with the draws and not repeat them.
-        rng = self._rng
         while True:
             pair: list[list[Example]] = []
             if self._spoken:
-                drawn = rng.choice(len(self._spoken), self._voices, p=self._spoken_odds)
-                pair.append([self._with_voice(self._spoken[i], rng) for i in drawn])
+                earlier = int(self._rng.choice(self._earlier_turns))
+                pair.append(
+                    [self._with_voice(self._spoken[i], earlier) for i in islice(self._draw_spoken, self._voices)]
+                )
             if self._written:
-                drawn = rng.choice(len(self._written), self._texts, p=self._written_odds)
-                pair.append([Example(self._written[i], self._features.text(self._written[i]), None) for i in drawn])
-            yield tuple(collate(examples, self._config) for examples in pair)
+                drawn = [self._written[i] for i in islice(self._draw_written, self._texts)]
+                pair.append([Example(utterance, self._source.text(utterance), None) for utterance in drawn])
+            yield tuple(self._together(examples) for examples in pair)
 
-    def _with_voice(self, utterance: Utterance, rng: np.random.Generator) -> Example:
+    def _with_voice(self, utterance: Utterance, earlier: int) -> Example:
         # The recording as it is as often as all other ways together.
-        augmented = rng.random() < 0.5 and bool(self._augmentations)
-        name = self._augmentations[rng.integers(len(self._augmentations))] if augmented else "original"
-        voice = self._features.voice(utterance, name)
+        augmented = self._rng.random() < 0.5 and bool(self._augmentations)
+        way = self._augmentations[self._rng.integers(len(self._augmentations))] if augmented else "original"
+        voice = self._source.voice(utterance, way)
         assert voice is not None
-        return Example(utterance, self._words(utterance, rng), with_gaps(voice, self._gaps, rng))
+        if isinstance(voice, Tensor):
+            voice = with_gaps(voice, self._gaps, self._rng)
+        known = self._speakers.earlier(utterance, earlier, self._rng, way)
+        return Example(utterance, self._words(utterance), voice, known, way)
 
-    def _words(self, utterance: Utterance, rng: np.random.Generator) -> Tensor | None:
-        chance = rng.random()
+    def _words(self, utterance: Utterance) -> Tensor | Words | None:
+        chance = self._rng.random()
         if chance < self._own_words:
-            return self._features.text(utterance)
+            return self._source.text(utterance)
         matching = self._by_label.get(utterance.label)
         if chance < self._own_words + self._matching_words and matching:
-            return self._features.text(matching[rng.integers(len(matching))])
+            return self._source.text(matching[self._rng.integers(len(matching))])
         return None
 
 
 class EvaluationSet(Dataset[Example]):
-    """Utterances one by one, with the modalities asked for."""
+    """Utterances one by one, with the modalities asked for, and with a baseline of other utterances of the speaker."""
 
-    def __init__(self, features: Features, utterances: Sequence[Utterance], *, text: bool, voice: bool) -> None:
-        self._features = features
-        self._utterances = [u for u in utterances if (u.text or not text) and (u.audio or not voice)]
+    def __init__(
+        self,
+        source: Source,
+        utterances: Sequence[Utterance],
+        *,
+        text: bool,
+        voice: bool,
+        speakers: Speakers | None = None,
+        earlier_turns: int = 0,
+    ) -> None:
+        self._source = source
+        self.utterances = [u for u in utterances if (u.text or not text) and (u.audio or not voice)]
         self._text, self._voice = text, voice
+        self._speakers, self._earlier_turns = speakers, earlier_turns
 
     def __len__(self) -> int:
-        return len(self._utterances)
+        return len(self.utterances)
 
     def __getitem__(self, index: int) -> Example:
-        utterance = self._utterances[index]
+        utterance = self.utterances[index]
         return Example(
             utterance,
-            self._features.text(utterance) if self._text else None,
-            self._features.voice(utterance) if self._voice else None,
+            self._source.text(utterance) if self._text else None,
+            self._source.voice(utterance) if self._voice else None,
+            self._earlier(utterance),
+        )
+
+    def _earlier(self, utterance: Utterance) -> Sequence[Summary]:
+        if self._speakers is None or not self._voice:
+            return ()
+        # Drawn anew the same way every time.
+        return self._speakers.earlier(
+            utterance, self._earlier_turns, np.random.default_rng(crc32(utterance.id.encode()))
         )
 
 
@@ -194,34 +360,52 @@ def with_gaps(tokens: Tensor, share: float, rng: np.random.Generator, count: int
     return tokens[torch.from_numpy(kept)]
 
 
+def unencoded(examples: Sequence[Example]) -> Unencoded:
+    """A batch for encoders that learn."""
+    return Unencoded(tuple(examples))
+
+
 def collate(examples: Sequence[Example], config: FusionConfig) -> Batch:
-    """Pad a batch. A modality that no example has is one masked token each."""
+    """Pad a batch of features. A modality that no example has is one masked token each."""
     return Batch(
-        text=_tokens([example.text for example in examples], (config.text_width,)),
-        voice=_tokens([example.voice for example in examples], (config.voice_layers, config.voice_width)),
+        text=_tokens([_features(example.text) for example in examples], (config.text_width,)),
+        voice=_tokens([_features(example.voice) for example in examples], (config.voice_layers, config.voice_width)),
+        baseline=SpeakerBaseline.of([example.earlier for example in examples], config.summary_shape),
         target=torch.tensor([example.utterance.target for example in examples]),
         valence=torch.tensor([float("nan") if (v := example.utterance.valence) is None else v for example in examples]),
         utterances=tuple(example.utterance for example in examples),
     )
 
 
+def _features(given: Tensor | Words | Samples | None) -> Tensor | None:
+    if given is None or isinstance(given, Tensor):
+        return given
+    raise TypeError(f"a {type(given).__name__} stands where features should: it must be encoded first")
+
+
 def _tokens(sequences: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tokens:
-    empty = torch.zeros(0, *shape)
+    given = [sequence for sequence in sequences if sequence is not None]
+    empty = (given[0] if given else torch.empty(0)).new_zeros(0, *shape)
     padded = Tokens.padded([empty if sequence is None else sequence for sequence in sequences])
     if padded.mask.shape[1] > 0:
         return padded
     return Tokens(torch.zeros(len(sequences), 1, *shape), torch.zeros(len(sequences), 1, dtype=torch.bool))
 
 
-def _odds(utterances: Sequence[Utterance], weights: dict[str, float]) -> np.ndarray:
-    """A corpus is drawn by its weight, whatever its size, and its utterances evenly."""
-    sizes: dict[str, int] = {}
-    for utterance in utterances:
-        sizes[utterance.corpus] = sizes.get(utterance.corpus, 0) + 1
-    if not utterances:
-        return np.zeros(0)
-    odds = np.array([weights.get(u.corpus, 1.0) / sizes[u.corpus] for u in utterances])
-    return odds / odds.sum()
+def _draws(
+    utterances: Sequence[Utterance], weights: dict[str, float] | None, rng: np.random.Generator
+) -> Iterator[int]:
+    """Places of utterances, for ever: without weights all in turn, in a new order each time round.
+
+    With weights a corpus is drawn by its own, whatever its size, and its utterances evenly.
+    """
+    if weights is not None and utterances:
+        sizes = Counter(u.corpus for u in utterances)
+        odds = np.array([weights.get(u.corpus, 1.0) / sizes[u.corpus] for u in utterances])
+        while True:
+            yield from rng.choice(len(utterances), 1024, p=odds / odds.sum()).tolist()
+    while utterances:
+        yield from rng.permutation(len(utterances)).tolist()
 
 
 def _has(folder: Path) -> bool:

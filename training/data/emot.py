@@ -37,5 +37,6 @@ def load(folder: Path) -> Iterator[Utterance]:
                     target=target([category]),
                     valence=valence([category]),
                     group=f"{part} {number}",
+                    label_name=row["label"],
                     text=row["tweet"].strip(),
                 )

@@ -37,5 +37,6 @@ def load(folder: Path) -> Iterator[Utterance]:
                 target=target(categories),
                 valence=valence(categories),
                 group=comment,
+                label_name=", ".join(categories),
                 text=text,
             )

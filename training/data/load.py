@@ -2,45 +2,96 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from training.data import emot, goemotions, meld, ravdess, tess, urdu_latif, xed
+from training.data import (
+    crema_d,
+    emodb,
+    emot,
+    goemotions,
+    iemocap,
+    iitkgp_sehsc,
+    indonesian,
+    manifest,
+    meld,
+    punjabi_rasa,
+    ravdess,
+    savee,
+    shemo,
+    tess,
+    urdu_latif,
+    urduser,
+    xed,
+)
 from training.data.corpus import Utterance, check_leakage
+from training.data.labels import SCHEMES, LabelScheme, relabel
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus: its folder below the data's, its licence, and how its utterances are read."""
+    """A corpus: its folder below the data's, its licence, its languages, and how its utterances are read."""
 
     folder: str
     licence: str
+    languages: tuple[str, ...]
     load: Callable[[Path], Iterator[Utterance]]
 
 
 CORPORA = {
-    "ravdess": Corpus("ravdess", ravdess.LICENCE, ravdess.load),
-    "urdu_latif": Corpus("urdu_latif", urdu_latif.LICENCE, urdu_latif.load),
-    "tess": Corpus("tess", tess.LICENCE, tess.load),
-    "meld": Corpus("meld", meld.LICENCE, meld.load),
-    "goemotions": Corpus("goemotions_ekman", goemotions.LICENCE, goemotions.load),
-    "xed": Corpus("xed", xed.LICENCE, xed.load),
-    "emot": Corpus("indonlu_emot", emot.LICENCE, emot.load),
+    "ravdess": Corpus("ravdess", ravdess.LICENCE, ("en",), ravdess.load),
+    "urdu_latif": Corpus("urdu_latif", urdu_latif.LICENCE, ("ur",), urdu_latif.load),
+    "tess": Corpus("tess", tess.LICENCE, ("en",), tess.load),
+    "crema_d": Corpus("crema_d", crema_d.LICENCE, ("en",), crema_d.load),
+    "savee": Corpus("savee", savee.LICENCE, ("en",), savee.load),
+    "emodb": Corpus("emodb", emodb.LICENCE, ("de",), emodb.load),
+    "urduser": Corpus("urduser", urduser.LICENCE, ("ur",), urduser.load),
+    "punjabi_rasa": Corpus("punjabi_rasa", punjabi_rasa.LICENCE, ("pa",), punjabi_rasa.load),
+    "shemo": Corpus("shemo", shemo.LICENCE, ("fa",), shemo.load),
+    "iitkgp_sehsc": Corpus("iitkgp_sehsc", iitkgp_sehsc.LICENCE, ("hi",), iitkgp_sehsc.load),
+    "indonesian": Corpus("indonesian", indonesian.LICENCE, ("id",), indonesian.load),
+    "meld": Corpus("meld", meld.LICENCE, ("en",), meld.load),
+    "iemocap": Corpus("iemocap", iemocap.LICENCE, ("en",), iemocap.load),
+    "goemotions": Corpus("goemotions_ekman", goemotions.LICENCE, ("en",), goemotions.load),
+    "xed": Corpus("xed", xed.LICENCE, ("mul",), xed.load),
+    "emot": Corpus("indonlu_emot", emot.LICENCE, ("id",), emot.load),
 }
+"""Languages are BCP 47's codes; `mul` is many."""
 
 
-def load(data: Path, names: Iterable[str]) -> list[Utterance]:
-    """The utterances of the corpora named, from their folders below `data`.
+def load(data: Path, names: Iterable[str], scheme: LabelScheme | None = SCHEMES["ekman7"]) -> list[Utterance]:
+    """The utterances of the corpora named, from their folders below `data`, with targets of the scheme.
+
+    Args:
+        data: holds the corpora.
+        names: of the corpora, or paths of manifests (`*.csv`, `*.jsonl`) below `data`.
+        scheme: the categories; what has no place among them is left out. None leaves out nothing, and the targets are
+            those of `EKMAN7`.
 
     Raises:
         CorpusMissing: one is not there.
         Leakage: one has the same group in two splits.
         ValueError: Tenor knows no corpus of that name.
     """
-    utterances: list[Utterance] = []
-    for name in names:
-        if name not in CORPORA:
-            raise ValueError(f"{name!r} is not a corpus: use some of {', '.join(CORPORA)}")
-        corpus = CORPORA[name]
-        utterances.extend(corpus.load(data / corpus.folder))
+    corpora = [corpus_named(name) for name in names]
+    utterances = [utterance for corpus in corpora for utterance in corpus.load(data / corpus.folder)]
     check_leakage(utterances)
-    return utterances
+    return utterances if scheme is None else relabel(utterances, scheme)
+
+
+def corpus_named(name: str) -> Corpus:
+    """A corpus that Tenor knows, or that a manifest describes.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name in CORPORA:
+        return CORPORA[name]
+    if not name.endswith(manifest.SUFFIXES):
+        raise ValueError(
+            f"{name!r} is not a corpus: use some of {', '.join(CORPORA)}, or a manifest's path (.csv, .jsonl)"
+        )
+    # The caches of features keep each corpus in a folder of its name.
+    if Path(name).is_absolute():
+        raise ValueError(f"{name}: a manifest is named by its path below the folder of the data")
+    return Corpus(name, manifest.LICENCE, (manifest.UNKNOWN_LANGUAGE,), partial(manifest.load, name=name))

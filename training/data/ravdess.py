@@ -7,19 +7,29 @@ modality, channel, emotion, intensity, statement, repetition, actor. Speech only
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, existing, mapped, target, valence
+from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "CC BY-NC-SA 4.0"
 SOURCE = "https://zenodo.org/records/1188976 (Audio_Speech_Actors_01-24.zip)"
-LABELS = {
+EMOTIONS = {
     "01": "neutral",
-    "02": "neutral",  # calm
-    "03": "joy",
-    "04": "sadness",
-    "05": "anger",
-    "06": "fear",
+    "02": "calm",
+    "03": "happy",
+    "04": "sad",
+    "05": "angry",
+    "06": "fearful",
     "07": "disgust",
-    "08": "surprise",
+    "08": "surprised",
+}
+LABELS = {
+    "neutral": "neutral",
+    "calm": "neutral",
+    "happy": "joy",
+    "sad": "sadness",
+    "angry": "anger",
+    "fearful": "fear",
+    "disgust": "disgust",
+    "surprised": "surprise",
 }
 STATEMENTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
 
@@ -38,22 +48,24 @@ def load(folder: Path) -> Iterator[Utterance]:
         CorpusMissing: it is not at `folder`.
         ValueError: a file's name holds a number that the corpus does not know.
     """
-    existing(folder, "RAVDESS", SOURCE)
-    for path in sorted(path for path in folder.glob("Actor_*/*") if path.suffix in (".wav", ".flac")):
+    for path in recordings(folder, "RAVDESS", SOURCE, "Actor_*/*"):
         fields = path.stem.split("-")
         if len(fields) != 7:
             raise ValueError(f"{path.name} is not named by seven numbers as RAVDESS's files are")
         if fields[1] != "01":
             continue
-        category = mapped(fields[2], LABELS, path.name)
+        emotion, actor = mapped(fields[2], EMOTIONS, path.name), int(fields[6])
         yield Utterance(
             id=path.stem,
             corpus="ravdess",
             language="en",
-            split=split_of(int(fields[6])),
-            target=target([category]),
-            valence=valence([category]),
-            group=f"actor {fields[6]}",
+            split=split_of(actor),
+            target=target([LABELS[emotion]]),
+            valence=valence([LABELS[emotion]]),
+            group=f"actor {actor:02}",
+            label_name=emotion,
             text=mapped(fields[4], STATEMENTS, path.name),
             audio=path,
+            speaker=f"actor {actor:02}",
+            gender="male" if actor % 2 else "female",
         )

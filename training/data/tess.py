@@ -7,7 +7,7 @@ Pichora-Fuller and Dupuis 2020, https://doi.org/10.5683/SP2/E8H2MF, CC BY-NC-ND 
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, existing, mapped, target, valence
+from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "CC BY-NC-ND 4.0"
 SOURCE = "https://doi.org/10.5683/SP2/E8H2MF"
@@ -34,8 +34,7 @@ def load(folder: Path) -> Iterator[Utterance]:
         CorpusMissing: it is not at `folder`.
         ValueError: a file is not named as the corpus names its own.
     """
-    existing(folder, "TESS", SOURCE)
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".wav", ".flac")):
+    for path in recordings(folder, "TESS", SOURCE):
         speaker, _, rest = path.stem.partition("_")
         speaker = MISNAMED.get(speaker, speaker)
         word, _, emotion = rest.rpartition("_")
@@ -52,6 +51,9 @@ def load(folder: Path) -> Iterator[Utterance]:
             target=target([category]),
             valence=1.0 if category == "surprise" else valence([category]),
             group=speaker,
+            label_name=emotion.lower(),
             text=f"Say the word {word}.",
             audio=path,
+            speaker=speaker,
+            gender="female",
         )

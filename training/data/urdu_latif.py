@@ -4,12 +4,16 @@ Latif et al. 2018, "Cross Lingual Speech Emotion Recognition: Urdu vs. Western L
 https://github.com/siddiquelatif/URDU-Dataset, for research. Files are named `SPEAKER_Fnn_Xnn` in a folder a label.
 A speaker has often one emotion only, so a split by speaker is far harder than a random one, and recordings of the same
 show may still share more than the voice.
+
+The files do not name their shows. Khan 2026 (https://doi.org/10.5281/zenodo.20709692) takes the first part of the name
+for the show, and so does this loader: here, what is independent of the speaker is what that work calls independent of
+the show.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, existing, mapped, target, valence
+from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "research use"
 SOURCE = "https://github.com/siddiquelatif/URDU-Dataset"
@@ -32,8 +36,7 @@ def load(folder: Path) -> Iterator[Utterance]:
         CorpusMissing: it is not at `folder`.
         ValueError: there is a folder that is no label.
     """
-    existing(folder, "URDU", SOURCE)
-    for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".wav", ".flac")):
+    for path in recordings(folder, "URDU", SOURCE, "*/*"):
         category = mapped(path.parent.name, LABELS, str(path))
         speaker = path.stem.split("_")[0]
         yield Utterance(
@@ -44,5 +47,9 @@ def load(folder: Path) -> Iterator[Utterance]:
             target=target([category]),
             valence=valence([category]),
             group=speaker,
+            label_name=path.parent.name,
             audio=path,
+            speaker=speaker,
+            gender="female" if speaker.startswith("SF") else "male",
+            show=speaker,
         )

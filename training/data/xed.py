@@ -1,26 +1,37 @@
 """XED: film subtitles in English and Finnish, and by projection in thirty more languages; Plutchik's eight emotions.
 
 Öhman et al. 2020, https://github.com/Helsinki-NLP/XED, CC BY 4.0. Anticipation and trust have no place among the seven
-categories, so lines with nothing else are left out.
+categories, so lines with nothing else have no target.
 """
 
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, existing, target, valence
+from training.data.corpus import Utterance, existing, split_by_digest, target, valence
 
 LICENCE = "CC BY 4.0"
 SOURCE = "https://github.com/Helsinki-NLP/XED"
-LABELS = {
+EMOTIONS = {
     "1": "anger",
-    "2": None,  # anticipation
+    "2": "anticipation",
     "3": "disgust",
     "4": "fear",
     "5": "joy",
     "6": "sadness",
     "7": "surprise",
-    "8": None,  # trust
+    "8": "trust",
+}
+LABELS = {
+    "anger": "anger",
+    "anticipation": None,
+    "disgust": "disgust",
+    "fear": "fear",
+    "joy": "joy",
+    "neutral": "neutral",
+    "sadness": "sadness",
+    "surprise": "surprise",
+    "trust": None,
 }
 NOT_A_CODE = {"br": "pt"}
 """Brazilian Portuguese has the code of a region in its file's name."""
@@ -30,6 +41,8 @@ UNREAD = frozenset({"cn", "tw", "zh", "ja", "th", "he"})
 
 def load(folder: Path, limit: int = 1000) -> Iterator[Utterance]:
     """Annotated and projected lines, at most `limit` of each projected language, and of each language's neutral ones.
+
+    Lines without a target do not count towards the limit.
 
     Raises:
         CorpusMissing: it is not at `folder`.
@@ -48,11 +61,11 @@ def _labelled(path: Path, language: str, limit: int | None) -> Iterator[Utteranc
     count = 0
     for line in path.read_text(encoding="utf-8").splitlines():
         text, _, numbers = line.rpartition("\t")
-        categories = [LABELS[number.strip()] for number in numbers.split(",") if number.strip() in LABELS]
-        named = [category for category in categories if category is not None]
-        if text.strip() and named:
-            yield _utterance(text, language, named)
-            count += 1
+        emotions = [EMOTIONS[number.strip()] for number in numbers.split(",") if number.strip() in EMOTIONS]
+        if text.strip() and emotions:
+            utterance = _utterance(text, language, emotions)
+            yield utterance
+            count += utterance.target is not None
         if count == limit:
             return
 
@@ -64,16 +77,17 @@ def _neutral(path: Path, language: str, limit: int) -> Iterator[Utterance]:
                 yield _utterance(text, language, ["neutral"])
 
 
-def _utterance(text: str, language: str, categories: list[str]) -> Utterance:
-    # There are no published splits: a tenth of the texts, chosen by their digest, validates.
+def _utterance(text: str, language: str, emotions: list[str]) -> Utterance:
     digest = sha256(text.strip().encode()).hexdigest()
+    categories = [LABELS[emotion] for emotion in emotions]
     return Utterance(
         id=digest,
         corpus="xed",
         language=language,
-        split=Split.validation if int(digest, 16) % 10 == 0 else Split.train,
+        split=split_by_digest(text.strip()),
         target=target(categories),
         valence=valence(categories),
         group=digest,
+        label_name=", ".join(emotions),
         text=text.strip(),
     )

@@ -1,0 +1,128 @@
+"""Label schemes: what becomes which category, and what has no place."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from shared.domain.emotion import EKMAN7
+from training.data import xed
+from training.data.corpus import Split, Utterance, target
+from training.data.labels import SCHEMES, LabelScheme, relabel, scheme_named
+from training.data.load import load
+
+
+def placed(utterances: list[Utterance], scheme: LabelScheme) -> dict[str, set[str]]:
+    """The own labels of every category."""
+    found: dict[str, set[str]] = {}
+    for utterance in utterances:
+        found.setdefault(scheme.space.categories[utterance.label], set()).add(utterance.label_name)
+    return found
+
+
+def test_valence_has_three_categories_of_the_seven(data: Path) -> None:
+    utterances = load(data, ["ravdess"], SCHEMES["valence3"])
+    assert placed(utterances, SCHEMES["valence3"]) == {
+        "negative": {"sad", "angry", "fearful", "disgust"},
+        "neutral": {"neutral", "calm"},
+        "positive": {"happy", "surprised"},
+    }
+
+
+def test_excitement_is_happiness_among_iemocaps_four(data: Path) -> None:
+    assert placed(load(data, ["iemocap"], SCHEMES["four"]), SCHEMES["four"]) == {
+        "anger": {"ang"},
+        "joy": {"hap", "exc"},
+        "neutral": {"neu"},
+        "sadness": {"sad"},
+    }
+
+
+def test_urdu_and_punjabi_have_the_same_four(data: Path) -> None:
+    for corpus in ("urdu_latif", "punjabi_rasa"):
+        assert set(placed(load(data, [corpus], SCHEMES["four"]), SCHEMES["four"])) == set(
+            SCHEMES["four"].space.categories
+        )
+
+
+def test_ravdess_has_eight_categories_of_its_own(data: Path) -> None:
+    utterances = load(data, ["ravdess"], SCHEMES["ravdess8"])
+    assert placed(utterances, SCHEMES["ravdess8"]) == {label: {label} for label in SCHEMES["ravdess8"].space.categories}
+    assert len(utterances) == len(load(data, ["ravdess"]))
+
+
+def test_the_indonesian_six_place_ravdess_but_for_calm_and_surprise(data: Path) -> None:
+    six = SCHEMES["indonesian6"]
+    assert set(placed(load(data, ["indonesian"], six), six)) == set(six.space.categories)
+    assert placed(load(data, ["ravdess"], six), six) == {
+        "marah": {"angry"},
+        "jijik": {"disgust"},
+        "takut": {"fearful"},
+        "bahagia": {"happy"},
+        "netral": {"neutral"},
+        "sedih": {"sad"},
+    }
+
+
+def test_a_scheme_stands_in_a_configuration(data: Path) -> None:
+    config = yaml.safe_load("""
+        space: {name: arousal, categories: [low, high]}
+        mapping: {Boredom: low, Sad: low, Angry: high, Fear: high}
+    """)
+    arousal = LabelScheme.model_validate(config)
+    assert placed(load(data, ["urduser"], arousal), arousal) == {"low": {"Boredom", "Sad"}, "high": {"Angry", "Fear"}}
+
+
+def test_a_scheme_maps_to_its_own_categories_only() -> None:
+    space = {"name": "two", "categories": ["low", "high"]}
+    with pytest.raises(ValidationError, match="'hihg' is not a category of two: use one of low, high"):
+        LabelScheme.model_validate({"space": space, "mapping": {"Angry": "hihg"}})
+
+
+def test_a_scheme_is_found_by_name_or_given() -> None:
+    assert scheme_named("four") is SCHEMES["four"]
+    assert scheme_named(SCHEMES["four"]) is SCHEMES["four"]
+    with pytest.raises(ValueError, match="'five' is not a label scheme: use one of ekman7, valence3"):
+        scheme_named("five")
+
+
+def test_a_corpus_of_which_nothing_has_a_place_is_named_with_its_labels(data: Path) -> None:
+    with pytest.raises(ValueError, match="none of urdu_latif's labels has a place in indonesian6: Angry, Happy"):
+        load(data, ["ravdess", "urdu_latif"], SCHEMES["indonesian6"])
+
+
+def test_several_own_labels_share_the_target() -> None:
+    plutchik = LabelScheme.model_validate(
+        {
+            "space": {"name": "plutchik", "categories": list(xed.EMOTIONS.values())},
+            "mapping": {name: name for name in xed.EMOTIONS.values()},
+        }
+    )
+    [hope] = relabel([utterance(None, "anticipation, trust")], plutchik)
+    assert hope.target == (0, 0.5, 0, 0, 0, 0, 0, 0.5)
+
+
+def utterance(categories: list[str] | None, label_name: str) -> Utterance:
+    return Utterance("1", "xed", "en", Split.train, target(categories or ()), None, "1", label_name)
+
+
+@given(st.sets(st.sampled_from(EKMAN7.categories), min_size=1))
+def test_the_seven_stay_what_they_are(categories: set[str]) -> None:
+    before = utterance(sorted(categories), ", ".join(sorted(categories)))
+    [after] = relabel([before], SCHEMES["ekman7"])
+    assert after.target == pytest.approx(before.target)
+    assert replace(after, target=before.target) == before
+
+
+@given(st.sets(st.sampled_from(EKMAN7.categories), min_size=1), st.sampled_from(sorted(SCHEMES)))
+def test_shares_over_any_scheme_sum_to_one(categories: set[str], name: str) -> None:
+    labelled = utterance(sorted(categories), ", ".join(sorted(categories)))
+    assume(name in ("ekman7", "valence3") or categories & SCHEMES[name].mapping.keys())
+    [after] = relabel([labelled], SCHEMES[name])
+    assert after.target is not None
+    assert len(after.target) == len(SCHEMES[name].space.categories)
+    assert sum(after.target) == pytest.approx(1)

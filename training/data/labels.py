@@ -1,0 +1,148 @@
+"""Label schemes: which categories to train on, and which of them a corpus's labels are."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from shared.domain.emotion import EKMAN7, LabelSpace, Valence
+from training.data import indonesian, ravdess
+from training.data.corpus import Utterance
+
+
+class LabelScheme(BaseModel):
+    """Categories, and what becomes one of them; labels that are not mapped have no place.
+
+    Attributes:
+        space: the categories in the order of the model's outputs.
+        mapping: from a label to its category.
+        labels: whose labels are mapped: the corpora's own names of them, or the categories of `EKMAN7` that their
+            loaders make of these.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    space: LabelSpace
+    mapping: Mapping[str, str]
+    labels: Literal["own", "ekman7"] = "own"
+
+    @model_validator(mode="after")
+    def _maps_to_its_categories(self) -> Self:
+        for category in self.mapping.values():
+            self.space.index(category)
+        return self
+
+
+SCHEMES: Mapping[str, LabelScheme] = {
+    "ekman7": LabelScheme(
+        space=EKMAN7, mapping={category: category for category in EKMAN7.categories}, labels="ekman7"
+    ),
+    # As the multilingual valence classifier counts them: https://huggingface.co/vocametrix.
+    "valence3": LabelScheme(
+        space=LabelSpace(name="valence3", categories=tuple(Valence)),
+        mapping={
+            "anger": "negative",
+            "disgust": "negative",
+            "fear": "negative",
+            "joy": "positive",
+            "neutral": "neutral",
+            "sadness": "negative",
+            "surprise": "positive",
+        },
+        labels="ekman7",
+    ),
+    # What IEMOCAP, URDU and Punjabi RASA have in common.
+    "four": LabelScheme(
+        space=LabelSpace(name="four", categories=("anger", "joy", "neutral", "sadness"), dimensions=("valence",)),
+        mapping={category: category for category in ("anger", "joy", "neutral", "sadness")},
+        labels="ekman7",
+    ),
+    "ravdess8": LabelScheme(
+        space=LabelSpace(name="ravdess8", categories=tuple(ravdess.LABELS), dimensions=("valence",)),
+        mapping={label: label for label in ravdess.LABELS},
+    ),
+    # RAVDESS's calm and surprised are no class of the Indonesian model's.
+    "indonesian6": LabelScheme(
+        space=LabelSpace(name="indonesian6", categories=tuple(indonesian.LABELS), dimensions=("valence",)),
+        mapping={label: label for label in indonesian.LABELS}
+        | {
+            "angry": "marah",
+            "disgust": "jijik",
+            "fearful": "takut",
+            "happy": "bahagia",
+            "neutral": "netral",
+            "sad": "sedih",
+        },
+    ),
+}
+
+
+def scheme_named(name: str | LabelScheme) -> LabelScheme:
+    """A scheme by its name, or as it stands in a configuration.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if isinstance(name, LabelScheme):
+        return name
+    if name not in SCHEMES:
+        raise ValueError(f"{name!r} is not a label scheme: use one of {', '.join(SCHEMES)}, or give one")
+    return SCHEMES[name]
+
+
+def relabel(utterances: Iterable[Utterance], scheme: LabelScheme) -> list[Utterance]:
+    """The utterances as their loaders give them, with targets over the scheme's categories; the others are left out.
+
+    Raises:
+        ValueError: none of a corpus's labels has a place.
+    """
+    utterances = list(utterances)
+    placed = [replace(u, target=shares) for u in utterances if (shares := _target(u, scheme)) is not None]
+    for corpus in {u.corpus for u in utterances} - {u.corpus for u in placed}:
+        found = sorted({name for u in utterances if u.corpus == corpus for name in u.label_names})
+        raise ValueError(f"none of {corpus}'s labels has a place in {scheme.space.name}: {', '.join(found)}")
+    return placed
+
+
+def common(scheme: LabelScheme, sides: Sequence[Sequence[Utterance]]) -> LabelScheme:
+    """The scheme with only those of its categories that every side has, and what is mapped to them.
+
+    Args:
+        scheme: the categories to choose from.
+        sides: utterances as their loaders give them.
+
+    Raises:
+        ValueError: fewer than two are left.
+    """
+    had = [_categories(utterances, scheme) for utterances in sides]
+    kept = tuple(name for name in scheme.space.categories if all(name in categories for categories in had))
+    if len(kept) < 2:
+        found = "; ".join(", ".join(sorted(categories)) for categories in had)
+        raise ValueError(f"there is nothing to tell apart: of {scheme.space.name}, the sides have {found}")
+    return scheme.model_copy(
+        update={
+            "space": scheme.space.model_copy(update={"categories": kept}),
+            "mapping": {label: category for label, category in scheme.mapping.items() if category in kept},
+        }
+    )
+
+
+def _categories(utterances: Iterable[Utterance], scheme: LabelScheme) -> set[str]:
+    labels = (label for u in utterances for label, share in _labels(u, scheme) if share > 0)
+    return {scheme.mapping[label] for label in labels if label in scheme.mapping}
+
+
+def _target(utterance: Utterance, scheme: LabelScheme) -> tuple[float, ...] | None:
+    shares = [0.0] * len(scheme.space.categories)
+    for label, share in _labels(utterance, scheme):
+        if label in scheme.mapping:
+            shares[scheme.space.index(scheme.mapping[label])] += share
+    total = sum(shares)
+    return tuple(share / total for share in shares) if total else None
+
+
+def _labels(utterance: Utterance, scheme: LabelScheme) -> Sequence[tuple[str, float]]:
+    if scheme.labels == "own":
+        return [(name, 1.0) for name in utterance.label_names]
+    return list(zip(EKMAN7.categories, utterance.target or (0.0,) * len(EKMAN7.categories), strict=True))

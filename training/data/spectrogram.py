@@ -1,0 +1,45 @@
+"""A recording as a picture: its log-mel spectrogram."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.audio_utils import mel_filter_bank
+
+from shared.audio import SAMPLE_RATE, Samples
+
+WINDOW = 1024
+"""Samples of a frame, 64 ms."""
+
+HOP = 256
+"""Samples from frame to frame, 16 ms."""
+
+BANDS = 128
+RANGE_DB = 80.0
+"""What is fainter than the loudest by more is as silent as that."""
+
+SILENT_DB = 0.01
+"""A deviation below it is none but of rounding."""
+
+
+def picture(samples: Samples, size: int) -> Tensor:
+    """The whole recording's mel spectrogram in decibels, squeezed to a square, of mean 0 and deviation 1.
+
+    Returns:
+        Shape [1, size, size]: frequency bands from low to high, and time.
+    """
+    padded = functional.pad(torch.from_numpy(samples), (0, max(0, WINDOW - samples.size)))
+    spectrum = torch.stft(padded, WINDOW, HOP, window=torch.hann_window(WINDOW), return_complex=True)
+    mels = _filters() @ spectrum.abs().square()
+    decibels = (10 * torch.log10(mels / mels.max().clamp(min=1e-30))).clamp(min=-RANGE_DB)
+    squeezed = functional.interpolate(decibels[None, None], (size, size), mode="bilinear", antialias=True)[0]
+    return (squeezed - squeezed.mean()) / squeezed.std().clamp(min=SILENT_DB)
+
+
+@cache
+def _filters() -> Tensor:
+    """Shape [BANDS, frequencies], on Slaney's mel scale as librosa has it."""
+    count = WINDOW // 2 + 1
+    filters = mel_filter_bank(count, BANDS, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    return torch.from_numpy(filters.T).float()

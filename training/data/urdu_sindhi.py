@@ -1,0 +1,79 @@
+"""Urdu-Sindhi: 734 Urdu and 701 Sindhi recordings, seven acted emotions, published as acoustic features only.
+
+Syed et al. 2020, "Introducing the Urdu-Sindhi Speech Emotion Corpus", https://doi.org/10.5281/zenodo.3685274, where the
+terms of use are. The two archives unpack to one folder each, with a folder for each feature set and in it a MATLAB file
+for each recording, named by its label and a number, which holds the set's functionals as one vector:
+
+    Feats - Urdu/eGeMAPS funcs/Matfiles/Anger_0001.mat
+    Feats - Sindhi/IS10Paraling funcs/Matfiles/Sarcasm_0017.mat
+
+The names tell no speakers, so the same voice may be on both sides of any split.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+
+from training.data.acoustics import AcousticTable
+from training.data.corpus import existing, mapped
+
+SOURCE = "https://zenodo.org/records/3685274 (Feats - Urdu.zip, Feats - Sindhi.zip), unpacked"
+FOLDER = "urdu_sindhi"
+CORPORA = {"urdu_syed": "Feats - Urdu", "sindhi_syed": "Feats - Sindhi"}
+FEATURES = {
+    "egemaps": "eGeMAPS funcs",
+    "compare": "ComParE funcs",
+    "is09": "IS09Emotion funcs",
+    "is10": "IS10Paraling funcs",
+    "prosody": "Prosody funcs",
+}
+LABELS = {
+    "Anger": "anger",
+    "Disgust": "disgust",
+    "Happiness": "joy",
+    "Neutral": "neutral",
+    "Sadness": "sadness",
+    "Sarcasm": "sarcasm",  # no category of `ekman7`
+    "Surprise": "surprise",
+}
+
+
+def load(folder: Path, corpus: str, features: str) -> AcousticTable:
+    """One language's recordings as one feature set.
+
+    Args:
+        folder: holds the two unpacked archives.
+        corpus: one of `CORPORA`.
+        features: one of `FEATURES`.
+
+    Raises:
+        CorpusMissing: the feature set's folder is not there.
+        ValueError: the corpus has no such feature set, or a file is not as the corpus's own are.
+    """
+    if features not in FEATURES:
+        raise ValueError(f"{corpus} is published without {features!r}: use one of {', '.join(FEATURES)}")
+    place = existing(folder / CORPORA[corpus] / FEATURES[features] / "Matfiles", f"Urdu-Sindhi's {corpus}", SOURCE)
+    paths = sorted(place.glob("*.mat"))
+    if not paths:
+        raise ValueError(f"{place} holds no .mat files")
+    labels = [path.stem.split("_")[0] for path in paths]
+    categories = [mapped(label, LABELS, path.name) for label, path in zip(labels, paths, strict=True)]
+    return AcousticTable(_stacked(paths), np.array(labels), np.array(categories), speakers=None)
+
+
+def _stacked(paths: list[Path]) -> NDArray[np.float32]:
+    vectors = [_vector(path) for path in paths]
+    for path, vector in zip(paths, vectors, strict=True):
+        if vector.size != vectors[0].size:
+            raise ValueError(f"{path.name} holds {vector.size} features, where {paths[0].name} has {vectors[0].size}")
+    return np.stack(vectors)
+
+
+def _vector(path: Path) -> NDArray[np.float32]:
+    """The file's largest numeric array: its name differs from set to set."""
+    arrays = [array for array in loadmat(path).values() if isinstance(array, np.ndarray) and array.dtype.kind in "fiu"]
+    if not arrays:
+        raise ValueError(f"{path} holds no numeric array")
+    return max(arrays, key=lambda array: array.size).astype(np.float32).ravel()
