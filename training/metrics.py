@@ -1,20 +1,34 @@
-"""The field's figures for classification."""
+"""The field's figures for categories, for dimensions, and for knowing when to be silent."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import confusion_matrix, f1_score, label_ranking_average_precision_score, log_loss
 
 from shared.domain.emotion import EKMAN7
+
+Interval = tuple[float, float]
+
+
+class ClassMetrics(BaseModel):
+    """Of one category; `support` is how often it is the true one."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
 
 
 class Metrics(BaseModel):
     """Over the categories that occur among the true labels.
 
-    `uar` is unweighted average recall; `ece` the expected calibration error over 15 bins (Guo et al. 2017); the
-    confusion matrix has a row for each true category of the label space and a column for each predicted one.
+    `uar` is unweighted average recall and `macro_f1` the unweighted mean of the categories' F1; `ece` the expected
+    calibration error over 15 bins (Guo et al. 2017); `nll` the mean negative log-likelihood in nats; `brier` the
+    squared error of the probabilities, from 0 to 2 (Brier 1950); `aurc` the area under the risk-coverage curve (Geifman
+    and El-Yaniv 2017). The confusion matrix has a row for each true category and a column for each predicted one, in
+    the order of the label space.
     """
 
     count: int
@@ -23,37 +37,209 @@ class Metrics(BaseModel):
     macro_f1: float
     uar: float
     ece: float
-    recall: dict[str, float]
+    nll: float
+    brier: float
+    aurc: float
+    classes: dict[str, ClassMetrics]
     confusion: list[list[int]]
 
 
-def metrics(labels: Sequence[int], probabilities: NDArray[np.floating]) -> Metrics:
-    """The metrics of `probabilities`, of shape [count, categories], against the true `labels`."""
-    true = np.asarray(labels)
-    predicted = probabilities.argmax(axis=1)
-    present = np.unique(true)
-    matrix = confusion_matrix(true, predicted, labels=range(len(EKMAN7.categories)))
-    recalls = matrix.diagonal()[present] / matrix.sum(axis=1)[present]
+class MultiLabelMetrics(BaseModel):
+    """Where several categories may be true; `ranking_precision` is label-ranking average precision."""
+
+    count: int
+    micro_f1: float
+    macro_f1: float
+    ranking_precision: float
+
+
+class Reliability(BaseModel):
+    """The reliability curve: for each bin of confidence that has answers, their mean confidence and accuracy."""
+
+    confidence: list[float]
+    accuracy: list[float]
+    count: list[int]
+
+
+class RiskCoverage(BaseModel):
+    """What is answered, and how much of that is wrong, if all below a threshold of confidence is left unanswered.
+
+    One point for each confidence that occurs, highest first.
+    """
+
+    threshold: list[float]
+    coverage: list[float]
+    risk: list[float]
+
+
+def metrics(
+    labels: ArrayLike, probabilities: NDArray[np.floating], categories: Sequence[str] = EKMAN7.categories
+) -> Metrics:
+    """The metrics of `probabilities`, of shape [count, categories], against the true `labels`, of shape [count].
+
+    Raises:
+        ValueError: there is nothing to measure, or the shapes or labels do not fit the categories.
+    """
+    true, predicted = np.asarray(labels), probabilities.argmax(axis=1)
+    _check(true, probabilities, categories)
+    matrix = confusion_matrix(true, predicted, labels=range(len(categories)))
+    risk = risk_coverage(probabilities.max(axis=1), predicted == true)
     return Metrics(
         count=len(true),
-        accuracy=float(accuracy_score(true, predicted)),
-        weighted_f1=float(f1_score(true, predicted, average="weighted")),
-        macro_f1=float(f1_score(true, predicted, labels=present, average="macro")),
-        uar=float(recalls.mean()),
+        **{name: float(value) for name, value in _from_confusion(matrix).items()},
         ece=expected_calibration_error(true, probabilities),
-        recall={EKMAN7.categories[i]: float(recall) for i, recall in zip(present, recalls, strict=True)},
+        nll=float(log_loss(true, probabilities, labels=range(len(categories)))),
+        brier=float(np.square(probabilities - np.eye(len(categories))[true]).sum(axis=1).mean()),
+        aurc=area_under_risk_coverage(risk),
+        classes=_classes(matrix, categories),
         confusion=matrix.tolist(),
+    )
+
+
+def multilabel_metrics(
+    true: NDArray[np.bool_], probabilities: NDArray[np.floating], threshold: float = 0.5
+) -> MultiLabelMetrics:
+    """Metrics where a row may have several true categories: both arguments have the shape [count, categories].
+
+    A category is named where its probability is at least `threshold`. The macro F1 is over the categories that are true
+    somewhere. The ranking does not depend on the threshold (Tsoumakas et al. 2010).
+    """
+    named, present = probabilities >= threshold, np.flatnonzero(true.any(axis=0))
+    return MultiLabelMetrics(
+        count=len(true),
+        micro_f1=float(f1_score(true, named, average="micro", zero_division=0)),  # pyright: ignore[reportArgumentType]
+        macro_f1=float(f1_score(true, named, labels=present, average="macro", zero_division=0)),  # pyright: ignore[reportArgumentType]
+        ranking_precision=float(label_ranking_average_precision_score(true, probabilities)),
+    )
+
+
+def concordance(true: ArrayLike, predicted: ArrayLike) -> float:
+    """The concordance correlation coefficient of two sequences of numbers, from -1 to 1 (Lin 1989).
+
+    With the moments over n, as Lin has them. Pairs with a NaN are left out; without any pair it is NaN. Two equal
+    constants agree perfectly.
+    """
+    x, y = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
+    known = ~(np.isnan(x) | np.isnan(y))
+    if not known.any():
+        return float("nan")
+    x, y = x[known], y[known]
+    apart = x.var() + y.var() + (x.mean() - y.mean()) ** 2
+    return float(2 * np.mean((x - x.mean()) * (y - y.mean())) / apart) if apart > 0 else 1.0
+
+
+def reliability(true: NDArray[np.integer], probabilities: NDArray[np.floating], bins: int = 15) -> Reliability:
+    """The reliability curve over equal bins of confidence (Guo et al. 2017)."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == true
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    members = [bin_of == b for b in np.unique(bin_of)]
+    return Reliability(
+        confidence=[float(confidence[some].mean()) for some in members],
+        accuracy=[float(right[some].mean()) for some in members],
+        count=[int(some.sum()) for some in members],
     )
 
 
 def expected_calibration_error(true: NDArray[np.integer], probabilities: NDArray[np.floating], bins: int = 15) -> float:
     """How far confidence is from accuracy, on average over equal bins of confidence (Guo et al. 2017)."""
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == true
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        (bin_of == b).mean() * abs(right[bin_of == b].mean() - confidence[bin_of == b].mean())
-        for b in range(bins)
-        if (bin_of == b).any()
-    ]
-    return float(sum(gaps))
+    curve = reliability(true, probabilities, bins)
+    return float(np.average(np.abs(np.subtract(curve.confidence, curve.accuracy)), weights=curve.count))
+
+
+def risk_coverage(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> RiskCoverage:
+    """The risk-coverage curve of answers given with some confidence (Geifman and El-Yaniv 2017)."""
+    order = np.argsort(-confidence, kind="stable")
+    # Answers of one confidence are given together or not at all, so the order among them does not matter.
+    last = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+    answered = last + 1
+    return RiskCoverage(
+        threshold=confidence[order][last].tolist(),
+        coverage=(answered / len(order)).tolist(),
+        risk=(np.cumsum(~right[order])[last] / answered).tolist(),
+    )
+
+
+def area_under_risk_coverage(curve: RiskCoverage) -> float:
+    """The mean risk over all answers' confidences as thresholds; 0 where all is right (Geifman and El-Yaniv 2017)."""
+    return float(np.sum(np.multiply(curve.risk, np.diff(curve.coverage, prepend=0.0))))
+
+
+def bootstrap_intervals(
+    labels: ArrayLike,
+    probabilities: NDArray[np.floating],
+    groups: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Percentile intervals of accuracy, weighted F1, macro F1 and UAR (Efron and Tibshirani 1993, chapter 13).
+
+    Whole groups (speakers, dialogues) are drawn with replacement, as utterances of one speaker are not independent;
+    without groups, utterances are. Where the probabilities come from several seeds, of shape [seeds, count, categories]
+    rather than [count, categories], seeds are drawn as well, and the drawn ones' answers pooled: the interval then
+    covers both the choice of speakers and the luck of training. A single group says nothing of others: there is none.
+    """
+    names = np.arange(np.size(labels)) if groups is None else np.asarray(groups)
+    matrices = _confusion_by_group(np.asarray(labels), probabilities, names)
+    seeds, count = matrices.shape[:2]
+    if count < 2:
+        return {}
+    rng = np.random.default_rng(seed)
+    of_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples).astype(float)
+    of_group = rng.multinomial(count, np.full(count, 1 / count), resamples).astype(float)
+    drawn = np.einsum("rs,rg,sgij->rij", of_seed, of_group, matrices, optimize=True)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    quantiles = {name: np.quantile(values, tails) for name, values in _from_confusion(drawn).items()}
+    return {name: (float(low), float(high)) for name, (low, high) in quantiles.items()}
+
+
+def _from_confusion(matrix: NDArray[np.number]) -> dict[str, NDArray[np.floating]]:
+    """The figures of confusion matrices of shape [..., categories, categories], each of shape [...].
+
+    As scikit-learn computes them, but of thousands of resampled matrices at once.
+    """
+    right, support, named = matrix.diagonal(axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)
+    present = support > 0
+    f1 = 2 * right / np.maximum(support + named, 1)
+    recall = right / np.maximum(support, 1)
+    return {
+        "accuracy": right.sum(axis=-1) / support.sum(axis=-1),
+        "weighted_f1": (f1 * support).sum(axis=-1) / support.sum(axis=-1),
+        "macro_f1": (f1 * present).sum(axis=-1) / present.sum(axis=-1),
+        "uar": recall.sum(axis=-1) / present.sum(axis=-1),
+    }
+
+
+def _confusion_by_group(
+    true: NDArray[np.integer], probabilities: NDArray[np.floating], groups: NDArray[np.generic]
+) -> NDArray[np.floating]:
+    """Shape [seeds, groups, categories, categories]."""
+    names, index = np.unique(groups, return_inverse=True)
+    of_seeds = probabilities.reshape(-1, *probabilities.shape[-2:])
+    seeds, _, categories = of_seeds.shape
+    matrices = np.zeros((seeds, len(names), categories, categories))
+    np.add.at(matrices, (np.arange(seeds)[:, None], index, true, of_seeds.argmax(axis=-1)), 1)
+    return matrices
+
+
+def _classes(matrix: NDArray[np.integer], categories: Sequence[str]) -> dict[str, ClassMetrics]:
+    """Of the categories that occur among the true labels."""
+    counts = zip(categories, matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0), strict=True)
+    return {
+        name: ClassMetrics(
+            precision=right / max(named, 1), recall=right / support, f1=2 * right / (support + named), support=support
+        )
+        for name, right, support, named in counts
+        if support
+    }
+
+
+def _check(true: NDArray[np.integer], probabilities: NDArray[np.floating], categories: Sequence[str]) -> None:
+    if probabilities.shape != (len(true), len(categories)) or not len(true):
+        raise ValueError(
+            f"probabilities of shape {probabilities.shape} do not fit {len(true)} labels and {len(categories)} "
+            "categories: they need a row for each label, of which there must be one, and a column for each category"
+        )
+    if true.min() < 0 or true.max() >= len(categories):
+        raise ValueError(f"labels from {true.min()} to {true.max()} do not index the {len(categories)} categories")

@@ -4,14 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from training.calibration import (
+    abstention_threshold,
+    best_temperature,
+    calibrate,
+    risk_bound,
+    selective_accuracy,
+    softmax,
+)
 from training.data.corpus import Split, Utterance, target
-from training.recipes.evaluate import softmax
-from training.recipes.export_bundle import abstention_threshold, best_temperature
 from training.recipes.train import fold_of, is_training
 
 logits = arrays(np.float64, (3, 7), elements=st.floats(-30, 30))
@@ -39,33 +45,114 @@ def test_a_higher_temperature_is_less_sure(values: NDArray[np.float64]) -> None:
     assert (softmax(values, 4).max(axis=1) <= softmax(values, 2).max(axis=1) + 1e-12).all()
 
 
-def test_tenor_abstains_below_the_confidence_from_which_half_are_right() -> None:
-    confidence = np.linspace(0.1, 1.0, 9001)
-    threshold = abstention_threshold(confidence, confidence >= 0.6)
-    assert threshold == pytest.approx(0.6, abs=0.011)
+def test_tenor_answers_as_long_as_no_more_than_the_accepted_risk_is_wrong() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0, 1, 20_000)
+    right = confidence >= 0.6  # below it all is wrong, hence from 0.4 on a third
+    assert abstention_threshold(confidence, right, accepted_risk=1 / 3) == pytest.approx(0.4, abs=0.02)
+    assert abstention_threshold(confidence, right, accepted_risk=0.01) == pytest.approx(0.6, abs=0.02)
 
 
-def test_well_calibrated_answers_are_given_from_about_one_half() -> None:
+def test_by_default_two_of_three_answers_are_right_and_no_more_is_left_unanswered() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.beta(3, 3, 20_000)  # most answers are neither sure nor random
+    threshold = abstention_threshold(confidence, rng.random(20_000) < confidence)
+    # Calibrated answers are as often right as their confidence says.
+    assert confidence[confidence >= threshold].mean() == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_the_promised_risk_is_kept_on_new_answers() -> None:
+    kept = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        confidence = rng.uniform(0.15, 1, 300)
+        threshold = abstention_threshold(confidence, rng.random(300) < confidence, accepted_risk=0.3, level=0.9)
+        kept.append(1 - (threshold + 1) / 2 <= 0.3)
+    assert np.mean(kept) >= 0.9
+
+
+def test_fewer_answers_promise_less() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.15, 1, 20_000)
-    threshold = abstention_threshold(confidence, rng.random(20_000) < confidence)
-    assert threshold == pytest.approx(0.5, abs=0.05)
+    right = rng.random(20_000) < confidence
+    thresholds = [abstention_threshold(confidence[:count], right[:count], 0.3) for count in (100, 1_000, 20_000)]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert thresholds[0] > thresholds[-1]
 
 
 def test_who_is_always_right_never_abstains_and_who_never_is_always_does() -> None:
     confidence = np.linspace(0.15, 0.95, 1000)
     assert abstention_threshold(confidence, np.ones(1000, bool)) == 0.0
-    assert abstention_threshold(confidence, np.zeros(1000, bool)) > 0.95
+    assert abstention_threshold(confidence, np.zeros(1000, bool)) == 1.0
 
 
 def test_a_few_lucky_answers_do_not_lower_the_threshold() -> None:
     confidence = np.array([0.2] + [0.3] * 1000 + [0.6] * 1000)
     right = np.array([True] + [False] * 1000 + [True] * 1000)
     assert 0.3 < abstention_threshold(confidence, right) <= 0.6
+    assert abstention_threshold(np.array([0.9, 0.9]), np.array([True, True])) == 1.0
+
+
+@pytest.mark.parametrize("risk", [0.0, -0.1, 1.5])
+def test_a_risk_that_is_no_share_is_refused(risk: float) -> None:
+    with pytest.raises(ValueError, match=f"an accepted risk of {risk}"):
+        abstention_threshold(np.array([0.5]), np.array([True]), risk)
+
+
+@pytest.mark.parametrize(("wrong", "count", "bound"), [(0, 10, 0.2589), (5, 10, 0.7776), (10, 10, 1.0), (0, 0, 1.0)])
+def test_the_bound_of_clopper_and_pearson(wrong: int, count: int, bound: float) -> None:
+    # Of no wrong one among ten: 1 - 0.05 ** (1 / 10).
+    assert risk_bound(np.arange(count) >= wrong) == pytest.approx(bound, abs=1e-4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), min_size=1), st.floats(0.5, 0.99))
+def test_the_bound_is_above_what_was_seen_and_rises_with_the_level(right: list[bool], level: float) -> None:
+    seen = 1 - np.mean(right)
+    assert seen <= risk_bound(np.array(right), level) <= risk_bound(np.array(right), (1 + level) / 2) <= 1
+
+
+def test_the_curve_of_selective_accuracy_ends_where_nothing_is_answered() -> None:
+    points = selective_accuracy(np.array([0.25, 0.35, 0.55, 0.55]), np.array([False, True, True, True]))
+    found = [(point.threshold, point.coverage, point.accuracy) for point in points]
+    assert found[0] == (0.0, 1.0, 0.75)
+    assert found[-1] == (0.5, 0.5, 1.0)
+    assert [coverage for _, coverage, _ in found] == [1.0, 1.0, 1.0, 0.75, 0.5, 0.5]
+
+
+def readings(count: int, temperature: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    rng = np.random.default_rng(seed)
+    true = rng.standard_normal((count, 7)) * 2
+    return np.array([rng.choice(7, p=row) for row in softmax(true)]), true * temperature
+
+
+def test_every_kind_of_reading_has_its_temperature_and_all_have_one_promise() -> None:
+    found = calibrate({"text": readings(3_000, 2.0, 0), "voice": readings(3_000, 0.5, 1)}, accepted_risk=0.2)
+    assert found.temperature == 1.0
+    assert found.text_temperature == pytest.approx(2.0, rel=0.1)
+    assert found.audio_temperature == pytest.approx(0.5, rel=0.1)
+    assert (found.accepted_risk, found.risk_level) == (0.2, 0.95)
+    assert 0 < found.abstain_below < 1
+    assert found.coverage is not None
+    near = [point for point in found.selective_accuracy if abs(point.threshold - found.abstain_below) <= 0.1]
+    assert min(point.coverage for point in near) <= found.coverage <= max(point.coverage for point in near)
+    assert max(point.accuracy for point in near) >= 0.8
+
+
+def test_who_cannot_keep_the_promise_is_told_so() -> None:
+    labels, logits = readings(500, 1.0, 0)
+    with pytest.warns(UserWarning, match="no threshold keeps the risk at 0.01"):
+        found = calibrate({"text": ((labels + 1) % 7, logits)}, accepted_risk=0.01)
+    assert (found.abstain_below, found.coverage) == (1.0, 0.0)
+
+
+def test_without_validation_data_nothing_is_calibrated() -> None:
+    with pytest.raises(ValueError, match="validation split"):
+        calibrate({})
 
 
 def spoken(group: str, split: Split = Split.train) -> Utterance:
-    return Utterance("1", "ravdess", "en", split, target(["joy"]), 1.0, group, audio=Path("1.wav"))
+    return Utterance("1", "ravdess", "en", split, target(["joy"]), 1.0, group, "joy", audio=Path("1.wav"))
 
 
 @given(st.integers(1, 99).map("actor {:02}".format) | st.text(min_size=1), st.integers(2, 7))
@@ -78,6 +165,6 @@ def test_a_speaker_is_in_one_fold_and_trains_in_all_others(group: str, folds: in
 
 def test_in_cross_validation_those_who_test_never_train_and_texts_keep_their_split() -> None:
     assert not any(is_training(spoken("actor 21", Split.test), fold, 5) for fold in range(5))
-    text = Utterance("1", "meld", "en", Split.validation, target(["joy"]), 1.0, "1", text="1")
+    text = Utterance("1", "meld", "en", Split.validation, target(["joy"]), 1.0, "1", "joy", text="1")
     assert not any(is_training(text, fold, 5) for fold in range(5))
     assert not is_training(spoken("actor 19", Split.validation), None, 5)
