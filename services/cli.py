@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
@@ -39,6 +40,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="API keys: one tenant each.")
 app.add_typer(keys, name="keys")
+
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 _out = Console()
 _err = Console(stderr=True)
@@ -106,6 +109,26 @@ def worker() -> None:
     os.execv(sys.executable, [sys.executable, "-m", "workers"])
 
 
+@app.command(
+    context_settings=_PASSED_ON,
+    epilog="Example: `tenor train training/configs/compact.yaml --data DATA --cache CACHE --out RUN`",
+)
+def train(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A recipe's options, as YAML.")],
+) -> None:
+    """Train a model. What follows CONFIG are the recipe's own options, see `python -m training train --help`."""
+    _recipe("train", str(config), *context.args)
+
+
+@app.command(
+    context_settings=_PASSED_ON, epilog="Example: `tenor evaluate --data DATA --cache CACHE --runs [RUN] --out REPORT`"
+)
+def evaluate(context: typer.Context) -> None:
+    """Measure trained models. All options are the recipe's own, see `python -m training evaluate --help`."""
+    _recipe("evaluate", *context.args)
+
+
 @app.command(epilog="Example: `TENOR_DATABASE_URL=postgresql://tenor@db/tenor tenor migrate`")
 def migrate() -> None:
     """Bring the database's tables to this version. Safe to run more than once, and at once from many machines."""
@@ -113,7 +136,10 @@ def migrate() -> None:
         Database(_reachable().database_url).migrate()
 
 
-@app.command(epilog="Examples: `tenor analyze *.mp3 --format jsonl`, `tenor analyze --text 'Leave me alone!'`")
+@app.command(
+    epilog="Examples: `tenor analyze *.mp3 --format jsonl`, `tenor analyze --conversation monday.wav tuesday.wav`, "
+    "`tenor analyze --text 'Leave me alone!'`"
+)
 def analyze(
     files: Annotated[list[Path] | None, typer.Argument(metavar="FILE...", help="Recordings of any format.")] = None,
     text: Annotated[str | None, typer.Option(help="Analyse this text instead of recordings.")] = None,
@@ -121,21 +147,27 @@ def analyze(
         str | None, typer.Option(help="ISO 639-1 code; unset, or unknown to Whisper: detected.", parser=_language)
     ] = None,
     speaker: Annotated[str, typer.Option(help="Who speaks.")] = "speaker",
+    conversation: Annotated[
+        bool, typer.Option("--conversation", help="The files are one speaker's turns, in order.")
+    ] = False,
     output: Annotated[
         AnalyzeFormat, typer.Option("--format", help="For people or for programs.")
     ] = AnalyzeFormat.table,
 ) -> None:
     """Transcribe recordings and read their emotion, without a server.
 
-    A recording of up to 30 s is one turn; a longer one is split into turns at its pauses.
+    A recording of up to 30 s is one turn; a longer one is split into turns at its pauses. With `--conversation` each
+    turn's voice is read against those before it, as one speaker's; without, nothing is known of who spoke before.
     """
     if bool(files) == (text is not None):
         raise typer.BadParameter("give either FILE... or --text", param_hint="FILE...")
+    if conversation and not files:
+        raise typer.BadParameter("a conversation is of recordings: give FILE...", param_hint="--conversation")
     from services.analyze import Analyzer
 
     failed = 0
     with _reported():
-        analyzer = Analyzer(get_settings(), speaker, language)
+        analyzer = Analyzer(get_settings(), speaker, language, conversation)
         rows: list[Row] = []
         for source, result in _with_progress(analyzer, files or [], text):
             if isinstance(result, TenorError):
@@ -148,7 +180,7 @@ def analyze(
             else:
                 rows.extend(result)
     if rows:
-        _out.print(results_table(rows))
+        _out.print(results_table(rows, conversation))
     raise typer.Exit(1 if failed else 0)
 
 
@@ -246,6 +278,14 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _recipe(name: str, *arguments: str) -> None:
+    """Become `python -m training`, whose exit status is this command's."""
+    with _reported():
+        if find_spec("lightning") is None:
+            raise SetupError("the recipes need more than the service does: pip install 'tenor[training]'")
+    os.execv(sys.executable, [sys.executable, "-m", "training", name, *arguments])
+
+
 def _reachable() -> Settings:
     """The settings, with the embedded servers' addresses where none is set."""
     from services.embedded import running_urls
@@ -299,9 +339,10 @@ def _with_progress(
             yield str(file), result
 
 
-def results_table(rows: "list[Row]") -> Table:
-    """What `tenor analyze` shows a person."""
-    table = Table("file", "time", "emotion", "valence", "incongruence")
+def results_table(rows: "list[Row]", conversation: bool = False) -> Table:
+    """What `tenor analyze` shows a person; of a conversation also how many turns each was read against."""
+    baseline = ["baseline"] if conversation else []
+    table = Table("file", "time", "emotion", "valence", "incongruence", *baseline)
     table.add_column("text", min_width=24)
     for row in rows:
         time = "" if row.start is None or row.end is None else f"{row.start:.1f}-{row.end:.1f} s"
@@ -311,6 +352,7 @@ def results_table(rows: "list[Row]") -> Table:
             f"{row.emotion} {row.confidence:.0%}" if row.emotion else "[dim]abstained[/]",
             "" if row.valence is None else f"{row.valence:+.2f}",
             "" if row.incongruence is None else f"{row.incongruence:.2f}",
+            *([str(row.baseline_turns)] if conversation else []),
             Text(row.text),
         )
     return table

@@ -19,11 +19,14 @@ from training.data.corpus import views
 from training.data.load import load
 from training.lit_fusion import LitFusion
 from training.recipes.cache_features import cache_features
+from training.recipes.evaluate import EARLIER_TURNS
 from training.recipes.export_bundle import export_bundle
 from training.recipes.train import train
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
-SHAPES = [f"--fusion.{name}={value}" for name, value in FUSION.model_dump().items()]
+SHAPES = [
+    f"--fusion.{name}={value}" for name, value in FUSION.model_dump(exclude={"relative"}, exclude_none=True).items()
+]
 SHORT = ["--epochs=1", "--steps_per_epoch=2", "--voices=4", "--texts=4", "--accelerator=cpu"]
 
 
@@ -48,32 +51,48 @@ def test_every_configuration_makes_a_bundle_that_is_served(
     places = [f"--data={data}", f"--cache={cache}"]
     corpora = yaml.safe_load(config.read_text())["corpora"]
     known = views(load(data, corpora))
+    measured = {
+        f"{name}, {turns} earlier turn{'s' if turns != 1 else ''}" if voice else name
+        for name, (_, _, voice) in known.items()
+        for turns in EARLIER_TURNS
+    }
     trained = [f"--config={config}", *places, *SHAPES, *SHORT]
     recipe(monkeypatch, "train", *trained, f"--out={tmp_path / 'run'}")
     for fold in range(2):
         recipe(monkeypatch, "train", *trained, f"--out={tmp_path / f'fold{fold}'}", f"--fold={fold}", "--folds=2")
 
-    once = tmp_path / "validation.json"
+    once = tmp_path / "validation"
     recipe(monkeypatch, "evaluate", *places, f"--runs=[{tmp_path / 'run'}]", f"--out={once}")
-    figures = json.loads(once.read_text())
-    assert set(figures) == set(known)
-    assert (figures["ravdess voice"]["count"], figures["urdu_latif voice"]["count"]) == (8, 7)
-    folds = tmp_path / "folds.json"
+    figures = json.loads((once / "metrics.json").read_text())["views"]
+    assert set(figures) == measured
+    assert counts(figures) == (8, 7)
+    assert {path.suffix for path in once.iterdir()} == {".json", ".md", ".png"}
+    elsewhere = tmp_path / "elsewhere"
+    recipe(monkeypatch, "evaluate", *places, f"--runs=[{tmp_path / 'run'}]", "--unseen=[tess]", f"--out={elsewhere}")
+    figures = json.loads((elsewhere / "metrics.json").read_text())["views"]
+    assert figures["tess voice, 3 earlier turns"]["utterances"] == 14
+    folds = tmp_path / "folds"
     runs = f"--runs=[{tmp_path / 'fold0'},{tmp_path / 'fold1'}]"
     recipe(monkeypatch, "evaluate", *places, runs, f"--out={folds}", "--folds=2")
-    figures = json.loads(folds.read_text())
-    assert set(figures) == {name for name, (_, _, voice) in known.items() if voice}
+    figures = json.loads((folds / "metrics.json").read_text())["views"]
+    assert set(figures) == {name for name in measured if "earlier" in name}
     # Every speaker once, but for those that test.
-    assert (figures["ravdess voice"]["count"], figures["urdu_latif voice"]["count"]) == (24, 11)
+    assert counts(figures) == (24, 11)
 
     bundle = tmp_path / "bundle"
     runs = f"--runs=[{tmp_path / 'run'},{tmp_path / 'fold0'}]"
-    exported = [f"--encoders={encoders}", runs, f"--cross_validation={folds}", "--version=2"]
+    exported = [
+        f"--encoders={encoders}",
+        runs,
+        f"--cross_validation={folds / 'metrics.json'}",
+        "--version=2",
+        "--accepted_risk=0.5",
+    ]
     recipe(monkeypatch, "export_bundle", *places, *exported, f"--out={bundle}")
     manifest = read_manifest(bundle)
-    assert manifest.version == "2"
-    assert set(manifest.metrics["validation"]) == set(known)
-    assert manifest.metrics["cross_validation"]["ravdess both"]["count"] == 24
+    assert (manifest.version, manifest.calibration.accepted_risk) == ("2", 0.5)
+    assert set(manifest.metrics["validation"]) == measured
+    assert manifest.metrics["cross_validation"]["ravdess both, 0 earlier turns"]["count"] == 24
     assert [corpus["name"] for corpus in manifest.training_data] == corpora
     assert {path.suffix for path in bundle.iterdir()} == {".safetensors", ".json", ".yaml"}
 
@@ -84,9 +103,15 @@ def test_every_configuration_makes_a_bundle_that_is_served(
     assert sum(reading.scores.categories.values()) == pytest.approx(1)
 
 
+def counts(figures: dict[str, dict[str, int]]) -> tuple[int, int]:
+    """How many voices were read."""
+    ravdess, urdu = (figures[f"{corpus} voice, 3 earlier turns"] for corpus in ("ravdess", "urdu_latif"))
+    return ravdess["utterances"], urdu["utterances"]
+
+
 def short_training(data: Path, cache: Path, out: Path, corpora: list[str], **options: bool | int) -> None:
     sizes = {"voices": 4, "texts": 4, "steps_per_epoch": 2, "epochs": 2} | options
-    train(data, cache, out, corpora, FUSION, accelerator="cpu", **sizes)  # pyright: ignore[reportArgumentType]
+    train(data, out, corpora, cache, fusion=FUSION, accelerator="cpu", **sizes)  # pyright: ignore[reportArgumentType]
 
 
 def last(out: Path) -> dict[str, int]:

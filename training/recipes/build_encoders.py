@@ -2,14 +2,16 @@
 
 import json
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from shared.modeling.encoders import SpeechEncoderConfig, TextEncoderConfig
-from shared.modeling.quantization import quantized
+from shared.modeling.quantization import Bits, quantized
 
 SCRIPTS = {
     "LATIN",
@@ -30,6 +32,7 @@ SCRIPTS = {
 """Scripts that are read, by their Unicode names."""
 
 
+EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 _ATTENTION = (".query.weight", ".key.weight", ".value.weight")
 
 
@@ -84,12 +87,18 @@ def prune_text_encoder(folder: Path, out: Path) -> TextEncoderConfig:
         for name, tensor in state.items()
         if not name.startswith("pooler.") and name != "embeddings.position_ids"
     }
-    # The tables of positions and kinds are small, and what is lost there is lost to every word.
-    matrices = {
-        name for name in kept_weights if name.endswith((".dense.weight", *_ATTENTION)) or name == f"bert.{embeddings}"
-    }
-    save_file(quantized(kept_weights, matrices), out / "text_encoder.safetensors")
+    write_text_encoder(kept_weights, out / "text_encoder.safetensors", layers=4)
     return TextEncoderConfig(vocabulary=len(kept), padding_id=new_ids[1])
+
+
+def write_text_encoder(state: Mapping[str, Tensor], path: Path, layers: Bits) -> None:
+    """Store a text encoder: its vocabulary in four bits, the matrices of its layers in `layers`, the rest in float16.
+
+    The tables of positions and kinds are small, and what is lost there is lost to every word.
+    """
+    bits: dict[str, Bits] = {name: layers for name in state if name.endswith((".dense.weight", *_ATTENTION))}
+    bits[EMBEDDINGS] = 4
+    save_file(quantized(state, bits), path)
 
 
 def cut_speech_encoder(folder: Path, out: Path) -> SpeechEncoderConfig:

@@ -13,6 +13,7 @@ from shared.modeling.encoders import SpeechEncoder, TextEncoder
 from shared.modeling.loading import load_encoders
 from training.data.augment import AUGMENTATIONS
 from training.data.corpus import Utterance
+from training.data.dataset import turns_before
 from training.data.features import FeatureArray, FeatureFile
 from training.data.load import load
 
@@ -40,10 +41,9 @@ def cache_features(
     text_encoder, speech_encoder = load_encoders(encoders)
     for corpus in corpora:
         utterances = load(data, [corpus])
-        texts = sorted({utterance.text for utterance in utterances if utterance.text}, key=len)
+        texts = [utterance for utterance in utterances if utterance.text]
         if texts and not FeatureFile.exists(cache / corpus / "text"):
-            batches = track([texts[at : at + batch_size] for at in range(0, len(texts), batch_size)], f"{corpus}, text")
-            FeatureFile.write(cache / corpus / "text", _text_features(text_encoder, batches))
+            FeatureFile.write(cache / corpus / "text", _text_features(text_encoder, texts, batch_size))
         spoken = [utterance for utterance in utterances if utterance.audio]
         for name in augmentations if spoken else ():
             if not FeatureFile.exists(cache / corpus / name):
@@ -52,11 +52,18 @@ def cache_features(
 
 
 @torch.inference_mode()
-def _text_features(encoder: TextEncoder, batches: Iterable[Sequence[str]]) -> Iterator[tuple[str, FeatureArray]]:
-    for texts in batches:
-        tokens = encoder(texts)
-        for text, features, mask in zip(texts, tokens.features, tokens.mask, strict=True):
-            yield text, features[mask].half().numpy()
+def _text_features(
+    encoder: TextEncoder, utterances: Sequence[Utterance], batch_size: int
+) -> Iterator[tuple[str, FeatureArray]]:
+    before = turns_before(utterances, encoder.config.context_turns)
+    # Texts of like length side by side need little padding.
+    ordered = sorted(utterances, key=lambda u: sum(map(len, (u.text or "", *before.get((u.corpus, u.id), ())))))
+    starts = range(0, len(ordered), batch_size)
+    for start in track(starts, f"{utterances[0].corpus}, text"):
+        part = ordered[start : start + batch_size]
+        tokens = encoder([u.text or "" for u in part], [before.get((u.corpus, u.id), ()) for u in part])
+        for utterance, features, mask in zip(part, tokens.features, tokens.mask, strict=True):
+            yield utterance.id, features[mask].half().numpy()
 
 
 @torch.inference_mode()

@@ -1,100 +1,255 @@
-"""Measure a fusion on held-out utterances, by corpus and by the modalities it is given."""
+"""Measure trained models on held-out utterances, by corpus and by the modalities they are given."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from shared.modeling.fusion import CrossAttentionFusion, FusionEnsemble
+from shared.modeling.baseline import Summary
+from shared.modeling.fusion import AnyFusion, Fused, fusion_of
+from training.branches import Branches
+from training.calibration import softmax
 from training.data.corpus import Split, Utterance, views
-from training.data.dataset import EvaluationSet, Features, collate
-from training.data.load import load
-from training.metrics import Metrics, metrics
-from training.recipes.train import Run, fold_of
+from training.data.dataset import (
+    EvaluationSet,
+    Example,
+    Features,
+    Recordings,
+    Source,
+    Speakers,
+    cached_summary,
+    collate,
+    unencoded,
+)
+from training.data.splits import notes
+from training.recipes.train import Run, encoded_summary, fold_of
+from training.report import Predictions, Report, write_report
 
-Fusion = CrossAttentionFusion | FusionEnsemble
+EARLIER_TURNS = (0, 1, 3, 10, 20)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's result: the fusion, and the encoders where they learned too."""
+
+    run: Run
+    fusion: AnyFusion
+    branches: Branches | None
+
+    @classmethod
+    def load(cls, folder: Path, accelerator: str = "cpu") -> "Trained":
+        """What `train` wrote, on a device that Lightning knows by this name."""
+        device = lightning.Fabric(accelerator=accelerator, devices=1).device
+        run = Run.model_validate_json((folder / "run.json").read_text())
+        fusion = fusion_of(run.fusion)
+        fusion.load_state_dict(load_file(folder / "fusion.safetensors"))
+        branches = Branches(*run.learned(folder / "encoders")) if run.live else None
+        return cls(run, fusion.eval().to(device), None if branches is None else branches.eval().to(device))
+
+    def read(self, examples: Sequence[Example]) -> Fused:
+        """What the model makes of a batch, on the CPU."""
+        if self.branches is None:
+            batch = collate(examples, self.run.fusion)
+        else:
+            batch = self.branches(unencoded(examples), self.run.fusion)
+        batch = batch.to(next(self.fusion.parameters()).device)
+        fused: Fused = self.fusion(batch.text, batch.voice, batch.baseline)
+        return Fused(fused.logits.cpu(), fused.valence.cpu())
+
+    def summary(self, source: Source, utterance: Utterance, way: str) -> Summary | None:
+        """What `Speakers` asks for."""
+        if isinstance(source, Features):
+            return cached_summary(source)(utterance, way)
+        assert self.branches is not None
+        return encoded_summary(self.branches, self.run.fusion, source, utterance, way)
 
 
 def evaluate(
     data: Path,
-    cache: Path,
     runs: Sequence[Path],
     out: Path,
+    cache: Path | None = None,
     split: Split = Split.validation,
     folds: int | None = None,
+    pooled: bool = False,
+    earlier_turns: Sequence[int] = EARLIER_TURNS,
+    unseen: Sequence[str] | None = None,
+    accelerator: str = "auto",
 ) -> None:
-    """Write the metrics of every view as JSON.
+    """Write a report of every view: figures as JSON, tables as Markdown, and pictures.
 
     Args:
         data: holds the corpora.
-        cache: written by `cache_features`.
-        runs: folders written by `train`: they are averaged, or with `folds` one a fold, in order.
-        out: the JSON file.
+        runs: folders written by `train`: they are averaged, or with `folds` one a fold, in order, or `pooled`.
+        out: the folder of `metrics.json`, `report.md` and the pictures.
+        cache: written by `cache_features`, for runs that were trained on it.
         split: which utterances, unless there are folds.
         folds: cross-validation: every spoken utterance is read by the run that did not train on its speaker.
+        pooled: each run answers for itself, and the figures count all answers: what training with another seed gives,
+            which intervals then cover.
+        earlier_turns: how many other utterances of the speaker a voice is read against, each measured, by models that
+            read against a baseline.
+        unseen: corpora that the runs were not trained on, read whole in place of the split of those that they were.
+        accelerator: Lightning's.
+
+    Raises:
+        ValueError: both `folds` and `pooled`, or a corpus is not unseen.
     """
-    loaded = [load_run(run) for run in runs]
-    models = [model for _, model in loaded]
-    ensemble = FusionEnsemble(models)
-    corpora = loaded[0][0].corpora
-    utterances = load(data, corpora)
-    features = Features(cache, corpora, ["original"])
-    results: dict[str, Metrics] = {}
+    if folds is not None and pooled:
+        raise ValueError("give either folds, of which every run reads its own, or pooled, where every run reads all")
+    models = [_turned_to(unseen, Trained.load(run, accelerator)) for run in runs]
+    run = models[0].run
+    utterances = run.utterances(data)
+    reading = partial(read_views, models, cache=cache, earlier_turns=earlier_turns, pooled=pooled)
+    if folds is None:
+        found = reading([u for u in utterances if unseen or u.split is split])
+    else:
+        found = reading(utterances, folds=folds)
+    part = f"All of {', '.join(unseen)}, never trained on" if unseen else f"The {split} split"
+    what = [_what(part, folds, pooled, len(runs)), "Before calibration: the temperature is 1."]
+    show(write_report(out, found, [*what, *notes(utterances, run.split.strategy)]))
+
+
+def _turned_to(unseen: Sequence[str] | None, model: Trained) -> Trained:
+    if unseen is None:
+        return model
+    if known := sorted(set(unseen) & set(model.run.corpora)):
+        raise ValueError(f"{', '.join(known)} was trained on, so it is not unseen")
+    return replace(model, run=model.run.model_copy(update={"corpora": tuple(unseen)}))
+
+
+def show(report: Report) -> None:
+    """Print the figures that matter most."""
+    for name, view in report.views.items():
+        of = view.metrics
+        print(f"{name:34} n={of.count:5}  WF1 {of.weighted_f1:.3f}  UAR {of.uar:.3f}  ECE {of.ece:.3f}")
+
+
+def read_views(
+    models: Sequence[Trained],
+    utterances: Sequence[Utterance],
+    *,
+    cache: Path | None = None,
+    folds: int | None = None,
+    pooled: bool = False,
+    earlier_turns: Sequence[int] = EARLIER_TURNS,
+) -> list[Predictions]:
+    """What models make of every view of the utterances, see `evaluate`."""
+    if folds is not None:
+        utterances = [u for u in utterances if u.audio and u.split is not Split.test]
+    found: list[Predictions] = []
     for name, (corpus, text, voice) in views(utterances).items():
-        chosen = [u for u in utterances if u.corpus == corpus]
-        if folds is None:
-            parts: list[tuple[Fusion, list[Utterance]]] = [(ensemble, [u for u in chosen if u.split is split])]
-        elif voice:
-            parts = [
-                (model, [u for u in chosen if u.split is not Split.test and fold_of(u, folds) == i])
-                for i, model in enumerate(models)
-            ]
-        else:
-            continue
-        labels: list[int] = []
-        probabilities = []
-        for model, part in parts:
-            found, logits, _ = predict(model, features, part, text=text, voice=voice)
-            labels += [u.label for u in found]
-            probabilities.append(softmax(logits))
-        if labels:
-            results[name] = metrics(labels, np.concatenate(probabilities))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({name: result.model_dump() for name, result in results.items()}, indent=1))
-    for name, result in results.items():
-        print(f"{name:18} n={result.count:5}  WF1 {result.weighted_f1:.3f}  UAR {result.uar:.3f}  ECE {result.ece:.3f}")
+        part = [u for u in utterances if u.corpus == corpus]
+        for turns in earlier_turns if voice and models[0].run.fusion.relative else (None,):
+            reading = partial(read, name, text=text, voice=voice, earlier_turns=turns, cache=cache)
+            if pooled:
+                readings = _pooled([reading([([model], part)]) for model in models])
+            else:
+                readings = reading([(models, part)] if folds is None else _folds(models, part, folds))
+            found += [readings] if readings else []
+    return found
 
 
-def load_run(folder: Path) -> tuple[Run, CrossAttentionFusion]:
-    """What `train` wrote."""
-    run = Run.model_validate_json((folder / "run.json").read_text())
-    model = CrossAttentionFusion(run.fusion)
-    model.load_state_dict(load_file(folder / "fusion.safetensors"))
-    return run, model.eval()
+def _pooled(seeds: Sequence[Predictions | None]) -> Predictions | None:
+    """The same utterances read by several seeds, as one."""
+    found = [readings for readings in seeds if readings is not None]
+    if not found:
+        return None
+    probabilities = np.stack([readings.probabilities for readings in found])
+    valence = np.stack([readings.valence for readings in found if readings.valence is not None])
+    return replace(found[0], probabilities=probabilities, valence=valence)
 
 
 @torch.inference_mode()
 def predict(
-    model: Fusion, features: Features, utterances: Sequence[Utterance], *, text: bool, voice: bool
+    models: Sequence[Trained],
+    utterances: Sequence[Utterance],
+    *,
+    text: bool,
+    voice: bool,
+    earlier_turns: int | None = None,
+    cache: Path | None = None,
 ) -> tuple[list[Utterance], NDArray[np.floating], NDArray[np.floating]]:
-    """The utterances that have the modalities, their logits, shape [count, categories], and their valence."""
-    examples = EvaluationSet(features, utterances, text=text, voice=voice)
-    found: list[Utterance] = []
-    logits, valence = [np.zeros((0, model.config.categories))], [np.zeros(0)]
-    for start in range(0, len(examples), 128):
-        batch = collate([examples[i] for i in range(start, min(start + 128, len(examples)))], model.config)
-        fused = model(batch.text, batch.voice)
-        found += batch.utterances
-        logits.append(fused.logits.numpy())
-        valence.append(fused.valence.numpy())
-    return found, np.concatenate(logits), np.concatenate(valence)
+    """The utterances that have the modalities, their logits, shape [count, categories], and their valence.
+
+    Several models are averaged.
+    """
+    logits, valence = [], []
+    examples = EvaluationSet(Recordings([], 0, 0), utterances, text=text, voice=voice)
+    for model in models:
+        source = model.run.source(utterances, cache)
+        examples = _examples(model, source, utterances, text, voice, earlier_turns)
+        fused = [model.read(part) for part in _batches(examples, 128 if model.branches is None else 16)]
+        logits.append(np.concatenate([np.zeros((0, model.run.fusion.categories)), *(f.logits.numpy() for f in fused)]))
+        valence.append(np.concatenate([np.zeros(0), *(f.valence.numpy() for f in fused)]))
+    return examples.utterances, np.mean(logits, axis=0), np.mean(valence, axis=0)
 
 
-def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.floating]:
-    """Probabilities, shape [count, categories]."""
-    scaled = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature)
-    return scaled / scaled.sum(axis=1, keepdims=True)
+def read(
+    name: str,
+    parts: Sequence[tuple[Sequence[Trained], Sequence[Utterance]]],
+    *,
+    text: bool,
+    voice: bool,
+    earlier_turns: int | None = None,
+    cache: Path | None = None,
+    temperature: float = 1.0,
+) -> Predictions | None:
+    """What some models make of their part of a view's utterances; None where none of them has the modalities."""
+    outputs = [
+        predict(models, part, text=text, voice=voice, earlier_turns=earlier_turns, cache=cache)
+        for models, part in parts
+    ]
+    utterances = [utterance for found, _, _ in outputs for utterance in found]
+    if not utterances:
+        return None
+    return Predictions(
+        name=name,
+        labels=np.array([u.label for u in utterances]),
+        probabilities=softmax(np.concatenate([logits for _, logits, _ in outputs]), temperature),
+        categories=parts[0][0][0].run.labels.space.categories,
+        groups=[u.group for u in utterances],
+        languages=[u.language for u in utterances],
+        genders=[u.gender for u in utterances],
+        valence=np.concatenate([valence for _, _, valence in outputs]),
+        true_valence=np.array([np.nan if u.valence is None else u.valence for u in utterances]),
+        earlier_turns=earlier_turns,
+    )
+
+
+def _examples(
+    model: Trained, source: Source, utterances: Sequence[Utterance], text: bool, voice: bool, earlier_turns: int | None
+) -> EvaluationSet:
+    if not earlier_turns or not voice:
+        return EvaluationSet(source, utterances, text=text, voice=voice)
+    speakers = Speakers([u for u in utterances if u.audio], partial(model.summary, source))
+    return EvaluationSet(source, utterances, text=text, voice=voice, speakers=speakers, earlier_turns=earlier_turns)
+
+
+def _batches(examples: EvaluationSet, size: int) -> Iterator[list[Example]]:
+    for start in range(0, len(examples), size):
+        yield [examples[i] for i in range(start, min(start + size, len(examples)))]
+
+
+def _folds(
+    models: Sequence[Trained], utterances: Sequence[Utterance], folds: int
+) -> list[tuple[Sequence[Trained], list[Utterance]]]:
+    """Each model with those who do not test and whose speakers it did not train on."""
+    return [
+        ([model], [u for u in utterances if u.split is not Split.test and fold_of(u, folds) == i])
+        for i, model in enumerate(models)
+    ]
+
+
+def _what(part: str, folds: int | None, pooled: bool, runs: int) -> str:
+    if folds is not None:
+        return f"Cross-validation over speakers in {folds} folds: each is read by the run that did not train on them."
+    if pooled:
+        return f"{part}, read by each of {runs} runs; the figures count the answers of all."
+    return f"{part}, read by {'one run' if runs == 1 else f'the average of {runs} runs'}."

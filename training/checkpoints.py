@@ -1,0 +1,106 @@
+"""Published checkpoints: where they are, and their weights, read without running anything that is in them."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] - its transport's root error
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from shared.errors import BundleError, WeightsMissing
+
+SMALL_FILES = ("*.json", "README.md", "*.pkl", "*.joblib")
+SAFE_WEIGHTS = "*.safetensors"
+PICKLED_WEIGHTS = "pytorch_model*.bin"
+
+
+def checkpoint_folder(source: str) -> Path:
+    """The folder that `source` is, or what the hub holds of `REPOSITORY@COMMIT`.
+
+    Raises:
+        WeightsMissing: it is neither, or the hub does not give it.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    repository, _, revision = source.partition("@")
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        raise WeightsMissing(
+            f"{source!r} is no folder, and a repository of the hub needs a commit of 40 hex digits as its revision, "
+            f"not {revision!r}: what a branch names changes"
+        )
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL_FILES, SAFE_WEIGHTS]))
+        if not any(folder.glob(SAFE_WEIGHTS)):
+            snapshot_download(repository, revision=revision, allow_patterns=[PICKLED_WEIGHTS])
+    except (OSError, HTTPError) as error:
+        raise WeightsMissing(f"the hub does not give {source}: {error}") from error
+    return folder
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name: from safetensors, or where there are none from `pytorch_model*.bin`.
+
+    The latter are pickles, of which PyTorch's restricted reader takes the tensors and refuses anything else.
+
+    Raises:
+        BundleError: there are no weights, or more than one model's, or they are not tensors only.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            safe = path.suffix == ".safetensors"
+            weights |= load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        except (
+            SafetensorError,
+            pickle.UnpicklingError,
+            RuntimeError,
+            OSError,
+            TypeError,
+            ValueError,
+            EOFError,
+        ) as error:
+            raise BundleError(f"{path} is not a file of tensors and nothing else: {error}") from error
+    if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise BundleError(f"the weights in {folder} are not tensors by name")
+    return weights
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for pattern, whole in ((SAFE_WEIGHTS, "model.safetensors"), (PICKLED_WEIGHTS, "pytorch_model.bin")):
+        files, index = sorted(folder.glob(pattern)), folder / f"{whole}.index.json"
+        if index.is_file() and files:
+            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if folder / whole in files or len(files) == 1:
+            return [folder / whole] if folder / whole in files else files
+        if files:
+            raise BundleError(f"{folder} holds several models: {', '.join(path.name for path in files)}")
+    raise BundleError(f"{folder} holds no weights: neither {SAFE_WEIGHTS} nor {PICKLED_WEIGHTS}")
+
+
+def with_weights(model: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """The model with every one of its weights from the checkpoint, older names of them understood.
+
+    Raises:
+        BundleError: some are missing, of another shape, or have no place in the model's head: transformers would
+            make up the former at random, and leave out the latter.
+    """
+    loaded: Any = model.from_pretrained(
+        None, config=config, state_dict=dict(weights), output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    made, told = loaded
+    if missing := sorted(told["missing_keys"]):
+        raise BundleError(f"the checkpoint lacks weights of {model.__name__}: {', '.join(missing)}")
+    if misshapen := sorted(name for name, *_ in told["mismatched_keys"]):
+        raise BundleError(f"config.json gives other shapes than the checkpoint has for {', '.join(misshapen)}")
+    if made.base_model_prefix and made.base_model is not made:
+        unknown = sorted(name for name in told["unexpected_keys"] if not name.startswith(f"{made.base_model_prefix}."))
+        if unknown:
+            raise BundleError(f"{model.__name__} has no place for weights of the checkpoint: {', '.join(unknown)}")
+    return made.float()

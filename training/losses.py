@@ -1,0 +1,110 @@
+"""What a model's answers cost: categories, soft or several at once, and valence."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.modeling.fusion import Fused
+
+
+class LossConfig(BaseModel):
+    """The default is the cross-entropy with half of the squared error of the valence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    multi_label: bool = False
+    """Whether an utterance may have several categories, each a question of its own, or exactly one."""
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    """One for each category; `balanced` makes all that occur weigh the same in sum. With `multi_label`, of the yes."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target spread evenly: over the categories, or with `multi_label` over yes and no."""
+    focal_gamma: float = Field(default=0.0, ge=0)
+    """How much less what is right already counts (Lin et al. 2017, who use 2); 0 is the plain cross-entropy."""
+    valence: Literal["mse", "ccc"] = "mse"
+    """The squared error, or 1 minus the concordance correlation, which needs batches of some size."""
+    valence_weight: float = Field(default=0.5, ge=0)
+
+
+class Loss(nn.Module):
+    """The loss of a batch.
+
+    Args:
+        config: see there.
+        targets: of all that is trained on, shape [utterances, categories]; needed for `balanced`.
+
+    Raises:
+        ValueError: `balanced` without targets.
+    """
+
+    def __init__(self, config: LossConfig, targets: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.weights: Tensor | None
+        self.register_buffer("weights", _weights(config, targets), persistent=False)
+
+    def forward(self, fused: Fused, target: Tensor, valence: Tensor) -> Tensor:
+        """The categories' loss and the weighted one of the valence, a scalar.
+
+        Args:
+            fused: the model's answers.
+            target: shape [batch, categories], in [0, 1]; rows sum to 1 unless several labels are allowed.
+            valence: shape [batch]; NaN where nothing is known.
+        """
+        config = self.config
+        categories = _multi_label if config.multi_label else _single_label
+        weights = torch.ones_like(target[0]) if self.weights is None else self.weights
+        emotion = categories(fused.logits, target, weights, config.label_smoothing, config.focal_gamma)
+        return emotion + config.valence_weight * valence_loss(fused.valence, valence, config.valence)
+
+
+def valence_loss(predicted: Tensor, valence: Tensor, kind: Literal["mse", "ccc"]) -> Tensor:
+    """The loss over those whose valence is known (not NaN), 0 where nobody's is; both of shape [batch]."""
+    known = ~valence.isnan()
+    if not known.any():
+        return predicted.sum() * 0.0
+    loss = functional.mse_loss if kind == "mse" else _discordance
+    return loss(predicted[known], valence[known])
+
+
+def _single_label(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, gamma: float) -> Tensor:
+    """Cross-entropy, averaged as PyTorch does: by the weights of the targets."""
+    log_probability = torch.log_softmax(logits, dim=-1)
+    smooth = (1 - smoothing) * target + smoothing / target.shape[-1]
+    losses = -smooth * log_probability * _focus(log_probability, gamma)
+    return (losses * weights).sum() / (target * weights).sum()
+
+
+def _multi_label(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, gamma: float) -> Tensor:
+    """Binary cross-entropy, averaged over utterances and categories."""
+    smooth = (1 - smoothing) * target + smoothing / 2
+    yes, no = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+    losses = -(weights * smooth * yes * _focus(yes, gamma) + (1 - smooth) * no * _focus(no, gamma))
+    return losses.mean()
+
+
+def _focus(log_probability: Tensor, gamma: float) -> Tensor:
+    """(1 - p) ^ gamma, whose gradient stays finite at p = 1."""
+    return (-torch.expm1(log_probability)).clamp(min=1e-7) ** gamma
+
+
+def _discordance(predicted: Tensor, actual: Tensor) -> Tensor:
+    """1 minus the concordance correlation coefficient (Lin 1989), in [0, 2]."""
+    shift = predicted.mean() - actual.mean()
+    covariance = ((predicted - predicted.mean()) * (actual - actual.mean())).mean()
+    spread = predicted.var(correction=0) + actual.var(correction=0) + shift**2
+    return 1 - 2 * covariance / spread.clamp(min=1e-8)
+
+
+def _weights(config: LossConfig, targets: Tensor | None) -> Tensor | None:
+    if config.class_weights is None:
+        return None
+    if config.class_weights != "balanced":
+        return torch.tensor(config.class_weights)
+    if targets is None:
+        raise ValueError("class_weights is 'balanced', which needs the targets of the training data")
+    counts, size = targets.sum(dim=0), len(targets)
+    weights = (size - counts) / counts if config.multi_label else size / (counts.count_nonzero() * counts)
+    return torch.where(counts > 0, weights, torch.ones_like(counts))

@@ -1,0 +1,236 @@
+"""Classical baselines: a support vector machine, a random forest or a small network on acoustic feature vectors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.base import ClassifierMixin
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from shared.domain.emotion import EKMAN7
+from training.data import urdu_sindhi
+from training.data.acoustics import AcousticTable, extract
+from training.data.corpus import Utterance
+from training.data.load import load
+
+Classifier = Literal["svm", "random_forest", "mlp"]
+Labels = Literal["own", "ekman7"]
+Strategy = Literal["stratified", "speaker"]
+Strings = NDArray[np.str_]
+Fold = tuple[AcousticTable, AcousticTable]
+"""What is trained on and what is tested on."""
+
+
+class Scores(BaseModel):
+    """Of predicted labels, over those that occur among the true ones; `uar` is unweighted average recall.
+
+    The confusion matrix has a row for each true and a column for each predicted of `labels`.
+    """
+
+    count: int
+    accuracy: float
+    weighted_f1: float
+    macro_f1: float
+    uar: float
+    labels: list[str]
+    recall: dict[str, float]
+    confusion: list[list[int]]
+
+
+class Result(BaseModel):
+    """One classifier on one feature set: the folds' mean and deviation, all folds' clips together, and every fold.
+
+    `speakers` counts those tested on, None where the corpus does not tell them: then the same voice may have been
+    trained on.
+    """
+
+    features: str
+    classifier: Classifier
+    dimensions: int
+    speakers: int | None
+    mean: dict[str, float]
+    deviation: dict[str, float]
+    pooled: Scores
+    folds: list[Scores]
+
+
+class Report(BaseModel):
+    """All results; across corpora, each has one fold."""
+
+    corpus: str
+    test_corpus: str
+    split: Strategy | Literal["corpus"]
+    results: list[Result]
+
+
+def classical(
+    data: Path,
+    cache: Path,
+    out: Path,
+    corpus: str,
+    test_corpus: str | None = None,
+    features: Sequence[str] = ("egemaps",),
+    classifiers: Sequence[Classifier] = ("svm",),
+    labels: Labels = "own",
+    split: Strategy = "stratified",
+    folds: int = 5,
+    regularization: float = 10.0,
+    trees: int = 500,
+    hidden: Sequence[int] = (256, 128),
+    seed: int = 42,
+) -> None:
+    """Measure each classifier on each feature set, within a corpus by cross-validation or from one to another.
+
+    Writes a `Report` as JSON, anew after each result. Features are scaled by the mean and deviation of a fold's
+    training clips alone.
+
+    Args:
+        data: holds the corpora.
+        cache: keeps the features extracted.
+        out: the JSON file.
+        corpus: what is trained on: any with recordings, or `urdu_syed` or `sindhi_syed`, which are features only.
+        test_corpus: what is tested on, whole, by a model of the whole of `corpus`; None for cross-validation within it.
+        features: `egemaps`, `compare`, `is09`, `is10`, `prosody`, or the path of an openSMILE configuration file.
+        classifiers: `svm` has a radial kernel; it and `random_forest` weigh labels by their rarity.
+        labels: the corpus's own, or the categories of `ekman7`; across corpora only those that both have are kept.
+        split: folds with equal shares of each label, or besides with no speaker in two of them.
+        folds: how many.
+        regularization: C of the support vector machine.
+        trees: of the random forest.
+        hidden: widths of the network's layers; its training ends by the score of a tenth of the training clips.
+        seed: of folds, trees and weights.
+
+    Raises:
+        CorpusMissing: a corpus is not there.
+        ValueError: a name is not known, the corpus tells no speakers, or two corpora have fewer than two labels in
+            common.
+    """
+    models: dict[Classifier, ClassifierMixin] = {
+        "svm": SVC(C=regularization, class_weight="balanced"),
+        "random_forest": RandomForestClassifier(trees, class_weight="balanced", random_state=seed),
+        "mlp": MLPClassifier(tuple(hidden), max_iter=400, early_stopping=True, random_state=seed),
+    }
+    kind = "corpus" if test_corpus else split
+    report = Report(corpus=corpus, test_corpus=test_corpus or corpus, split=kind, results=[])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name in features:
+        table = _table(data, cache, corpus, name, labels)
+        other = _table(data, cache, test_corpus, name, labels) if test_corpus else None
+        parts = [_shared(table, other)] if other else list(folds_of(table, split, folds, seed))
+        for classifier in classifiers:
+            report.results.append(_result(name, classifier, models[classifier], parts))
+            out.write_text(report.model_dump_json(indent=1))
+    _show(report)
+
+
+def scores(true: Strings, predicted: Strings) -> Scores:
+    """The scores of predicted against true labels, both of shape [clips]."""
+    present = np.unique(true)
+    names = np.union1d(present, predicted)
+    matrix = confusion_matrix(true, predicted, labels=names)
+    recalls = (matrix.diagonal() / matrix.sum(axis=1).clip(1))[np.isin(names, present)]
+    return Scores(
+        count=len(true),
+        accuracy=float(accuracy_score(true, predicted)),
+        weighted_f1=float(f1_score(true, predicted, average="weighted")),
+        macro_f1=float(f1_score(true, predicted, labels=present, average="macro")),
+        uar=float(recalls.mean()),
+        labels=names.tolist(),
+        recall=dict(zip(present.tolist(), recalls.tolist(), strict=True)),
+        confusion=matrix.tolist(),
+    )
+
+
+def _table(data: Path, cache: Path, corpus: str, features: str, labels: Labels) -> AcousticTable:
+    """The corpus's clips, those that have a label of the kind asked for, under that label."""
+    if corpus in urdu_sindhi.CORPORA:
+        table = urdu_sindhi.load(data / urdu_sindhi.FOLDER, corpus, features)
+    else:
+        table = _extracted(load(data, [corpus], scheme=None), features, cache / corpus)
+    if labels == "own":
+        return table
+    return replace(table, labels=table.categories)[np.isin(table.categories, EKMAN7.categories)]
+
+
+def _extracted(utterances: Sequence[Utterance], features: str, cache: Path) -> AcousticTable:
+    return AcousticTable(
+        features=extract(utterances, features, cache),
+        labels=np.array([utterance.label_name for utterance in utterances]),
+        categories=np.array([EKMAN7.categories[u.label] if u.target else "" for u in utterances]),
+        speakers=np.array([utterance.group for utterance in utterances]),
+    )
+
+
+def folds_of(table: AcousticTable, split: Strategy, folds: int, seed: int) -> Iterator[Fold]:
+    if split == "stratified":
+        indexes = StratifiedKFold(folds, shuffle=True, random_state=seed).split(table.features, table.labels)
+    elif table.speakers is None:
+        raise ValueError("the corpus tells no speakers, so only the split 'stratified' is possible")
+    else:
+        grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        indexes = grouped.split(table.features, table.labels, table.speakers)
+    return ((table[train], table[test]) for train, test in indexes)
+
+
+def _shared(table: AcousticTable, other: AcousticTable) -> Fold:
+    """The clips of both corpora whose labels both have."""
+    names = np.intersect1d(table.labels, other.labels)
+    if len(names) < 2:
+        raise ValueError(
+            f"the corpora have {', '.join(names) or 'no label'} in common, of {', '.join(np.unique(table.labels))} and "
+            f"{', '.join(np.unique(other.labels))}: two labels at least are needed, which 'ekman7' may give"
+        )
+    return table[np.isin(table.labels, names)], other[np.isin(other.labels, names)]
+
+
+def _result(features: str, classifier: Classifier, model: ClassifierMixin, parts: Sequence[Fold]) -> Result:
+    pipeline = make_pipeline(StandardScaler(), model)
+    pairs = [
+        # Fitting starts anew, the scaler's too, so that no fold knows another's clips.
+        (tested.labels, pipeline.fit(trained.features, trained.labels).predict(tested.features))
+        for trained, tested in track(parts, f"{features}, {classifier}")
+    ]
+    found = [scores(true, predicted) for true, predicted in pairs]
+    true, predicted = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return Result(
+        features=features,
+        classifier=classifier,
+        dimensions=parts[0][0].features.shape[1],
+        speakers=_speakers(parts),
+        mean=_over(found, np.mean),
+        deviation=_over(found, np.std),
+        pooled=scores(true, predicted),
+        folds=found,
+    )
+
+
+def _over(folds: Sequence[Scores], statistic: Callable[[list[float]], np.floating]) -> dict[str, float]:
+    names = ("accuracy", "weighted_f1", "macro_f1", "uar")
+    return {name: float(statistic([getattr(fold, name) for fold in folds])) for name in names}
+
+
+def _speakers(parts: Sequence[Fold]) -> int | None:
+    tested = [tested.speakers for _, tested in parts if tested.speakers is not None]
+    return len(np.unique(np.concatenate(tested))) if tested else None
+
+
+def _show(report: Report) -> None:
+    title = f"{report.corpus} -> {report.test_corpus}, {report.split}"
+    table = Table("features", "classifier", "UAR", "weighted F1", "accuracy", title=title)
+    for result in report.results:
+        figures = [f"{result.mean[n]:.3f} ± {result.deviation[n]:.3f}" for n in ("uar", "weighted_f1", "accuracy")]
+        table.add_row(result.features, result.classifier, *figures)
+    Console().print(table)
