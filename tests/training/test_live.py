@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.modeling.fusion import FusionConfig
 from shared.modeling.pretrained import PretrainedSpeechConfig, PretrainedTextConfig
 from tests import checkpoints
 from tests.unit.tiny import FUSION
@@ -148,7 +147,7 @@ def test_a_voice_that_is_read_against_its_speaker_with_an_encoder_that_learns(
 
 @pytest.mark.parametrize("kind", ["concat", "gated", "cross_attention"])
 def test_half_precision(kind: str, data: Path, tmp_path: Path, text: TextBranch, voice: VoiceBranch) -> None:
-    fusion = FusionConfig(**FUSION.model_dump() | {"kind": kind})
+    fusion = FUSION.model_copy(update={"kind": kind})
     short = {"voices": 4, "texts": 4, "steps_per_epoch": 2, "epochs": 1, "accumulate": 2, "accelerator": "cpu"}
     train(data, tmp_path, ["ravdess", "meld"], text=text, voice=voice, fusion=fusion, precision="bf16-mixed", **short)
     assert all(weight.isfinite().all() for weight in load_file(tmp_path / "fusion.safetensors").values())
