@@ -79,6 +79,8 @@ def batches(
         "gaps": 0.0,
         "own_words": 0.3,
         "matching_words": 0.4,
+        "neutral_words": 0.0,
+        "neutral": EKMAN7.index("neutral"),
         "earlier_turns": [0],
         "seed": 0,
     }
@@ -168,6 +170,13 @@ def test_a_voice_comes_with_words_of_its_emotion(features: Features) -> None:
     assert voices.text.features[:, 0, 0].equal(label.float())
 
 
+def test_a_voice_comes_with_neutral_words_whatever_it_says(features: Features) -> None:
+    options = {"own_words": 0.0, "matching_words": 0.0, "neutral_words": 1.0}
+    voices, _ = next(iter(batches(features, ACTED, READ + POSTED, **options)))
+    assert (voices.text.features[:, 0, 0] == EKMAN7.index("neutral")).all()
+    assert len(set(voices.target.argmax(dim=1).tolist())) == len(EKMAN7.categories)
+
+
 def test_a_voice_comes_with_no_words_where_none_are_asked_for(features: Features) -> None:
     voices, _ = next(iter(batches(features, ACTED, READ, own_words=0.0, matching_words=0.0)))
     assert not voices.text.mask.any()
@@ -206,7 +215,7 @@ def test_an_evaluation_has_who_has_the_modalities_and_only_those(features: Featu
     assert texts[0].text is not None
 
 
-SAID = [replace(HEARD[i], group="one speaker") for i in range(5)] + [HEARD[5]]
+SAID = [replace(HEARD[i], group="one speaker", target=target(["joy" if i else "fear"])) for i in range(5)] + [HEARD[5]]
 """Five turns of one speaker, one of another."""
 
 
@@ -231,6 +240,12 @@ def test_all_voices_of_a_batch_have_as_many_earlier_turns_as_there_are(features:
     assert {0} in counts
     assert {2} in counts
     assert all(len(found) == 1 for found in counts)
+
+
+def test_who_is_heard_in_one_emotion_only_trains_without_a_baseline(features: Features) -> None:
+    said = [replace(utterance, target=target(["joy"])) for utterance in SAID]
+    (batch,) = next(iter(batches(features, said, [], earlier_turns=[3])))
+    assert not batch.baseline.count.any()
 
 
 def test_an_evaluation_draws_the_same_earlier_turns_every_time(features: Features) -> None:

@@ -198,6 +198,10 @@ class Speakers:
         drawn = rng.choice(len(others), min(count, len(others)), replace=False) if others else []
         return [self._summary(others[i], augmentation) for i in drawn]
 
+    def varies(self, utterance: Utterance) -> bool:
+        """Whether more than one emotion is heard of the speaker: else a baseline would hide the only one."""
+        return len({u.label for u in self._of[utterance.corpus, utterance.group]}) > 1
+
     def prior(self) -> list[Tensor]:
         """Every speaker's summaries, each of shape [utterances, 2, layers, width]."""
         return [
@@ -230,9 +234,10 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
     have none.
 
     The acted corpora's words say nothing of their emotion, so a model that saw only them would learn to overlook words
-    wherever there is a voice. Hence a spoken utterance comes with its own words, or with those of a text of the same
-    emotion, or with none. All voices of a batch are read against baselines of equally many turns, from none to the
-    most, so that one model learns to serve a conversation's first turn and its twentieth.
+    wherever there is a voice. Hence a spoken utterance comes with its own words, with those of a text of the same
+    emotion, with neutral ones, or with none. All voices of a batch are read against baselines of equally many turns,
+    from none to the most, so that one model learns to serve a conversation's first turn and its twentieth. Whoever is
+    heard in one emotion only is read without.
     """
 
     def __init__(
@@ -250,6 +255,8 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         gaps: float,
         own_words: float,
         matching_words: float,
+        neutral_words: float,
+        neutral: int | None,
         earlier_turns: Sequence[int],
         seed: int,
     ) -> None:
@@ -262,7 +269,8 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         self._voices, self._texts = voices, texts
         self._augmentations = list(augmentations)
         self._gaps = gaps
-        self._own_words, self._matching_words = own_words, matching_words
+        self._neutral = neutral
+        self._words_odds = [own_words, matching_words, neutral_words, 1 - own_words - matching_words - neutral_words]
         self._rng = np.random.default_rng(seed)
         self._draw_spoken = _draws(self._spoken, corpus_weights, self._rng)
         self._draw_written = _draws(self._written, corpus_weights, self._rng)
@@ -298,17 +306,21 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         assert voice is not None
         if isinstance(voice, Tensor):
             voice = with_gaps(voice, self._gaps, self._rng)
+        earlier = earlier if earlier and self._speakers.varies(utterance) else 0
         known = self._speakers.earlier(utterance, earlier, self._rng, way)
         return Example(utterance, self._words(utterance), voice, known, way)
 
     def _words(self, utterance: Utterance) -> Tensor | Words | None:
-        chance = self._rng.random()
-        if chance < self._own_words:
-            return self._source.text(utterance)
-        matching = self._by_label.get(utterance.label)
-        if chance < self._own_words + self._matching_words and matching:
-            return self._source.text(matching[self._rng.integers(len(matching))])
-        return None
+        match self._rng.choice(["own", "matching", "neutral", "none"], p=self._words_odds):
+            case "own":
+                return self._source.text(utterance)
+            case "matching":
+                texts = self._by_label.get(utterance.label, [])
+            case "neutral":
+                texts = [] if self._neutral is None else self._by_label.get(self._neutral, [])
+            case _:
+                texts = []
+        return self._source.text(texts[self._rng.integers(len(texts))]) if texts else None
 
 
 class EvaluationSet(Dataset[Example]):

@@ -137,6 +137,7 @@ def train(
     mixup: float = 0.3,
     own_words: float = 0.35,
     matching_words: float = 0.25,
+    neutral_words: float = 0.0,
     earlier_turns: Sequence[int] = (0, 0, 0, 1, 2, 3, 5, 8, 12, 16, 20),
     voices: int = 32,
     texts: int = 64,
@@ -178,6 +179,7 @@ def train(
         own_words: share of the spoken utterances that come with their own words; where all do, no choice is made by how
             well voices are read without.
         matching_words: share that come with words of the same emotion from another corpus.
+        neutral_words: share that come with neutral words from another corpus, whatever the voice says.
         earlier_turns: how many other utterances of the speaker a voice is read against; each batch draws one of these.
         voices: spoken utterances a batch.
         texts: texts a batch.
@@ -224,6 +226,8 @@ def train(
         gaps=gaps,
         own_words=own_words,
         matching_words=matching_words,
+        neutral_words=neutral_words,
+        neutral=_index_of_neutral(run.labels),
         earlier_turns=earlier_turns if run.fusion.relative else (0,),
         seed=seed,
     )
@@ -281,6 +285,10 @@ def _run(
     fusion = fusion.model_copy(update={"categories": len(labels.space.categories)})
     fusion = fusion if branches is None else branches.shaped(fusion)
     return Run(corpora=tuple(corpora), fusion=fusion, labels=labels, split=split, text=text, voice=voice)
+
+
+def _index_of_neutral(labels: LabelScheme) -> int | None:
+    return labels.space.index("neutral") if "neutral" in labels.space.categories else None
 
 
 def _together(branches: Branches | None, fusion: FusionConfig) -> Callable[[Sequence[Example]], Batch | Unencoded]:
