@@ -20,7 +20,6 @@ from training.data.dataset import (
     EvaluationSet,
     Example,
     Features,
-    Recordings,
     Source,
     Speakers,
     cached_summary,
@@ -180,15 +179,13 @@ def predict(
 
     Several models are averaged.
     """
+    sets = [_examples(m, m.run.source(utterances, cache), utterances, text, voice, earlier_turns) for m in models]
     logits, valence = [], []
-    examples = EvaluationSet(Recordings([], 0, 0), utterances, text=text, voice=voice)
-    for model in models:
-        source = model.run.source(utterances, cache)
-        examples = _examples(model, source, utterances, text, voice, earlier_turns)
+    for model, examples in zip(models, sets, strict=True):
         fused = [model.read(part) for part in _batches(examples, 128 if model.branches is None else 16)]
         logits.append(np.concatenate([np.zeros((0, model.run.fusion.categories)), *(f.logits.numpy() for f in fused)]))
         valence.append(np.concatenate([np.zeros(0), *(f.valence.numpy() for f in fused)]))
-    return examples.utterances, np.mean(logits, axis=0), np.mean(valence, axis=0)
+    return sets[0].utterances, np.mean(logits, axis=0), np.mean(valence, axis=0)
 
 
 def read(
