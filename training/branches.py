@@ -1,5 +1,6 @@
 """The two branches before the fusion, while they learn: which encoders, what of them, and how fast."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -119,7 +120,7 @@ class Branches(nn.Module):
                 continue
             merge_lora(encoder)
             if isinstance(encoder, TextEncoder | SpeechEncoder):
-                _save_own(encoder, Path(branch.encoder.source), folder)
+                _save_own(encoder, branch, folder)
             else:
                 encoder.save(folder / name)
 
@@ -150,16 +151,20 @@ def _encoded(encode: Callable[[Sequence[Any]], Tokens] | None, given: Sequence[A
     return rows
 
 
-def _save_own(encoder: TextEncoder | SpeechEncoder, source: Path, folder: Path) -> None:
-    """The files of the source's folder, but for the weights of the encoder that learned."""
-    for file in source.iterdir():
+def _save_own(encoder: TextEncoder | SpeechEncoder, branch: TextBranch | VoiceBranch, folder: Path) -> None:
+    """The files of the source's folder, but for the weights and the description of the encoder that learned."""
+    for file in Path(branch.encoder.source).iterdir():
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     state = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
-    if isinstance(encoder, TextEncoder):
+    options = json.loads((folder / ENCODERS).read_text(encoding="utf-8"))
+    if isinstance(branch, TextBranch):
+        options["text_encoder"]["context_turns"] = branch.encoder.context_turns
         write_text_encoder(state, folder / "text_encoder.safetensors", layers=8)
     else:
         save_file({name: tensor.half() for name, tensor in state.items()}, folder / "speech_encoder.safetensors")
+    options["sources"]["text_encoder" if isinstance(branch, TextBranch) else "speech_encoder"] += ", fine-tuned"
+    (folder / ENCODERS).write_text(json.dumps(options, indent=1), encoding="utf-8")
 
 
 def _text_encoder(config: PretrainedTextConfig) -> TextEncoder | PretrainedTextEncoder:
