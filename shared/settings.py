@@ -6,16 +6,50 @@ from pathlib import Path
 from typing import Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import SetupError
 
 
+class BatchLimits(BaseModel):
+    """How large a stage's batches grow, and how long is waited for them.
+
+    `budget` is of a batch's size with its padding: its longest item's times its items. One item alone may exceed it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: int = Field(default=16, ge=1)
+    budget: float = Field(gt=0, description="seconds of sound, or tokens")
+    wait_s: float = Field(default=0.002, ge=0, description="for others to come along")
+    waiting: int = Field(default=64, ge=2, description="items that may wait before those who bring more have to")
+    bulk_s: float = Field(default=0.2, gt=0, description="longest that a batch may take that is filled up with bulk")
+
+
+class Batches(BaseModel):
+    """Each stage's limits; `TENOR_BATCHES__TRANSCRIBE__ITEMS=8` sets one of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vad: BatchLimits = BatchLimits(budget=600)
+    transcribe: BatchLimits = BatchLimits(budget=240)
+    text: BatchLimits = BatchLimits(budget=4096)
+    speech: BatchLimits = BatchLimits(budget=240)
+    fuse: BatchLimits = BatchLimits(budget=16384)
+
+
 class Settings(BaseSettings):
     """All of Tenor's settings. URLs hold passwords, so they are secrets and never appear in logs."""
 
-    model_config = SettingsConfigDict(env_prefix="TENOR_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TENOR_",
+        env_file=".env",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+        extra="ignore",
+        frozen=True,
+    )
 
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("tenor"),
@@ -30,6 +64,7 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     worker_threads: int = Field(default=4, ge=1)
+    batches: Batches = Batches()
 
     max_turn_s: float = Field(default=300, gt=0, description="longest recording of one turn, in seconds")
     max_text_chars: int = Field(default=10_000, gt=0)

@@ -7,6 +7,15 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 
+class Lane(StrEnum):
+    """How soon a turn is wanted. Each lane is a queue of the same name."""
+
+    interactive = "interactive"
+    """Somebody waits for it."""
+    bulk = "bulk"
+    """It may wait for those that are waited for, but never for ever."""
+
+
 class JobStatus(StrEnum):
     queued = "queued"
     running = "running"
