@@ -28,11 +28,10 @@ class BatchLimits(BaseModel):
 
 
 class Batches(BaseModel):
-    """Each stage's limits; `TENOR_BATCHES__TRANSCRIBE__ITEMS=8` sets one of them."""
+    """The limits of each stage that runs in batches; `TENOR_BATCHES__TRANSCRIBE__ITEMS=8` sets one of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vad: BatchLimits = BatchLimits(budget=600)
     transcribe: BatchLimits = BatchLimits(budget=240)
     text: BatchLimits = BatchLimits(budget=4096)
     speech: BatchLimits = BatchLimits(budget=240)
@@ -63,8 +62,10 @@ class Settings(BaseSettings):
         default=None, description="a faster-whisper model folder; unset: the installed wheels, else the hub"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    worker_threads: int = Field(default=4, ge=1)
+    worker_threads: int = Field(default=4, ge=1, description="interactive turns that a worker has in hand at once")
+    bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise; 0: it takes none")
     batches: Batches = Batches()
+    metrics_port: int | None = Field(default=None, description="where a worker answers Prometheus; unset: nowhere")
 
     max_turn_s: float = Field(default=300, gt=0, description="longest recording of one turn, in seconds")
     max_text_chars: int = Field(default=10_000, gt=0)

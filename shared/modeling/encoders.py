@@ -44,6 +44,10 @@ class Tokens:
         features = pad_sequence(list(sequences), batch_first=True)
         return cls(features, length_mask(lengths, features.shape[1]))
 
+    def unpadded(self) -> list[Tensor]:
+        """Each sequence's own tokens: what `padded` was made from."""
+        return [row[real] for row, real in zip(self.features, self.mask, strict=True)]
+
 
 @dataclass(frozen=True)
 class TokenizedTurn:

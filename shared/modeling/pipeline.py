@@ -1,9 +1,13 @@
-"""One turn through all models: decode is done, what comes out is a transcript and a reading."""
+"""One turn through all models: decode is done, what comes out is a transcript and a reading.
+
+The way of a turn is told once, as a walk through stages. Each stage takes a batch and gives for every item what it
+would give for it alone: so a command may run them one item at a time, and a worker those of many turns together.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +20,43 @@ from shared.errors import SetupError
 from shared.modeling.baseline import Summary
 from shared.modeling.lazy import Lazy
 from shared.modeling.loading import bundle_folder, read_manifest, verify_files
-from shared.modeling.readers import Reader, load_reader
-from shared.modeling.transcriber import Transcriber
+from shared.modeling.readers import NOTHING_TO_READ, Encoded, Reader, Said, load_reader
+from shared.modeling.transcriber import MARGIN_S, Clip, Span, Transcriber
 from shared.modeling.weights import whisper_folder
 from shared.settings import Settings
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LETTERS_A_TOKEN = 4
+LEAST_TOKENS = 16
+"""What a text costs however short it is."""
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Item, Result]):
+    """One step of the way, for a batch.
+
+    Attributes:
+        run: the results of some items, in their order; an item's does not depend on the others.
+        size: what an item costs, above 0; a batch costs its longest item's for each.
+    """
+
+    name: str
+    run: Callable[[Sequence[Item]], list[Result]]
+    size: Callable[[Item], float]
+
+
+class Submit(Protocol):
+    """Hands an item to a stage; what is returned waits for its result, or raises what went wrong with it."""
+
+    def __call__(self, stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]: ...
+
+
+def at_once(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
+    """Runs a stage on one item, here and now."""
+    (result,) = stage.run([item])
+    return lambda: result
 
 
 @dataclass(frozen=True)
@@ -37,12 +74,25 @@ class Analysis:
 
 
 class Pipeline:
-    """A bundle's models. Threads may share it; the speech models are loaded when the first sound comes."""
+    """A bundle's models. Threads may share it; the speech models are loaded when the first sound comes.
+
+    Attributes:
+        vad: where somebody speaks; seconds of sound.
+        transcribe: what they say; seconds of windows.
+        text: the words' features; tokens.
+        speech: the voice's features; seconds of sound.
+        fuse: both, or one of them, into a reading; tokens.
+    """
 
     def __init__(self, bundle: ModelBundle, reader: Reader, load_transcriber: Callable[[], Transcriber]) -> None:
         self.bundle = bundle
         self._reader = reader
         self._transcriber = Lazy(load_transcriber)
+        self.vad = Stage("vad", self._speech, lambda samples: _seconds(samples) + 1)
+        self.transcribe = Stage("transcribe", self._transcripts, lambda clip: _seconds(clip.samples) + MARGIN_S)
+        self.text = Stage("text", reader.encode_words, _tokens_said)
+        self.speech = Stage("speech", reader.encode_voices, lambda samples: _seconds(samples) + 1)
+        self.fuse = Stage("fuse", reader.fuse, _tokens_encoded)
 
     @classmethod
     def load(cls, folder: Path, load_transcriber: Callable[[], Transcriber], device: str = "cpu") -> Self:
@@ -63,6 +113,7 @@ class Pipeline:
         language: str | None = None,
         earlier: Sequence[Summary] = (),
         context: Sequence[str] = (),
+        submit: Submit = at_once,
     ) -> Analysis:
         """Read a turn: its sound, its words, or both.
 
@@ -76,16 +127,21 @@ class Pipeline:
             language: ISO 639-1 code where it is known.
             earlier: the voice summaries that this bundle made of the speaker's earlier turns, in any order.
             context: the words of the conversation's turns before, whoever spoke, the oldest first.
+            submit: how the turn goes through a stage.
         """
         transcript = None if text is None else Transcript.provided(text, language)
         voice = None
         if samples is not None:
-            speech = self._transcriber.get().speech(samples)
-            voice = samples if speech else None
+            spans = submit(self.vad, samples)()
+            voice = submit(self.speech, samples) if spans else None
             if transcript is None:
-                transcript = self._transcriber.get().transcribe(samples, language, speech)
-        words = transcript.text if transcript is not None and self._reader.knows(transcript.text) else None
-        reading, summary = self._reader.read(words, voice, earlier, context)
+                transcript = submit(self.transcribe, Clip(samples, language, spans))()
+        said = transcript.text if transcript is not None and self._reader.knows(transcript.text) else None
+        words = None if said is None else submit(self.text, Said(said, context))
+        if words is None and voice is None:
+            return Analysis(transcript, NOTHING_TO_READ, None)
+        encoded = Encoded(None if words is None else words(), None if voice is None else voice(), earlier)
+        reading, summary = submit(self.fuse, encoded)()
         return Analysis(transcript, reading, summary)
 
     def utterances(self, samples: Samples) -> list[tuple[float, float]]:
@@ -95,7 +151,16 @@ class Pipeline:
     def warm_up(self) -> None:
         """Load everything and run it once, so that the first turn is as fast as the next."""
         self._transcriber.get().warm_up()
-        self._reader.read("warm", np.zeros(SAMPLE_RATE, np.float32))
+        words = self._reader.encode_words([Said("warm")])[0] if self._reader.knows("warm") else None
+        (voice,) = self._reader.encode_voices([np.zeros(SAMPLE_RATE, np.float32)])
+        self._reader.fuse([Encoded(words, voice)])
+
+    def _speech(self, sounds: Sequence[Samples]) -> list[list[Span]]:
+        transcriber = self._transcriber.get()
+        return [transcriber.speech(samples) for samples in sounds]
+
+    def _transcripts(self, clips: Sequence[Clip]) -> list[Transcript]:
+        return self._transcriber.get().transcribe(clips)
 
 
 def load_pipeline(settings: Settings) -> Pipeline:
@@ -116,6 +181,18 @@ def load_pipeline(settings: Settings) -> Pipeline:
         return Transcriber.load(folder, device=device)
 
     return Pipeline.load(bundle_folder(settings.bundle), load_transcriber, device)
+
+
+def _seconds(samples: Samples) -> float:
+    return samples.size / SAMPLE_RATE
+
+
+def _tokens_said(said: Said) -> float:
+    return LEAST_TOKENS + sum(map(len, (said.words, *said.context))) / LETTERS_A_TOKEN
+
+
+def _tokens_encoded(turn: Encoded) -> float:
+    return LEAST_TOKENS + sum(len(features) for features in (turn.words, turn.voice) if features is not None)
 
 
 def _device(configured: str) -> str:

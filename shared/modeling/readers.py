@@ -1,6 +1,11 @@
-"""A turn's words and voice into a reading, by the models of either kind of bundle."""
+"""Turns' words and voices into readings, by the models of either kind of bundle.
+
+Each step takes a batch, and gives for every turn what it would give for it alone.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +20,7 @@ from shared.errors import BundleError
 from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
 from shared.modeling.classifiers import AudioClassifier
 from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
-from shared.modeling.fusion import FusionEnsemble
+from shared.modeling.fusion import Fused, FusionEnsemble
 from shared.modeling.lazy import Lazy
 from shared.modeling.loading import load_classifier, load_fusion, load_speech_encoder, load_text_encoder
 
@@ -31,28 +36,46 @@ NOTHING_TO_READ = Reading(
 )
 
 
+@dataclass(frozen=True)
+class Said:
+    """Words that are known, and those of the conversation's turns before, whoever spoke, the oldest first."""
+
+    words: str
+    context: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A turn as a reader's encoders leave it; at least one of words and voice is there.
+
+    Attributes:
+        words: what `Reader.encode_words` gave for them.
+        voice: what `Reader.encode_voices` gave for it.
+        earlier: the summaries that this bundle made of the speaker's earlier turns, in any order.
+    """
+
+    words: Tensor | None
+    voice: Tensor | None
+    earlier: Sequence[Summary] = ()
+
+
 class Reader(Protocol):
-    """What a bundle makes of words and a voice. Threads may share it."""
+    """What a bundle makes of words and voices. Threads may share it."""
 
     def knows(self, text: str) -> bool:
         """Whether these words can be read."""
         ...
 
-    def read(
-        self,
-        words: str | None,
-        voice: Samples | None,
-        earlier: Sequence[Summary] = (),
-        context: Sequence[str] = (),
-    ) -> tuple[Reading, Summary | None]:
-        """The reading, and what the voice adds to its speaker's baseline where the bundle keeps one.
+    def encode_words(self, turns: Sequence[Said]) -> list[Tensor]:
+        """Features of each turn's own words, shape [tokens, ...]."""
+        ...
 
-        Args:
-            words: words that are known, or None.
-            voice: sound in which somebody speaks, shape [samples], or None.
-            earlier: the summaries that this bundle made of the speaker's earlier turns, in any order.
-            context: the words of the conversation's turns before, whoever spoke, the oldest first.
-        """
+    def encode_voices(self, voices: Sequence[Samples]) -> list[Tensor]:
+        """Features of sounds in which somebody speaks, each of shape [samples]; shape [tokens, ...]."""
+        ...
+
+    def fuse(self, turns: Sequence[Encoded]) -> list[tuple[Reading, Summary | None]]:
+        """The readings, and what each voice adds to its speaker's baseline where the bundle keeps one."""
         ...
 
 
@@ -100,47 +123,44 @@ class FusionReader:
         return self._text_encoder.knows(text)
 
     @torch.inference_mode()
-    def read(
-        self,
-        words: str | None,
-        voice: Samples | None,
-        earlier: Sequence[Summary] = (),
-        context: Sequence[str] = (),
-    ) -> tuple[Reading, Summary | None]:
-        if words is None and voice is None:
-            return NOTHING_TO_READ, None
-        text = self._no_text() if words is None else self._text_encoder([words], [self._before(context)])
-        sound = self._no_voice() if voice is None else self._speech_encoder.get()([voice])
-        both = words is not None and voice is not None
-        # One batch of three: both modalities, the words alone, the voice alone.
-        rows = 3 if both else 1
-        keep_text = torch.tensor([[True], [True], [False]][:rows], device=text.mask.device)
-        keep_sound = torch.tensor([[True], [False], [True]][:rows], device=sound.mask.device)
-        relative = voice is not None and self._fusion.config.relative
-        summary = summaries(sound)[0].cpu().numpy().astype(np.float16) if relative else None
-        heard = earlier if relative else ()
-        fused = self._fusion(
-            Tokens(text.features.expand(rows, -1, -1), text.mask & keep_text),
-            Tokens(sound.features.expand(rows, -1, -1, -1), sound.mask & keep_sound),
-            SpeakerBaseline.of([heard] * rows, self._fusion.config.summary_shape, self._device),
-        )
+    def encode_words(self, turns: Sequence[Said]) -> list[Tensor]:
+        words = [turn.words for turn in turns]
+        return self._text_encoder(words, [self._before(turn.context) for turn in turns]).unpadded()
+
+    @torch.inference_mode()
+    def encode_voices(self, voices: Sequence[Samples]) -> list[Tensor]:
+        return self._speech_encoder.get()(voices).unpadded()
+
+    @torch.inference_mode()
+    def fuse(self, turns: Sequence[Encoded]) -> list[tuple[Reading, Summary | None]]:
+        config = self._fusion.config
+        rows = [_rows(turn) for turn in turns]
+        flat = [row for own in rows for row in own]
+        text = self._tokens([row.words for row in flat], (config.text_width,))
+        sound = self._tokens([row.voice for row in flat], (config.voice_layers, config.voice_width))
+        heard = [row.earlier if config.relative else () for row in flat]
+        fused = self._fusion(text, sound, SpeakerBaseline.of(heard, config.summary_shape, self._device))
+        summed = summaries(sound).cpu().numpy().astype(np.float16)
+        readings = []
+        for turn, (first, end) in zip(turns, pairwise(accumulate(map(len, rows), initial=0)), strict=True):
+            part = Fused(fused.logits[first:end], fused.valence[first:end])
+            kept = turn.voice is not None and config.relative
+            readings.append((self._reading(turn, part), summed[first] if kept else None))
+        return readings
+
+    def _reading(self, turn: Encoded, fused: Fused) -> Reading:
         dimensions = [dict.fromkeys(self._bundle.label_space.dimensions, float(value)) for value in fused.valence]
-        reading = _reading(self._bundle, fused.logits, dimensions, words is not None, voice is not None, len(heard))
-        return reading, summary
+        has_text, has_voice = turn.words is not None, turn.voice is not None
+        baseline = len(turn.earlier) if has_voice and self._fusion.config.relative else 0
+        return _reading(self._bundle, fused.logits, dimensions, has_text, has_voice, baseline)
 
     def _before(self, context: Sequence[str]) -> Sequence[str]:
         turns = self._text_encoder.config.context_turns
         return [text for text in context[-turns:] if self.knows(text)] if turns else []
 
-    def _no_text(self) -> Tokens:
-        return Tokens(torch.zeros(1, 1, self._fusion.config.text_width, device=self._device), self._nothing())
-
-    def _no_voice(self) -> Tokens:
-        config = self._fusion.config
-        return Tokens(torch.zeros(1, 1, config.voice_layers, config.voice_width, device=self._device), self._nothing())
-
-    def _nothing(self) -> Tensor:
-        return torch.zeros(1, 1, dtype=torch.bool, device=self._device)
+    def _tokens(self, features: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tokens:
+        nothing = torch.zeros(0, *shape, device=self._device)
+        return Tokens.padded([nothing if row is None else row for row in features])
 
 
 class ClassifierReader:
@@ -153,18 +173,16 @@ class ClassifierReader:
     def knows(self, text: str) -> bool:
         return False
 
+    def encode_words(self, turns: Sequence[Said]) -> list[Tensor]:
+        raise ValueError("no words are known to this bundle, so none can be encoded")
+
     @torch.inference_mode()
-    def read(
-        self,
-        words: str | None,
-        voice: Samples | None,
-        earlier: Sequence[Summary] = (),
-        context: Sequence[str] = (),
-    ) -> tuple[Reading, Summary | None]:
-        if voice is None:
-            return NOTHING_TO_READ, None
-        logits = self._classifier.get()([voice])
-        return _reading(self._bundle, logits, [{}], has_text=False, has_voice=True, baseline_turns=0), None
+    def encode_voices(self, voices: Sequence[Samples]) -> list[Tensor]:
+        return list(self._classifier.get()(voices)[:, None])
+
+    def fuse(self, turns: Sequence[Encoded]) -> list[tuple[Reading, Summary | None]]:
+        voices = [turn.voice for turn in turns if turn.voice is not None]
+        return [(_reading(self._bundle, logits, [{}], False, True, baseline_turns=0), None) for logits in voices]
 
 
 def incongruence(text_only: EmotionScores, audio_only: EmotionScores) -> float:
@@ -178,6 +196,13 @@ def incongruence(text_only: EmotionScores, audio_only: EmotionScores) -> float:
         return float(np.sum(a[some] * np.log2(a[some] / middle[some])))
 
     return float(np.sqrt(np.clip((divergence(p) + divergence(q)) / 2, 0.0, 1.0)))
+
+
+def _rows(turn: Encoded) -> list[Encoded]:
+    """What is fused for a turn: all of it, and where it has both, also the words alone and the voice alone."""
+    if turn.words is None or turn.voice is None:
+        return [turn]
+    return [turn, Encoded(turn.words, None), Encoded(None, turn.voice, turn.earlier)]
 
 
 def _reading(

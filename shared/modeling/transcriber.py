@@ -5,16 +5,20 @@ Whisper was trained on windows of 30 s, and its encoder spends most of a short t
 clip plus three seconds of silence gives the same words in a fraction of the time as long as the decoder may emit its
 timestamp tokens; where it does not, the decoder shows it (improbable, repeating or endless text) and the clip is
 decoded anew in the full window. The language is read off the same encoder output, so nothing is encoded twice.
+
+Windows are of whole seconds, and those of one length go through the model together, whosever clips they are of. No
+window is ever padded further for another's sake, so a clip's words are the same in whatever company it comes.
 """
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ctranslate2
 import numpy as np
@@ -22,20 +26,26 @@ from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import merge_punctuations
 from faster_whisper.vad import VadOptions, get_speech_timestamps
+from numpy.typing import NDArray
 
 from shared.audio import SAMPLE_RATE, Samples
 from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
 
 Span = tuple[float, float]
 """Start and end in seconds."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 HOP = 160
 """Samples per feature frame; the encoder halves the frames."""
-FULL_FRAMES = 3000
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP
+FULL_S = 30
 STRETCH_S = 10.0
 """Longest stretch that is decoded at once: in longer ones Whisper base now and then leaves out a sentence."""
-MARGIN_S = 3.0
-"""Silence after the stretch within a short window."""
+MARGIN_S = 3
+"""Silence after the stretch within a short window, at least; less than a second more makes it whole seconds."""
+MOST_WINDOWS = 16
+"""That go through the model at once."""
 TIMESTAMP_S = 0.02
 MAX_FIRST_TIMESTAMP = 50
 """A second: Whisper's own limit for the first timestamp."""
@@ -62,21 +72,56 @@ PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 
 
-@dataclass(frozen=True)
-class Window:
-    """A stretch of speech, encoded.
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A recording of any length, to be transcribed.
 
     Attributes:
-        span: where it lies in the recording.
-        frames: feature frames that hold sound; the rest of the encoded ones is silence.
-        full: whether the encoder saw its 30 s.
-        encoded: shape [1, encoded frames / 2, width].
+        samples: shape [samples].
+        language: what is spoken, where that is known (`en`, or `en-GB`): it is not detected then, and the transcript's
+            `language_probability` is None. One that Whisper does not know is detected.
+        speech: where somebody speaks, as `speech` tells, where that was asked before.
     """
 
+    samples: Samples
+    language: str | None = None
+    speech: Sequence[Span] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Speech that is decoded at once: where it lies in its recording, and how it sounds."""
+
     span: Span
-    frames: int
+    sound: Samples
+
+    @property
+    def frames(self) -> int:
+        return -(-self.sound.size // HOP)
+
+    @property
+    def seconds(self) -> int:
+        """Its length, rounded up."""
+        return -(-self.sound.size // SAMPLE_RATE)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A stretch, encoded.
+
+    Attributes:
+        full: whether the encoder saw its 30 s.
+        encoded: shape [encoded frames / 2, width].
+    """
+
+    stretch: Stretch
     full: bool
-    encoded: ctranslate2.StorageView
+    encoded: NDArray[np.float32]
+
+    @property
+    def kind(self) -> tuple[bool, int]:
+        """Windows of one kind may go through the model together."""
+        return self.full, self.stretch.seconds
 
 
 @dataclass(frozen=True)
@@ -134,39 +179,24 @@ class Transcriber:
         )
         return cls(whisper)
 
-    def transcribe(
-        self, samples: Samples, language: str | None = None, speech: Sequence[Span] | None = None
-    ) -> Transcript:
-        """The words of a recording of any length; no segments where nobody speaks.
-
-        Args:
-            samples: shape [samples].
-            language: what is spoken, where that is known (`en`, or `en-GB`): it is not detected then, and the
-                transcript's `language_probability` is None. One that Whisper does not know is detected.
-            speech: where somebody speaks, as `speech` tells, where that was asked before.
-        """
-        probability = None
-        language = self._known_language(language)
-        samples = _centred(samples)
-        spans = _split(self._speech(samples) if speech is None else speech, samples.size / SAMPLE_RATE, STRETCH_S)
-        if not spans:
-            return _transcript(language, None, ())
-        # The longest stretch tells the language best, and most turns are but one stretch.
-        longest = max(spans, key=_length)
-        window = self._encode(samples, longest)
-        if language is None:
-            window, language, probability = self._detect(samples, window)
-        segments: list[Segment] = []
-        for span in spans:
-            stretch = window if span == longest else self._encode(samples, span)
-            segments += self._segments(samples, stretch, language)
-        return _transcript(language, probability, tuple(segments))
+    def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
+        """Each clip's words; no segments where nobody speaks."""
+        stretches = [self._stretches(clip) for clip in clips]
+        owners = [row for row, own in enumerate(stretches) for _ in own]
+        windows = self._encode([stretch for own in stretches for stretch in own])
+        known = [self._known_language(clip.language) for clip in clips]
+        windows, detected = self._detect(windows, owners, known)
+        languages = [known[row] or detected[row][0] for row in owners]
+        segments: list[list[Segment]] = [[] for _ in clips]
+        for row, heard in zip(owners, self._segments(windows, languages), strict=True):
+            segments[row] += heard
+        return [_transcript(*detected.get(row, (known[row], None)), tuple(segments[row])) for row in range(len(clips))]
 
     def warm_up(self) -> None:
         """Run everything once, so that the first turn is as fast as the next."""
         second = np.zeros(SAMPLE_RATE, np.float32)
         self._speech(second)
-        self._segments(second, self._encode(second, (0.0, 1.0)), "en")
+        self.transcribe([Clip(second, speech=[(0.0, 1.0)])])
 
     def speech(self, samples: Samples) -> list[Span]:
         """Where somebody speaks: tight stretches, parted by pauses of at least 0.2 s."""
@@ -195,96 +225,123 @@ class Transcriber:
         stretches = get_speech_timestamps(samples, options)
         return [(stretch["start"] / SAMPLE_RATE, stretch["end"] / SAMPLE_RATE) for stretch in stretches]
 
-    def _encode(self, samples: Samples, span: Span, full: bool = False) -> Window:
-        start, end = (round(time * SAMPLE_RATE) for time in span)
-        sound = samples[start:end]
-        frames = -(-sound.size // HOP)
-        window = FULL_FRAMES if full else (frames + round(MARGIN_S * SAMPLE_RATE / HOP)) // 2 * 2
+    def _stretches(self, clip: Clip) -> list[Stretch]:
+        samples = _centred(clip.samples)
+        speech = self._speech(samples) if clip.speech is None else clip.speech
+        spans = _split(speech, samples.size / SAMPLE_RATE, STRETCH_S)
+        edges = [[round(time * SAMPLE_RATE) for time in span] for span in spans]
+        return [Stretch(span, samples[start:end]) for span, (start, end) in zip(spans, edges, strict=True)]
+
+    def _encode(self, stretches: Sequence[Stretch], full: bool = False) -> list[Window]:
+        def encode(alike: Sequence[Stretch]) -> list[Window]:
+            seconds = FULL_S if full else alike[0].seconds + MARGIN_S
+            features = np.stack([self._features(stretch.sound, seconds) for stretch in alike])
+            # From there to main memory, in which windows are put together anew for whatever comes next.
+            encoded = self._whisper.model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
+            rows = np.array(encoded.to(ctranslate2.DataType.float32))
+            return [Window(stretch, full, row) for stretch, row in zip(alike, rows, strict=True)]
+
+        return _together(stretches, lambda stretch: stretch.seconds, encode)
+
+    def _features(self, sound: Samples, seconds: int) -> NDArray[np.float32]:
         # Padded as sound, not as features: zeros among the features are a hum that the decoder stumbles over.
-        padded = np.pad(sound, (0, window * HOP - sound.size))
-        features = self._whisper.feature_extractor(padded)[:, :window]
-        return Window(span, frames, full, self._whisper.encode(features))
+        padded = np.pad(sound, (0, seconds * SAMPLE_RATE - sound.size))
+        return self._whisper.feature_extractor(padded)[:, : seconds * FRAMES_PER_SECOND]
 
-    def _detect(self, samples: Samples, window: Window) -> tuple[Window, str, float]:
-        language, probability = self._language(window)
-        if not window.full and probability < MIN_LANGUAGE_PROBABILITY:
-            window = self._encode(samples, window.span, full=True)
-            language, probability = self._language(window)
-        return window, language, probability
+    def _detect(
+        self, windows: list[Window], owners: Sequence[int], known: Sequence[str | None]
+    ) -> tuple[list[Window], dict[int, tuple[str, float]]]:
+        """The languages of the clips of which none is known; a window that leaves it unsure gives way to its full one.
 
-    def _language(self, window: Window) -> tuple[str, float]:
+        The longest stretch tells the language best, and most turns are but one stretch.
+        """
+        by_length = sorted(range(len(windows)), key=lambda place: _length(windows[place].stretch.span))
+        longest = {owners[place]: place for place in by_length if known[owners[place]] is None}
+        asked = list(longest.values())
+        found = dict(zip(asked, self._languages([windows[place] for place in asked]), strict=True))
+        unsure = [place for place, (_, probability) in found.items() if probability < MIN_LANGUAGE_PROBABILITY]
+        full = self._encode([windows[place].stretch for place in unsure], full=True)
+        found |= zip(unsure, self._languages(full), strict=True)
+        return _replaced(windows, unsure, full), {row: found[place] for row, place in longest.items()}
+
+    def _languages(self, windows: Sequence[Window]) -> list[tuple[str, float]]:
         if not self._whisper.model.is_multilingual:
-            return "en", 1.0
-        token, probability = self._whisper.model.detect_language(window.encoded)[0][0]
-        return token.strip("<|>"), probability
+            return [("en", 1.0)] * len(windows)
 
-    def _segments(self, samples: Samples, window: Window, language: str) -> list[Segment]:
-        decoded = self._decode(window, language)
-        if not window.full and decoded.failed:
-            window = self._encode(samples, window.span, full=True)
-            decoded = self._decode(window, language)
-        if decoded.endless:
-            decoded = self._decode(window, language, beams=5, unrepeated=3)
-        if decoded.is_silence:
-            return []
-        tokenizer = self._tokenizer(language)
-        parts = list(_parts(decoded.tokens, tokenizer, _length(window.span)))
-        timed = self._words(window, tokenizer, [tokens for _, tokens in parts]) if parts else []
-        segments = []
-        for ((start, end), tokens), spoken in zip(parts, timed, strict=True):
-            if text := tokenizer.decode(tokens).strip():
-                offset = window.span[0]
-                segments.append(
-                    Segment(start=round(offset + start, 3), end=round(offset + end, 3), text=text, words=spoken)
-                )
-        return segments
+        def detect(alike: Sequence[Window]) -> list[tuple[str, float]]:
+            likeliest = [candidates[0] for candidates in self._whisper.model.detect_language(_storage(alike))]
+            return [(token.strip("<|>"), probability) for token, probability in likeliest]
 
-    def _decode(self, window: Window, language: str, beams: int = 1, unrepeated: int = 0) -> Decoded:
-        tokenizer = self._tokenizer(language)
-        prompt = tokenizer.sot_sequence
-        budget = min(
-            self._whisper.max_length, len(prompt) + SPARE_TOKENS + int(TOKENS_PER_SECOND * _length(window.span))
+        return _together(windows, lambda window: window.kind, detect)
+
+    def _segments(self, windows: list[Window], languages: Sequence[str]) -> list[list[Segment]]:
+        windows, decoded = self._decode(windows, languages)
+        tokenizers = [self._tokenizer(language) for language in languages]
+        parts = [
+            [] if text.is_silence else list(_parts(text.tokens, tokenizer, _length(window.stretch.span)))
+            for window, text, tokenizer in zip(windows, decoded, tokenizers, strict=True)
+        ]
+        timed = self._align(windows, languages, parts)
+        return [list(_timed_segments(*of)) for of in zip(windows, tokenizers, parts, timed, strict=True)]
+
+    def _decode(self, windows: list[Window], languages: Sequence[str]) -> tuple[list[Window], list[Decoded]]:
+        """What is said in the windows; one in which decoding fails gives way to its full one."""
+        decoded = self._generate(windows, languages)
+        failed = [place for place, text in enumerate(decoded) if text.failed and not windows[place].full]
+        full = self._encode([windows[place].stretch for place in failed], full=True)
+        windows = _replaced(windows, failed, full)
+        decoded = _replaced(decoded, failed, self._generate(full, [languages[place] for place in failed]))
+        endless = [place for place, text in enumerate(decoded) if text.endless]
+        again = self._generate(
+            [windows[place] for place in endless], [languages[place] for place in endless], beams=5, unrepeated=3
         )
-        result = self._whisper.model.generate(
-            window.encoded,
-            [prompt],
-            beam_size=beams,
-            no_repeat_ngram_size=unrepeated,
-            max_length=budget,
-            max_initial_timestamp_index=MAX_FIRST_TIMESTAMP,
-            return_scores=True,
-            return_no_speech_prob=True,
-        )[0]
-        tokens = result.sequences_ids[0]
-        return Decoded(
-            tokens=tokens,
-            text=tokenizer.decode(tokens).strip(),
-            log_probability=result.scores[0] * len(tokens) / (len(tokens) + 1),
-            no_speech_probability=result.no_speech_prob,
-            endless=len(prompt) + len(tokens) >= budget,
-        )
+        return windows, _replaced(decoded, endless, again)
 
-    def _words(self, window: Window, tokenizer: Tokenizer, parts: Sequence[list[int]]) -> list[tuple[Word, ...]]:
-        """Each part's words, timed by the decoder's attention to the sound."""
-        tokens = [token for part in parts for token in part]
+    def _generate(
+        self, windows: Sequence[Window], languages: Sequence[str], beams: int = 1, unrepeated: int = 0
+    ) -> list[Decoded]:
+        def generate(alike: Sequence[tuple[Window, str]]) -> list[Decoded]:
+            tokenizers = [self._tokenizer(language) for _, language in alike]
+            prompts = [tokenizer.sot_sequence for tokenizer in tokenizers]
+            spoken = TOKENS_PER_SECOND * alike[0][0].stretch.seconds
+            budget = min(self._whisper.max_length, len(prompts[0]) + SPARE_TOKENS + spoken)
+            results = self._whisper.model.generate(
+                _storage([window for window, _ in alike]),
+                prompts,
+                beam_size=beams,
+                no_repeat_ngram_size=unrepeated,
+                max_length=budget,
+                max_initial_timestamp_index=MAX_FIRST_TIMESTAMP,
+                return_scores=True,
+                return_no_speech_prob=True,
+            )
+            room = budget - len(prompts[0])
+            return [_decoded(result, tokenizer, room) for result, tokenizer in zip(results, tokenizers, strict=True)]
+
+        return _together(list(zip(windows, languages, strict=True)), lambda item: item[0].kind, generate)
+
+    def _align(
+        self, windows: Sequence[Window], languages: Sequence[str], parts: Sequence[Sequence[tuple[Span, list[int]]]]
+    ) -> list[list[tuple[Word, ...]]]:
+        """The words of each window's parts, timed by the decoder's attention to the sound."""
         # faster-whisper's own annotations of these two are one level of lists short.
         find: Any = self._whisper.find_alignment
         merge: Any = merge_punctuations
-        (alignment,) = find(tokenizer, [tokens], window.encoded, window.frames)
-        merge(alignment, PREPENDED, APPENDED)
-        offset, limit = window.span
-        timed: list[tuple[Word, ...]] = []
-        taken = 0
-        for boundary in np.cumsum([len(part) for part in parts]):
-            words = []
-            while alignment and taken < boundary:
-                word = alignment.pop(0)
-                taken += len(word["tokens"])
-                if text := word["word"].strip():
-                    start, end = (round(min(limit, offset + float(word[side])), 3) for side in ("start", "end"))
-                    words.append(Word(start=start, end=end, text=text, probability=float(word["probability"])))
-            timed.append(tuple(words))
-        return timed
+
+        def align(alike: Sequence[int]) -> list[list[tuple[Word, ...]]]:
+            those = [windows[place] for place in alike]
+            texts = [[tokens for _, tokens in parts[place]] for place in alike]
+            flat = [[token for part in text for token in part] for text in texts]
+            frames = [window.stretch.frames for window in those]
+            found = find(self._tokenizer(languages[alike[0]]), flat, _storage(those), frames)
+            for alignment in found:
+                merge(alignment, PREPENDED, APPENDED)
+            spans = [window.stretch.span for window in those]
+            return [list(_words(*of)) for of in zip(found, texts, spans, strict=True)]
+
+        spoken = [place for place, own in enumerate(parts) if own]
+        timed = _together(spoken, lambda place: (languages[place], windows[place].kind), align)
+        return _replaced([[] for _ in windows], spoken, timed)
 
     def _make_tokenizer(self, language: str) -> Tokenizer:
         multilingual = self._whisper.model.is_multilingual
@@ -296,6 +353,67 @@ class Transcriber:
         code = language.lower().replace("_", "-").split("-")[0]
         code = WHISPERS_OWN_CODES.get(code, code)
         return code if code in self._whisper.supported_languages else None
+
+
+def _together(
+    items: Sequence[Item], kind: Callable[[Item], Hashable], run: Callable[[Sequence[Item]], list[Result]]
+) -> list[Result]:
+    """Run items of one kind together, at most `MOST_WINDOWS`; the results in the items' order."""
+    kinds: dict[Hashable, list[int]] = defaultdict(list)
+    for place, item in enumerate(items):
+        kinds[kind(item)].append(place)
+    results: dict[int, Result] = {}
+    for places in kinds.values():
+        for first in range(0, len(places), MOST_WINDOWS):
+            some = places[first : first + MOST_WINDOWS]
+            results |= zip(some, run([items[place] for place in some]), strict=True)
+    return [results[place] for place in range(len(items))]
+
+
+def _replaced(items: Sequence[Item], places: Sequence[int], others: Sequence[Item]) -> list[Item]:
+    changed = dict(zip(places, others, strict=True))
+    return [changed.get(place, item) for place, item in enumerate(items)]
+
+
+def _storage(windows: Sequence[Window]) -> ctranslate2.StorageView:
+    return ctranslate2.StorageView.from_array(np.stack([window.encoded for window in windows]))
+
+
+def _decoded(result: ctranslate2.models.WhisperGenerationResult, tokenizer: Tokenizer, room: int) -> Decoded:
+    tokens = result.sequences_ids[0]
+    return Decoded(
+        tokens=tokens,
+        text=tokenizer.decode(tokens).strip(),
+        log_probability=result.scores[0] * len(tokens) / (len(tokens) + 1),
+        no_speech_probability=result.no_speech_prob,
+        endless=len(tokens) >= room,
+    )
+
+
+def _words(alignment: Sequence[dict[str, Any]], parts: Sequence[list[int]], span: Span) -> Iterator[tuple[Word, ...]]:
+    """Each part's words; the alignment knows the parts' tokens only as one text."""
+    offset, limit = span
+    aligned, taken = iter(alignment), 0
+    for boundary in np.cumsum([len(part) for part in parts]):
+        words = []
+        while taken < boundary and (word := next(aligned, None)):
+            taken += len(word["tokens"])
+            if text := word["word"].strip():
+                start, end = (round(min(limit, offset + float(word[side])), 3) for side in ("start", "end"))
+                words.append(Word(start=start, end=end, text=text, probability=float(word["probability"])))
+        yield tuple(words)
+
+
+def _timed_segments(
+    window: Window,
+    tokenizer: Tokenizer,
+    parts: Sequence[tuple[Span, list[int]]],
+    timed: Sequence[tuple[Word, ...]],
+) -> Iterator[Segment]:
+    offset = window.stretch.span[0]
+    for ((start, end), tokens), words in zip(parts, timed, strict=True):
+        if text := tokenizer.decode(tokens).strip():
+            yield Segment(start=round(offset + start, 3), end=round(offset + end, 3), text=text, words=words)
 
 
 def _parts(tokens: Sequence[int], tokenizer: Tokenizer, duration: float) -> Iterator[tuple[Span, list[int]]]:

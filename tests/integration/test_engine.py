@@ -17,7 +17,7 @@ from shared.blobs import BlobFolder
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
 from shared.modeling.baseline import Summary
 from shared.modeling.pipeline import Analysis, Pipeline
-from shared.modeling.transcriber import Transcriber
+from shared.modeling.transcriber import Clip, Transcriber
 from shared.queue import INTERACTIVE, Queue
 from shared.settings import Settings
 from shared.store.database import Database
@@ -34,11 +34,12 @@ class Hears:
     def __init__(self) -> None:
         self.broken = False
 
-    def transcribe(self, samples: Samples, language: str | None, speech: list[tuple[float, float]]) -> Transcript:
+    def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
         if self.broken:
             raise ValueError(f"cannot decode {SECRET!r}")
-        segment = Segment(start=0.0, end=1.0, text=SECRET)
-        return Transcript(language="en", language_probability=0.9, segments=(segment,), source=TranscriptSource.asr)
+        segments = (Segment(start=0.0, end=1.0, text=SECRET),)
+        heard = Transcript(language="en", language_probability=0.9, segments=segments, source=TranscriptSource.asr)
+        return [heard for _ in clips]
 
     def speech(self, samples: Samples) -> list[tuple[float, float]]:
         return [(0.0, 1.0)]

@@ -1,9 +1,11 @@
 """What is read of a turn, and what is not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -11,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality
 from shared.domain.transcript import Transcript, TranscriptSource
 from shared.modeling import readers
-from shared.modeling.readers import incongruence
+from shared.modeling.pipeline import Item, Result, Stage
+from shared.modeling.readers import Encoded, Said, incongruence
 from tests.sounds import tone
 from tests.unit.tiny import FUSION, Heard, pipeline, write_bundle
 
@@ -115,6 +118,57 @@ def test_a_text_that_cannot_be_read_gives_no_emotion(folder: Path) -> None:
     reading = pipeline(folder).analyze(samples=None, text="我很高兴").reading
     assert reading.scores is None
     assert reading.abstained
+
+
+SAID = [Said("so what"), Said("I am very happy to see you again", ["it broke", "hello"]), Said("no", ["yes"])]
+VOICES = [tone(seconds=seconds, hertz=hertz) for seconds, hertz in ((1.0, 200), (3.1, 250), (0.4, 300), (1.0, 180))]
+
+
+def test_words_and_voices_are_encoded_together_as_one_by_one(folder: Path) -> None:
+    subject = pipeline(folder)
+    together = [*subject.text.run(SAID), *subject.speech.run(VOICES)]
+    alone = [subject.text.run([said])[0] for said in SAID] + [subject.speech.run([voice])[0] for voice in VOICES]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_turns_of_every_kind_are_fused_together_as_one_by_one(tmp_path: Path, relative: bool) -> None:
+    subject = pipeline(write_bundle(tmp_path, fusion=FUSION.model_copy(update={"relative": relative})))
+    words, voices = subject.text.run(SAID), subject.speech.run(VOICES)
+    earlier = [np.random.default_rng(seed).normal(size=FUSION.summary_shape).astype(np.float16) for seed in range(3)]
+    turns = [
+        Encoded(words[0], voices[0], earlier),
+        Encoded(None, voices[1], earlier[:1]),
+        Encoded(words[1], None),
+        Encoded(words[2], voices[2]),
+        Encoded(None, voices[3]),
+    ]
+    alone = [subject.fuse.run([turn])[0] for turn in turns]
+    for (one, summary), (other, its) in zip(subject.fuse.run(turns), alone, strict=True):
+        assert (one.modalities_used, one.baseline_turns) == (other.modalities_used, other.baseline_turns)
+        for read, also in ((one.scores, other.scores), (one.text_only, other.text_only)):
+            assert (read is None) == (also is None)
+            if read is not None and also is not None:
+                assert read.categories == pytest.approx(also.categories, abs=1e-4)
+                assert read.dimensions == pytest.approx(also.dimensions, abs=1e-4)
+        assert (summary is None) == (its is None)
+        if summary is not None and its is not None:
+            np.testing.assert_allclose(summary, its, atol=2e-3)  # half precision
+
+
+def test_a_turn_goes_the_same_way_however_its_stages_are_run(folder: Path) -> None:
+    subject, passed = pipeline(folder, Heard()), list[str]()
+
+    def submit(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
+        passed.append(stage.name)
+        return lambda: stage.run([item, item])[1]
+
+    through = subject.analyze(samples=tone(), text=None, submit=submit)
+    assert passed == ["vad", "speech", "transcribe", "text", "fuse"]
+    directly = subject.analyze(samples=tone(), text=None)
+    assert through.transcript == directly.transcript
+    assert through.reading.confidence == pytest.approx(directly.reading.confidence, abs=1e-4)
 
 
 def test_a_confidence_below_the_threshold_names_no_emotion_but_keeps_the_scores(tmp_path: Path) -> None:

