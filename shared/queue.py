@@ -10,11 +10,14 @@ from kombu.entity import Exchange
 from kombu.entity import Queue as KombuQueue
 from pydantic import SecretStr
 
-from shared.domain.job import Message
+from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
 
 ANALYZE_TURN = "analyze_turn"
-INTERACTIVE = "interactive"
+STANDIN, STANDIN_DONE = "standin", "standin_done"
+"""A benchmark's task, and the broker's key under which it counts."""
+# On the nameless exchange, whose routes are not stored in the broker: a flushed broker can be sent to at once.
+QUEUES = {lane: KombuQueue(lane.value, Exchange(""), routing_key=lane.value) for lane in Lane}
 
 _log = logging.getLogger(__name__)
 _BROKER_ERRORS = (kombu.exceptions.OperationalError, redis.exceptions.RedisError, ConnectionError, TimeoutError)
@@ -24,13 +27,12 @@ def celery_app(broker_url: SecretStr) -> Celery:
     """The Celery application that both ends of the queue share.
 
     Late acknowledgement and no prefetch keep messages in the broker while they wait. Redelivery is not relied upon,
-    so the visibility timeout is only there to clean up. The queue hangs on the nameless exchange, whose routes are
-    not stored in the broker: a flushed broker can be sent to at once.
+    so the visibility timeout is only there to clean up.
     """
     app = Celery("tenor", broker=broker_url.get_secret_value(), set_as_current=False)
     app.conf.update(
-        task_queues=[KombuQueue(INTERACTIVE, Exchange(""), routing_key=INTERACTIVE)],
-        task_default_queue=INTERACTIVE,
+        task_queues=list(QUEUES.values()),
+        task_default_queue=Lane.interactive.value,
         task_acks_late=True,
         task_ignore_result=True,
         worker_prefetch_multiplier=1,

@@ -7,7 +7,7 @@ Prometheus's, one set a process, and labelled by what there are few of: stages, 
 import logging
 import traceback
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -17,6 +17,11 @@ BATCH_SIZE = Histogram(
 STAGE_SECONDS = Histogram(
     "tenor_stage_seconds", "A turn's time in a stage, from hand-in to result.", ["stage"], buckets=_SECONDS
 )
+QUEUE_WAIT = Histogram(
+    "tenor_queue_wait_seconds", "From a turn's acceptance until a worker took it up.", ["lane"], buckets=_SECONDS
+)
+JOBS = Counter("tenor_jobs_total", "Attempts at a job, by how they ended.", ["outcome"])
+JOB_SECONDS = Histogram("tenor_job_seconds", "An attempt at a job, from claim to end.", buckets=_SECONDS)
 
 
 def configure_logging(level: int = logging.INFO) -> None:

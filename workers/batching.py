@@ -99,9 +99,9 @@ class MicroBatcher(Generic[Item, Result]):
             Unavailable: the lane was full all the time, or the stage is closed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        call = _Call[Item, Result](item, self._size(item), lane)
         if not self._room[lane].acquire(timeout=timeout_s):
             raise Unavailable(f"the stage {self._name} took no more for {timeout_s} s")
-        call = _Call[Item, Result](item, self._size(item), lane)
         with self._changed:
             if self._closed:
                 raise Unavailable(f"the stage {self._name} is closed")

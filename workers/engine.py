@@ -15,10 +15,11 @@ from shared.domain.history import Work
 from shared.domain.job import Job, Message
 from shared.errors import RecordingGone, RequestError, TenorError, Unavailable
 from shared.modeling.pipeline import Analysis, Pipeline
-from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue
+from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
-from shared.telemetry import type_and_place
+from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, STAGE_SECONDS, type_and_place
+from workers.stages import Stages
 
 _log = logging.getLogger(__name__)
 _STORED = np.dtype("<f2")
@@ -28,13 +29,20 @@ class Engine:
     """Runs jobs on the models of this process. Many threads may call `run` at once."""
 
     def __init__(
-        self, settings: Settings, database: Database, queue: Queue, blobs: BlobFolder, pipeline: Pipeline
+        self,
+        settings: Settings,
+        database: Database,
+        queue: Queue,
+        blobs: BlobFolder,
+        pipeline: Pipeline,
+        stages: Stages,
     ) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
         self._blobs = blobs
         self._pipeline = pipeline
+        self._stages = stages
         self._held: dict[UUID, Job] = {}
         self._held_lock = threading.Lock()
 
@@ -61,14 +69,19 @@ class Engine:
             work = transaction.jobs.claim(job_id, self._settings.lease, self._pipeline.bundle.id)
         if work is None:
             return
-        with self._holding(work.job):
+        if work.job.attempts == 1:
+            # Both times are the database's. Later attempts also waited for their turn to be tried again.
+            QUEUE_WAIT.labels(work.job.lane).observe((work.job.updated_at - work.job.created_at).total_seconds())
+        with self._holding(work.job), JOB_SECONDS.time():
             try:
                 self._finish(work.job, self._analyze(work))
             except RequestError as error:
                 _log.info("job %s failed: %s", job_id, error.code)
                 self._end(work.job, lambda transaction, error=error: transaction.jobs.fail(work.job, error))
+                JOBS.labels("failed").inc()
             except Exception as error:
                 self._put_back(work.job, error)
+                JOBS.labels("put_back").inc()
 
     def _analyze(self, work: Work) -> Analysis:
         return self._pipeline.analyze(
@@ -77,6 +90,7 @@ class Engine:
             language=work.language_hint,
             earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier],
             context=work.context,
+            submit=self._stages.lane(work.job.lane),
         )
 
     def _samples(self, work: Work) -> Samples | None:
@@ -84,7 +98,8 @@ class Engine:
             return None
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was analysed")
-        return decode(self._blobs.path(work.recording.uri), self._settings.max_turn_s)
+        with STAGE_SECONDS.labels("decode").time():
+            return decode(self._blobs.path(work.recording.uri), self._settings.max_turn_s)
 
     def _finish(self, job: Job, analysis: Analysis) -> None:
         summary = None if analysis.voice_summary is None else analysis.voice_summary.astype(_STORED).tobytes()
@@ -95,6 +110,7 @@ class Engine:
             )
 
         written = self._end(job, write)
+        JOBS.labels("succeeded" if written else "void").inc()
         _log.info("job %s %s", job.id, "succeeded" if written else "was no longer ours: result dropped")
 
     def _end(self, job: Job, write: Callable[[Transaction], bool]) -> bool:
@@ -102,9 +118,7 @@ class Engine:
         with self._database.transaction() as transaction:
             if not write(transaction):
                 return False
-            messages = transaction.jobs.release(
-                job.turn_id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=self._settings.lease
-            )
+            messages = transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=self._settings.lease)
         if messages:
             self._send(messages)
         return True

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from shared.blobs import BlobFolder
 from shared.domain.job import Job
 from shared.errors import Unavailable
-from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue
+from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database
 
@@ -62,9 +62,7 @@ class Sweeper:
             transaction.jobs.forget_workers(settings.lease * 10)
             transaction.jobs.renew(self._held(), settings.lease)
         with self._database.transaction() as transaction:
-            lost = transaction.jobs.sweep(
-                task=ANALYZE_TURN, queue=INTERACTIVE, lease=settings.lease, max_attempts=settings.max_attempts
-            )
+            lost = transaction.jobs.sweep(task=ANALYZE_TURN, lease=settings.lease, max_attempts=settings.max_attempts)
         if lost:
             _log.warning("%d jobs were overdue", lost)
         self._send_unsent()

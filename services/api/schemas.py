@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from shared.domain.conversation import Consent, Name, Session, SpeakerRole, Text
 from shared.domain.emotion import Prediction
 from shared.domain.history import AnalyzedTurn
-from shared.domain.job import JobStatus
+from shared.domain.job import JobStatus, Lane
 from shared.domain.transcript import Transcript
 
 
@@ -75,6 +75,9 @@ class TurnIn(BaseModel):
         description="customer, user and patient are the session's subject, whose turns are known across sessions",
     )
     occurred_at: Time | None = Field(default=None, description="when it was said; unset: now")
+    lane: Lane = Field(
+        default=Lane.interactive, description="interactive: somebody waits for it; bulk: it may let those go first"
+    )
 
 
 class ErrorOut(BaseModel):
@@ -92,6 +95,7 @@ class TurnOut(BaseModel):
     role: SpeakerRole
     text: str | None
     occurred_at: datetime
+    lane: Lane
     status: JobStatus
     error: ErrorOut | None
     transcript: Transcript | None
@@ -102,6 +106,7 @@ class TurnOut(BaseModel):
         turn, job = analyzed.turn, analyzed.job
         return cls(
             **turn.model_dump(include={"id", "session_id", "index", "speaker", "role", "text", "occurred_at"}),
+            lane=job.lane,
             status=job.status,
             error=None if job.error_code is None else ErrorOut(code=job.error_code, message=job.error_message or ""),
             transcript=analyzed.transcript,

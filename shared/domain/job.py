@@ -38,6 +38,7 @@ class Job(BaseModel):
 
     id: UUID
     turn_id: UUID
+    lane: Lane
     status: JobStatus
     attempts: int
     lease_until: datetime

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from shared.domain.conversation import Recording, Turn
 from shared.domain.emotion import Reading
 from shared.domain.history import CONTEXT_TURNS, LONGEST_BASELINE, Work
-from shared.domain.job import OPEN, Job, JobStatus, Message
+from shared.domain.job import OPEN, Job, JobStatus, Lane, Message
 from shared.domain.transcript import Transcript
 from shared.errors import AttemptsExhausted, TenorError
 from shared.store.order import next_in_line, waits
@@ -42,15 +42,13 @@ class Jobs:
 
     # the way in
 
-    def enqueue(self, turn_id: UUID, *, task: str, queue: str, lease: timedelta) -> tuple[Job, Message]:
+    def enqueue(self, turn_id: UUID, *, task: str, lane: Lane, lease: timedelta) -> tuple[Job, Message]:
         """A job for a turn, and the message to send once this transaction is committed."""
         row = self._connection.execute(
-            insert(jobs).values(turn_id=turn_id, lease_until=func.now() + lease).returning(jobs)
+            insert(jobs).values(turn_id=turn_id, lane=lane.value, lease_until=func.now() + lease).returning(jobs)
         ).one()
-        message = self._connection.execute(
-            insert(outbox).values(job_id=row.id, task=task, queue=queue).returning(outbox)
-        ).one()
-        return Job.model_validate(row), Message.model_validate(message)
+        (message,) = self._sent_for([row.id], task)
+        return Job.model_validate(row), message
 
     def unsent(self, older_than: timedelta, limit: int = 500) -> Sequence[Message]:
         """Messages that nobody has sent. They stay locked until this transaction ends."""
@@ -131,16 +129,14 @@ class Jobs:
         self._hold(job.turn_id)
         return self._end(job, JobStatus.failed, error)
 
-    def release(self, turn_id: UUID, *, task: str, queue: str, lease: timedelta) -> Sequence[Message]:
+    def release(self, turn_id: UUID, *, task: str, lease: timedelta) -> Sequence[Message]:
         """The messages for those that waited for a turn that has ended, to send once this transaction is committed."""
         row = self._connection.execute(next_in_line(turn_id)).one_or_none()
         waiting = {job_id for job_id in row or () if job_id is not None}
         if not waiting:
             return []
         self._connection.execute(update(jobs).where(jobs.c.id.in_(waiting)).values(lease_until=func.now() + lease))
-        values = [{"job_id": job_id, "task": task, "queue": queue} for job_id in waiting]
-        rows = self._connection.execute(insert(outbox).values(values).returning(outbox))
-        return [Message.model_validate(row) for row in rows]
+        return self._sent_for(waiting, task)
 
     def retry(self, job: Job, error: TenorError, delay: timedelta) -> bool:
         """Put a job back, to be sent again after `delay`. False where the claim was void by then."""
@@ -160,7 +156,7 @@ class Jobs:
 
     # the sweeper's way
 
-    def sweep(self, *, task: str, queue: str, lease: timedelta, max_attempts: int, limit: int = 500) -> int:
+    def sweep(self, *, task: str, lease: timedelta, max_attempts: int, limit: int = 500) -> int:
         """Give every job whose lease ran out another message, or an end where it has no attempt left.
 
         One whose turn has to wait is left alone until it has not. A queued job waits twice as long each time before its
@@ -169,11 +165,17 @@ class Jobs:
         spent = self._overdue(jobs.c.attempts >= max_attempts, limit)
         for job in spent:
             self._end(job, JobStatus.failed, AttemptsExhausted(_spent(job)))
-            self.release(job.turn_id, task=task, queue=queue, lease=lease)
+            self.release(job.turn_id, task=task, lease=lease)
         lost = self._overdue((jobs.c.attempts < max_attempts) & ~waits(), limit)
         if lost:
-            self._resend([job.id for job in lost], task, queue, lease)
+            self._resend([job.id for job in lost], task, lease)
         return len(spent) + len(lost)
+
+    def _sent_for(self, job_ids: Collection[UUID], task: str) -> Sequence[Message]:
+        """A message for each job, into its lane."""
+        each = select(jobs.c.id, literal(task), jobs.c.lane).where(jobs.c.id.in_(job_ids))
+        written = insert(outbox).from_select(["job_id", "task", "queue"], each).returning(outbox)
+        return [Message.model_validate(row) for row in self._connection.execute(written)]
 
     def _overdue(self, which: ColumnElement[bool], limit: int) -> list[Job]:
         rows = self._connection.execute(
@@ -249,7 +251,7 @@ class Jobs:
         written = upsert(voice_summaries).from_select(["turn_id", "bundle_id", "summary"], kept)
         self._connection.execute(written.on_conflict_do_nothing())
 
-    def _resend(self, job_ids: list[UUID], task: str, queue: str, lease: timedelta) -> None:
+    def _resend(self, job_ids: list[UUID], task: str, lease: timedelta) -> None:
         patience = lease * func.power(2, func.least(jobs.c.sends, 6))
         self._connection.execute(
             update(jobs)
@@ -262,7 +264,7 @@ class Jobs:
             )
         )
         waiting = exists().where(outbox.c.job_id == jobs.c.id)
-        again = select(jobs.c.id, literal(task), literal(queue)).where(jobs.c.id.in_(job_ids), ~waiting)
+        again = select(jobs.c.id, literal(task), jobs.c.lane).where(jobs.c.id.in_(job_ids), ~waiting)
         self._connection.execute(insert(outbox).from_select(["job_id", "task", "queue"], again))
 
     def _end(self, job: Job, status: JobStatus, error: TenorError | None = None) -> bool:

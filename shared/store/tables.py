@@ -171,6 +171,7 @@ jobs = Table(
     metadata,
     _id(),
     Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
+    Column("lane", String(20), nullable=False, server_default="interactive", comment="also its queue's name"),
     Column("status", String(20), nullable=False, server_default="queued"),
     Column("attempts", Integer, nullable=False, server_default=text("0"), comment="times a worker took it up"),
     Column("sends", Integer, nullable=False, server_default=text("0"), comment="times its message was sent again"),

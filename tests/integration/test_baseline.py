@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from shared.domain.conversation import Consent, SpeakerRole
 from shared.domain.history import LONGEST_BASELINE, Work
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Job, JobStatus, Lane
 from shared.domain.transcript import Transcript
 from shared.errors import AudioUndecodable
-from shared.queue import ANALYZE_TURN, INTERACTIVE
+from shared.queue import ANALYZE_TURN
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.integration.test_jobs import READING
@@ -71,7 +71,7 @@ class House:
             turn = transaction.conversations.add_turn(
                 tenant_id, session_id, speaker=speaker, role=role, text=text, recording_id=recording_id
             )
-            return transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE)[0]
+            return transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=LEASE)[0]
 
     def write(self, session_id: UUID, text: str) -> Job:
         return self.say(session_id, text=text, spoken=False)
@@ -88,13 +88,13 @@ class House:
             summary = work.turn.id.bytes if work.turn.recording_id else None
             if not transaction.jobs.succeed(work.job, bundle_id, transcript, reading, summary):
                 return None
-            messages = transaction.jobs.release(work.turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE)
+            messages = transaction.jobs.release(work.turn.id, task=ANALYZE_TURN, lease=LEASE)
             return [message.job_id for message in messages]
 
     def fail(self, work: Work) -> list[UUID]:
         with self.database.transaction() as transaction:
             assert transaction.jobs.fail(work.job, AudioUndecodable("damaged"))
-            messages = transaction.jobs.release(work.turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE)
+            messages = transaction.jobs.release(work.turn.id, task=ANALYZE_TURN, lease=LEASE)
             return [message.job_id for message in messages]
 
     def done(self, job: Job, bundle_id: str = "bundle", heard: str = "") -> Work:
@@ -114,7 +114,7 @@ class House:
         """The jobs that the sweeper sends for; what was sent for before is forgotten."""
         with self.database.transaction() as transaction:
             transaction.jobs.sent(transaction.jobs.unsent(NO_TIME))
-            transaction.jobs.sweep(task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE, max_attempts=max_attempts)
+            transaction.jobs.sweep(task=ANALYZE_TURN, lease=LEASE, max_attempts=max_attempts)
         with self.database.transaction() as transaction:
             return [message.job_id for message in transaction.jobs.unsent(NO_TIME)]
 
@@ -313,7 +313,7 @@ def test_a_turn_that_is_added_while_the_one_before_ends_does_not_wait_in_vain(ho
     with ThreadPoolExecutor(1) as pool:
         with house.database.transaction() as ending:
             assert ending.jobs.succeed(work.job, "bundle", None, READING)
-            assert ending.jobs.release(work.turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE) == []
+            assert ending.jobs.release(work.turn.id, task=ANALYZE_TURN, lease=LEASE) == []
             claimed = pool.submit(add_and_claim)
             time.sleep(0.3)  # by then it waits for us
         assert claimed.result(10) is not None
@@ -451,7 +451,7 @@ def test_workers_that_die_change_no_baseline(house: House, settings: Settings) -
         while any(house.status(job)[0] is not JobStatus.succeeded for job in spoken):
             assert time.monotonic() < deadline, "waited in vain"
             with house.database.transaction() as transaction:
-                transaction.jobs.sweep(task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE, max_attempts=1000)
+                transaction.jobs.sweep(task=ANALYZE_TURN, lease=LEASE, max_attempts=1000)
                 messages = transaction.jobs.unsent(NO_TIME)
                 transaction.jobs.sent(messages)
             for message in messages:

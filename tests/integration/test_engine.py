@@ -1,8 +1,10 @@
 """A worker's life with turns of every kind: each ends, the worker lives on, and nothing is said in its logs."""
 
+import base64
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -11,20 +13,26 @@ import numpy as np
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from prometheus_client import REGISTRY
 
 from shared.audio import Samples
 from shared.blobs import BlobFolder
+from shared.domain.job import Lane
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
 from shared.modeling.baseline import Summary
-from shared.modeling.pipeline import Analysis, Pipeline
+from shared.modeling.pipeline import Analysis, Pipeline, Submit
 from shared.modeling.transcriber import Clip, Transcriber
-from shared.queue import INTERACTIVE, Queue
+from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
+from tests.conftest import wait_for
 from tests.sounds import riff, tone, wav
 from tests.unit.tiny import write_bundle
+from workers.bulk import BulkThread
 from workers.engine import Engine, backoff
+from workers.stages import Stages
 
+STAGES = ("decode", "vad", "transcribe", "text", "speech", "fuse")
 SECRET = "my father has died"
 
 
@@ -51,9 +59,11 @@ def hears() -> Hears:
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, tmp_path: Path, hears: Hears) -> Engine:
+def engine(settings: Settings, database: Database, tmp_path: Path, hears: Hears) -> Iterator[Engine]:
     pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
-    return Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), pipeline)
+    stages = Stages(pipeline, settings.batches)
+    yield Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), pipeline, stages)
+    stages.close()
 
 
 Say = Callable[..., dict[str, Any]]
@@ -120,8 +130,11 @@ def test_a_voice_is_read_against_the_summaries_that_earlier_turns_left(
         language: None,
         earlier: Sequence[Summary],
         context: Sequence[str],
+        submit: Submit,
     ) -> Analysis:
-        analysis = analyze(pipeline, samples=samples, text=text, language=language, earlier=earlier, context=context)
+        analysis = analyze(
+            pipeline, samples=samples, text=text, language=language, earlier=earlier, context=context, submit=submit
+        )
         assert analysis.voice_summary is not None
         given.append(earlier)
         left.append(analysis.voice_summary)
@@ -144,7 +157,7 @@ def test_a_turn_that_came_too_early_is_sent_for_when_the_one_before_has_ended(
     engine.run(second)
     assert api.get(location).json()["status"] == "queued"
     engine.run(first)
-    (message,) = cast("list[bytes]", broker.lrange(INTERACTIVE, 0, -1))
+    (message,) = cast("list[bytes]", broker.lrange(Lane.interactive.value, 0, -1))
     assert str(second) in json.loads(message)["headers"]["argsrepr"]
     engine.run(second)
     assert api.get(location).json()["prediction"]["baseline_turns"] == 1
@@ -190,6 +203,71 @@ def test_nothing_that_was_said_is_logged(say: Say, caplog: pytest.LogCaptureFixt
         say(recording=wav())
     assert "succeeded" in caplog.text
     assert SECRET not in caplog.text
+
+
+def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
+    api: TestClient, session_id: str, engine: Engine, settings: Settings
+) -> None:
+    def post(lane: Lane) -> str:
+        response = api.post(f"/v1/sessions/{session_id}/turns", json={"text": "I am happy", "lane": lane.value})
+        assert response.json()["lane"] == lane.value
+        return response.headers["Location"]
+
+    interactive, bulk = post(Lane.interactive), [post(Lane.bulk) for _ in range(3)]
+    thread = BulkThread(celery_app(settings.broker_url), engine.run)
+    thread.start()
+    wait_for(lambda: all(api.get(location).json()["status"] == "succeeded" for location in bulk), 60)
+    thread.stop()
+    thread.join()
+    assert api.get(interactive).json()["status"] == "queued"
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    assert (broker.llen(Lane.interactive.value), broker.llen(Lane.bulk.value)) == (1, 0)
+
+
+def test_a_turn_that_waited_for_a_bulk_one_is_sent_into_its_own_lane(
+    api: TestClient, session_id: str, engine: Engine, settings: Settings
+) -> None:
+    url, sound = f"/v1/sessions/{session_id}/turns", {"audio": ("a.wav", wav(), "audio/wav")}
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    for lane in (Lane.bulk, Lane.interactive):
+        assert api.post(url, files=sound, data={"lane": lane.value}).status_code == 202
+    (message,) = cast("list[bytes]", broker.lrange(Lane.bulk.value, 0, -1))
+    broker.flushdb()
+    engine.run(UUID(json.loads(base64.b64decode(json.loads(message)["body"]))[0][0]))
+    assert (broker.llen(Lane.interactive.value), broker.llen(Lane.bulk.value)) == (1, 0)
+
+
+def test_turns_run_together_read_as_they_do_alone(engine: Engine, settings: Settings) -> None:
+    turns = [
+        {"samples": tone(seconds) if seconds else None, "text": text}
+        for seconds in (0, 1.0, 1.7)
+        for text in ("I am happy", "so what", None)
+        if seconds or text
+    ]
+    pipeline, submit = engine._pipeline, engine._stages.lane(Lane.interactive)
+    with ThreadPoolExecutor(len(turns)) as threads:
+        together = list(threads.map(lambda turn: pipeline.analyze(**turn, submit=submit), turns))
+    for analysis, turn in zip(together, turns, strict=True):
+        alone = pipeline.analyze(**turn)
+        assert analysis.transcript == alone.transcript
+        assert analysis.reading.scores is not None
+        assert alone.reading.scores is not None
+        assert analysis.reading.scores.categories == pytest.approx(alone.reading.scores.categories, abs=1e-4)
+
+
+def test_what_a_job_took_is_measured(say: Say) -> None:
+    def measured(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    def counts() -> list[float]:
+        stages = [measured("tenor_stage_seconds_count", stage=stage) for stage in STAGES]
+        batches = [measured("tenor_batch_size_count", stage=stage) for stage in STAGES[2:]]
+        wait = measured("tenor_queue_wait_seconds_count", lane="interactive")
+        return [*stages, *batches, wait, measured("tenor_jobs_total", outcome="succeeded")]
+
+    before = counts()
+    say(recording=wav())
+    assert [after - was for was, after in zip(before, counts(), strict=True)] == [1] * len(before)
 
 
 def test_a_job_that_is_gone_is_no_error(engine: Engine) -> None:

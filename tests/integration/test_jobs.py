@@ -19,10 +19,10 @@ from shared.blobs import BlobFolder, new_uri
 from shared.domain.conversation import Consent, Recording, SpeakerRole
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
 from shared.domain.history import AnalyzedTurn
-from shared.domain.job import Job, JobStatus
+from shared.domain.job import Job, JobStatus, Lane
 from shared.domain.transcript import Transcript
 from shared.errors import AudioUndecodable, TenorError, Unavailable
-from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue
+from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from shared.store.tables import metadata
@@ -58,13 +58,13 @@ def tenant_id(database: Database) -> UUID:
 
 @pytest.fixture
 def add_turn(database: Database, tenant_id: UUID) -> AddTurn:
-    def add(lease: timedelta = LEASE) -> Job:
+    def add(lease: timedelta = LEASE, lane: Lane = Lane.interactive) -> Job:
         with database.transaction() as transaction:
             session = transaction.conversations.create_session(tenant_id, Consent())
             turn = transaction.conversations.add_turn(
                 tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="good news"
             )
-            return transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=lease)[0]
+            return transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=lane, lease=lease)[0]
 
     return add
 
@@ -87,7 +87,7 @@ def read(database: Database, tenant_id: UUID, job: Job) -> AnalyzedTurn:
 
 def sweep(database: Database, max_attempts: int = 5) -> int:
     with database.transaction() as transaction:
-        return transaction.jobs.sweep(task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE, max_attempts=max_attempts)
+        return transaction.jobs.sweep(task=ANALYZE_TURN, lease=LEASE, max_attempts=max_attempts)
 
 
 def unsent(database: Database) -> list[UUID]:
@@ -161,6 +161,21 @@ def test_a_dead_workers_job_is_sent_again(database: Database, add_turn: AddTurn)
     again = claim(database, job)
     assert again is not None
     assert again.attempts == 2
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_a_job_is_sent_and_sent_again_into_its_lane(database: Database, add_turn: AddTurn, lane: Lane) -> None:
+    def queues() -> list[str]:
+        with database.transaction() as transaction:
+            messages = transaction.jobs.unsent(NO_TIME)
+            transaction.jobs.sent(messages)
+            return [message.queue for message in messages]
+
+    job = add_turn(lease=NO_TIME, lane=lane)
+    assert job.lane is lane
+    assert queues() == [lane.value]
+    assert sweep(database) == 1
+    assert queues() == [lane.value]
 
 
 def test_a_message_that_the_broker_lost_is_sent_again_less_and_less_often(
@@ -289,9 +304,9 @@ def test_the_sweeper_sends_what_the_api_could_not(
     time.sleep(1.1)
     sweeper.sweep()
     broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
-    assert broker.llen(INTERACTIVE) == 1
+    assert broker.llen(Lane.interactive.value) == 1
     sweeper.sweep()
-    assert broker.llen(INTERACTIVE) == 1
+    assert broker.llen(Lane.interactive.value) == 1
 
 
 def test_a_flushed_broker_can_be_sent_to_at_once(settings: Settings, database: Database, add_turn: AddTurn) -> None:
@@ -302,7 +317,7 @@ def test_a_flushed_broker_can_be_sent_to_at_once(settings: Settings, database: D
         with database.transaction() as transaction:
             messages = transaction.jobs.unsent(NO_TIME)
             assert queue.send(messages) == list(messages)
-        assert broker.llen(INTERACTIVE) == len(messages)
+        assert broker.llen(Lane.interactive.value) == len(messages)
         broker.flushall()
 
 
@@ -344,7 +359,7 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
         turn = transaction.conversations.add_turn(
             tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text=None, recording_id=recording.id
         )
-        queued, _ = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE)
+        queued, _ = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=LEASE)
     sweeper.sweep()
     path = BlobFolder(settings.blob_dir).path(uri)
     assert path.exists()

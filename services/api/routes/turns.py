@@ -21,7 +21,7 @@ from shared.domain.conversation import Session
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Message
 from shared.errors import AudioTooLong, InvalidRequest, TenorError, TextTooLong, Unavailable
-from shared.queue import ANALYZE_TURN, INTERACTIVE
+from shared.queue import ANALYZE_TURN
 from shared.store.database import Transaction
 
 router = APIRouter(prefix="/v1", tags=["turns"])
@@ -175,5 +175,5 @@ def _add(
         recording_id=recording_id,
         occurred_at=body.occurred_at,
     )
-    job, message = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=res.settings.lease)
+    job, message = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=body.lane, lease=res.settings.lease)
     return AnalyzedTurn(turn=turn, job=job, transcript=None, prediction=None), message
