@@ -1,40 +1,54 @@
 """`tenor bench`: how fast and how large this Tenor is, on this machine, on the recordings given."""
 
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
+import numpy as np
 import psutil
+import redis
 from pydantic import BaseModel
 
 from services.embedded import EmbeddedServers, free_port
 from services.supervisor import Supervisor
 from shared.domain.access import KeyRole
+from shared.domain.job import Lane
+from shared.queue import STANDIN, STANDIN_DONE, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
 
 TEXT = "I have been waiting for an hour and nobody calls me back!"
 _MB = 2**20
+BULK_CLIENTS = 8
+"""Turns of bulk that are always under way: more than a worker takes in hand by default."""
+DISPATCHED = 200
+"""Tasks of the stand-in for each of its threads, at least and at most 3,200."""
 
 
 class Figure(BaseModel):
-    """One measured quantity: the median and the worst of `count` values."""
+    """One measured quantity: the median, the 95th percentile and the worst of `count` values."""
 
     name: str
     unit: str
     median: float
+    p95: float
     worst: float
     count: int
 
     @classmethod
     def of(cls, name: str, unit: str, values: list[float]) -> "Figure":
-        return cls(name=name, unit=unit, median=statistics.median(values), worst=max(values), count=len(values))
+        median, p95 = statistics.median(values), float(np.percentile(values, 95))
+        return cls(name=name, unit=unit, median=median, p95=p95, worst=max(values), count=len(values))
 
 
 def in_process(settings: Settings, files: list[Path], rounds: int) -> Generator[Figure]:
@@ -62,37 +76,132 @@ def api_start(rounds: int) -> Figure:
 
 def as_a_service(settings: Settings, files: list[Path], rounds: int) -> list[Figure]:
     """An embedded run: from the POST of a turn until its prediction is read, and the memory all of it takes."""
+
+    def measure(client: httpx.Client, servers: EmbeddedServers) -> Generator[Figure]:
+        yield from _turns(client, files, rounds)
+        yield _memory(servers)
+
+    return _embedded(settings, measure)
+
+
+def lanes(settings: Settings, files: list[Path], rounds: int) -> list[Figure]:
+    """An embedded run: a spoken turn that somebody waits for, alone and while the bulk lane never runs dry."""
+
+    def measure(client: httpx.Client, servers: EmbeddedServers) -> Generator[Figure]:
+        _done(client, lambda: _say(client, _session(client), files[0]))
+        yield Figure.of("interactive, alone", "s", _waited_for(client, files, rounds))
+        with _saturated(client, files) as done:
+            started = time.perf_counter()
+            yield Figure.of("interactive, beside bulk", "s", _waited_for(client, files, rounds))
+            yield Figure.of("bulk meanwhile", "turns/s", [len(done) / (time.perf_counter() - started)])
+
+    return _embedded(settings, measure)
+
+
+def dispatch() -> Generator[Figure]:
+    """Tasks through Celery whose model is a pause of 20 ms: 32 threads in batches against one task at a time."""
+    with tempfile.TemporaryDirectory() as folder, EmbeddedServers(Path(folder)) as servers:
+        for threads in (32, 1):
+            rate = _dispatched(servers, threads, min(3200, DISPATCHED * threads))
+            yield Figure.of(f"dispatch, {threads} at a time", "tasks/s", [rate])
+
+
+def _dispatched(servers: EmbeddedServers, threads: int, count: int) -> float:
+    broker = redis.Redis.from_url(servers.broker_url.get_secret_value())
+    broker.flushdb()
+    app = celery_app(servers.broker_url)
+    for number in range(count):
+        app.send_task(STANDIN, args=[str(number)], queue=Lane.interactive.value)
+    env = {**os.environ, "TENOR_BROKER_URL": servers.broker_url.get_secret_value()}
+    process = subprocess.Popen([sys.executable, "-m", "workers.standin", str(threads)], env=env)
+    try:
+        begun = _counted(broker, 1)
+        started = time.perf_counter()
+        _counted(broker, count)
+        return (count - begun) / (time.perf_counter() - started)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _counted(broker: redis.Redis, count: int) -> int:
+    """Wait until the stand-in has done so many; how many they are by then."""
+    deadline = time.monotonic() + 120
+    while (done := int(broker.get(STANDIN_DONE) or 0)) < count:  # pyright: ignore[reportArgumentType] - its async union
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the stand-in did {done} of {count} tasks in two minutes")
+        time.sleep(0.005)
+    return done
+
+
+def _embedded(settings: Settings, measure: Callable[[httpx.Client, EmbeddedServers], Iterable[Figure]]) -> list[Figure]:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
         settings = settings.model_copy(update={"data_dir": Path(folder)})
         with EmbeddedServers(settings.data_dir) as servers:
-            key = _key(servers)
+            headers = {"Authorization": f"Bearer {_key(servers)}"}
             supervisor = Supervisor(settings, servers, "127.0.0.1", free_port())
 
-            def measure() -> None:
-                figures.extend(_turns(supervisor.url, key, files, rounds))
-                figures.append(_memory(servers))
+            def measured() -> None:
+                with httpx.Client(base_url=supervisor.url, headers=headers, timeout=60) as client:
+                    figures.extend(measure(client, servers))
                 supervisor.stop()
 
-            supervisor.run(on_ready=measure)
+            supervisor.run(on_ready=measured)
     return figures
 
 
-def _turns(url: str, key: str, files: list[Path], rounds: int) -> Generator[Figure]:
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
-        turns = f"/v1/sessions/{client.post('/v1/sessions', json={}).json()['id']}/turns"
+def _turns(client: httpx.Client, files: list[Path], rounds: int) -> Generator[Figure]:
+    turns = _session(client)
 
-        def say(file: Path) -> httpx.Response:
-            return client.post(turns, files={"audio": (file.name, file.read_bytes(), "application/octet-stream")})
+    def write() -> httpx.Response:
+        return client.post(turns, json={"text": TEXT})
 
-        def write() -> httpx.Response:
-            return client.post(turns, json={"text": TEXT})
+    _done(client, write)
+    yield Figure.of("service, a spoken turn", "s", _waited_for(client, files, rounds))
+    written = [_timed(lambda: _done(client, write)) * 1000 for _ in range(10 * rounds)]
+    yield Figure.of("service, a text turn", "ms", written)
 
-        _done(client, write)
-        spoken = [_timed(lambda file=file: _done(client, lambda: say(file))) for _ in range(rounds) for file in files]
-        yield Figure.of("service, a spoken turn", "s", spoken)
-        written = [_timed(lambda: _done(client, write)) * 1000 for _ in range(10 * rounds)]
-        yield Figure.of("service, a text turn", "ms", written)
+
+def _waited_for(client: httpx.Client, files: list[Path], rounds: int) -> list[float]:
+    turns = _session(client)
+    return [
+        _timed(lambda file=file: _done(client, lambda: _say(client, turns, file)))
+        for _ in range(rounds)
+        for file in files
+    ]
+
+
+@contextmanager
+def _saturated(client: httpx.Client, files: list[Path]) -> Generator[list[int]]:
+    """Meanwhile, bulk turns are always under way, each in a session of its own. The list grows with those that end."""
+    done: list[int] = []
+    ending = threading.Event()
+
+    def feed(number: int) -> None:
+        while not ending.is_set():
+            file = files[(number + len(done)) % len(files)]
+            _done(client, lambda file=file: _say(client, _session(client), file, Lane.bulk))
+            done.append(number)
+
+    with ThreadPoolExecutor(BULK_CLIENTS) as pool:
+        feeding = [pool.submit(feed, number) for number in range(BULK_CLIENTS)]
+        try:
+            yield done
+        finally:
+            ending.set()
+    for fed in feeding:
+        fed.result()
+
+
+def _session(client: httpx.Client) -> str:
+    """Where a new session's turns go."""
+    return f"/v1/sessions/{client.post('/v1/sessions', json={}).raise_for_status().json()['id']}/turns"
+
+
+def _say(client: httpx.Client, turns: str, file: Path, lane: Lane = Lane.interactive) -> httpx.Response:
+    sound = {"audio": (file.name, file.read_bytes(), "application/octet-stream")}
+    return client.post(turns, files=sound, data={"lane": lane.value})
 
 
 def _done(client: httpx.Client, send: Callable[[], httpx.Response]) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
@@ -31,6 +31,7 @@ from shared.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from services.analyze import Analyzer, Row
+    from services.bench import Figure
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +41,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="API keys: one tenant each.")
 app.add_typer(keys, name="keys")
+benchmarks = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Measure this Tenor on this machine.")
+app.add_typer(benchmarks, name="bench")
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -184,27 +187,54 @@ def analyze(
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command(epilog="Example: `tenor bench tests/assets/*.ogg --format json`")
-def bench(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Spoken clips of a few seconds.")],
-    rounds: Annotated[int, typer.Option(min=1, help="How often each clip is analysed.")] = 5,
-    output: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.table,
-) -> None:
-    """Measure this Tenor on this machine: time per clip and text, in process and as a service, and memory."""
-    from services import bench as benchmark
+Clips = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Spoken clips of a few seconds.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often each clip is analysed.")]
+Output = Annotated[Format, typer.Option("--format", help="For people or for programs.")]
+
+
+@benchmarks.command("clips", epilog="Example: `tenor bench clips tests/assets/*.ogg --format json`")
+def bench_clips(files: Clips, rounds: Rounds = 5, output: Output = Format.table) -> None:
+    """Time per clip and text, in process and as a service, and memory."""
+    from services import bench
 
     with _reported(), _err.status("Measuring ..."):
         settings = get_settings()
-        figures = [benchmark.api_start(rounds)]
-        figures += benchmark.as_a_service(settings, files, rounds)
-        figures += benchmark.in_process(settings, files, rounds)
+        figures = [bench.api_start(rounds)]
+        figures += bench.as_a_service(settings, files, rounds)
+        figures += bench.in_process(settings, files, rounds)
+    _show(figures, output)
+
+
+@benchmarks.command("lanes", epilog="Example: `tenor bench lanes tests/assets/*.ogg --rounds 10`")
+def bench_lanes(files: Clips, rounds: Rounds = 5, output: Output = Format.table) -> None:
+    """A spoken turn that somebody waits for, alone and while the bulk lane never runs dry."""
+    from services import bench
+
+    with _reported(), _err.status("Measuring ..."):
+        figures = bench.lanes(get_settings(), files, rounds)
+    _show(figures, output)
+
+
+@benchmarks.command("dispatch", epilog="Example: `tenor bench dispatch`")
+def bench_dispatch(output: Output = Format.table) -> None:
+    """Tasks a second whose model is a pause of 20 ms: 32 threads in batches, against one task at a time."""
+    from services import bench
+
+    with _reported(), _err.status("Measuring ..."):
+        figures = list(bench.dispatch())
+    _show(figures, output)
+
+
+def _show(figures: "Sequence[Figure]", output: Format) -> None:
     if output is Format.json:
         sys.stdout.write(json.dumps([figure.model_dump() for figure in figures]) + "\n")
         return
-    table = Table("what", "median", "worst", "unit", "measured")
+    table = Table("what", "median", "95 %", "worst", "unit", "measured")
     for figure in figures:
-        median, worst = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (figure.median, figure.worst))
-        table.add_row(figure.name, median, worst, figure.unit, f"{figure.count} times")
+        values = (
+            f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (figure.median, figure.p95, figure.worst)
+        )
+        table.add_row(figure.name, *values, figure.unit, f"{figure.count} times")
     _out.print(table)
 
 
