@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.domain.job import Lane
 from shared.errors import Unavailable
-from shared.settings import BatchLimits
+from shared.settings import Batches, BatchLimits, Settings
 from workers.batching import BULK_TURN, LIKE_LENGTH, MicroBatcher
 
 LIMITS = BatchLimits(items=4, budget=100, wait_s=0, waiting=1000, bulk_s=1000)
@@ -259,3 +259,10 @@ def test_a_stage_that_gives_too_few_results_fails_its_items_and_lives_on() -> No
         batcher.submit((0, 1.0))()
     assert batcher.submit((1, 1.0))() == (1, 1.0)
     batcher.close()
+
+
+def test_one_limit_of_one_stage_is_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENOR_BATCHES__TRANSCRIBE__ITEMS", "8")
+    changed, usual = Settings().batches, Batches()
+    assert changed.transcribe == usual.transcribe.model_copy(update={"items": 8})
+    assert changed.text == usual.text
