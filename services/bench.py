@@ -113,7 +113,8 @@ def _dispatched(servers: EmbeddedServers, threads: int, count: int) -> float:
     for number in range(count):
         app.send_task(STANDIN, args=[str(number)], queue=Lane.interactive.value)
     env = {**os.environ, "TENOR_BROKER_URL": servers.broker_url.get_secret_value()}
-    process = subprocess.Popen([sys.executable, "-m", "workers.standin", str(threads)], env=env)
+    command = [sys.executable, "-m", "workers.standin", str(threads)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)  # where Celery greets
     try:
         begun = _counted(broker, 1)
         started = time.perf_counter()
