@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from services.embedded import EmbeddedServers, free_port
 from services.supervisor import Supervisor
 from shared.domain.access import KeyRole
-from shared.domain.job import Lane
+from shared.domain.job import OPEN, Lane
 from shared.queue import STANDIN, STANDIN_DONE, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
@@ -31,6 +31,8 @@ TEXT = "I have been waiting for an hour and nobody calls me back!"
 _MB = 2**20
 BULK_CLIENTS = 8
 """Turns of bulk that are always under way: more than a worker takes in hand by default."""
+PATIENCE_S = 300.0
+"""Longest that a turn of a benchmark may take."""
 DISPATCHED = 200
 """Tasks of the stand-in for each of its threads, at least and at most 3,200."""
 
@@ -207,7 +209,10 @@ def _say(client: httpx.Client, turns: str, file: Path, lane: Lane = Lane.interac
 
 def _done(client: httpx.Client, send: Callable[[], httpx.Response]) -> None:
     location = send().raise_for_status().headers["Location"]
-    turn = client.get(location, params={"wait": 30}).raise_for_status().json()
+    deadline = time.monotonic() + PATIENCE_S
+    turn = {"status": "queued"}
+    while turn["status"] in OPEN and time.monotonic() < deadline:
+        turn = client.get(location, params={"wait": 30}).raise_for_status().json()
     if turn["status"] != "succeeded":
         raise RuntimeError(f"a turn of the benchmark {turn['status']}: {turn['error']}")
 
