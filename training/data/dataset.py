@@ -17,7 +17,7 @@ from shared.audio import Samples, decode
 from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
 from shared.modeling.encoders import Tokens
 from shared.modeling.fusion import FusionConfig
-from training.data.augment import AUGMENTATIONS
+from training.data.augment import AUGMENTATIONS, OTHER_VOICES, draws
 from training.data.corpus import Utterance
 from training.data.features import FeatureFile
 
@@ -140,7 +140,8 @@ class Recordings:
     def voice(self, utterance: Utterance, augmentation: str = "original") -> Samples | None:
         if utterance.audio is None:
             return None
-        return AUGMENTATIONS[augmentation](decode(utterance.audio), self._rng)
+        rng = draws(augmentation, utterance) if augmentation in OTHER_VOICES else self._rng
+        return AUGMENTATIONS[augmentation](decode(utterance.audio), rng)
 
 
 Source = Features | Recordings
