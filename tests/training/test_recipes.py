@@ -171,7 +171,7 @@ def test_the_seed_decides_the_weights(data: Path, cache: Path, tmp_path: Path) -
 @pytest.mark.parametrize("corpora", [["urdu_latif"], ["goemotions"]], ids=["voices", "texts"])
 def test_a_bundle_of_one_modality(data: Path, cache: Path, encoders: Path, tmp_path: Path, corpora: list[str]) -> None:
     short_training(data, cache, tmp_path / "run", corpora, epochs=1)
-    export_bundle(data, cache, encoders, [tmp_path / "run"], tmp_path / "bundle")
+    export_bundle(data, [tmp_path / "run"], tmp_path / "bundle", cache, encoders)
     calibration = yaml.safe_load((tmp_path / "bundle" / MANIFEST).read_text())["calibration"]
     assert calibration["temperature"] == 1.0
 
