@@ -175,23 +175,39 @@ def bootstrap_intervals(
 ) -> dict[str, Interval]:
     """Percentile intervals of accuracy, weighted F1, macro F1 and UAR (Efron and Tibshirani 1993, chapter 13).
 
-    Whole groups (speakers, dialogues) are drawn with replacement, as utterances of one speaker are not independent;
-    without groups, utterances are. Where the probabilities come from several seeds, of shape [seeds, count, categories]
-    rather than [count, categories], seeds are drawn as well, and the drawn ones' answers pooled: the interval then
-    covers both the choice of speakers and the luck of training. A single group says nothing of others: there is none.
+    Utterances of one speaker are not independent, so groups (speakers, dialogues) are drawn with replacement, and then
+    within each drawn group as many of its utterances as it has, with replacement too (Davison and Hinkley 1997, section
+    3.8; van der Leeden, Meijer and Busing 2008). With few groups the second draw keeps the interval from being narrower
+    than that of utterances alone; it errs on the wide side. Without groups, every utterance is one.
+
+    Where the probabilities come from several seeds, of shape [seeds, count, categories] rather than [count,
+    categories], seeds are drawn as well, and the drawn ones' answers pooled: the interval then covers both the choice
+    of speakers and the luck of training. A single group says nothing of others: there is none.
     """
-    names = np.arange(np.size(labels)) if groups is None else np.asarray(groups)
-    matrices = _confusion_by_group(np.asarray(labels), probabilities, names)
-    seeds, count = matrices.shape[:2]
-    if count < 2:
+    names, group = np.unique(np.arange(np.size(labels)) if groups is None else groups, return_inverse=True)
+    if len(names) < 2:
         return {}
     rng = np.random.default_rng(seed)
-    of_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples).astype(float)
-    of_group = rng.multinomial(count, np.full(count, 1 / count), resamples).astype(float)
-    drawn = np.einsum("rs,rg,sgij->rij", of_seed, of_group, matrices, optimize=True)
+    answers = _answers(np.asarray(labels), probabilities)
+    seeds = len(answers)
+    of_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples).astype(np.float32)
+    matrices = np.tensordot(_draws(group, resamples, rng), answers, axes=(1, 1))
+    drawn = np.einsum("rs,rsij->rij", of_seed, matrices)
     tails = [(1 - level) / 2, (1 + level) / 2]
     quantiles = {name: np.quantile(values, tails) for name, values in _from_confusion(drawn).items()}
     return {name: (float(low), float(high)) for name, (low, high) in quantiles.items()}
+
+
+def _draws(group: NDArray[np.integer], resamples: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """How often each utterance is drawn, shape [resamples, utterances]: groups first, then utterances within each."""
+    sizes = np.bincount(group)
+    of_group = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), resamples)
+    drawn = of_group[:, group].astype(np.float32)
+    for number in np.flatnonzero(sizes > 1):
+        # A group that is drawn k times is resampled k times, which is one draw of k times its size.
+        size = sizes[number]
+        drawn[:, group == number] = rng.multinomial(of_group[:, number] * size, np.full(size, 1 / size))
+    return drawn
 
 
 def _from_confusion(matrix: NDArray[np.number]) -> dict[str, NDArray[np.floating]]:
@@ -211,16 +227,11 @@ def _from_confusion(matrix: NDArray[np.number]) -> dict[str, NDArray[np.floating
     }
 
 
-def _confusion_by_group(
-    true: NDArray[np.integer], probabilities: NDArray[np.floating], groups: NDArray[np.generic]
-) -> NDArray[np.floating]:
-    """Shape [seeds, groups, categories, categories]."""
-    names, index = np.unique(groups, return_inverse=True)
-    of_seeds = probabilities.reshape(-1, *probabilities.shape[-2:])
-    seeds, _, categories = of_seeds.shape
-    matrices = np.zeros((seeds, len(names), categories, categories))
-    np.add.at(matrices, (np.arange(seeds)[:, None], index, true, of_seeds.argmax(axis=-1)), 1)
-    return matrices
+def _answers(true: NDArray[np.integer], probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Every utterance's own confusion matrix, shape [seeds, utterances, categories, categories]."""
+    predicted = probabilities.reshape(-1, *probabilities.shape[-2:]).argmax(axis=-1)
+    one_hot = np.eye(probabilities.shape[-1], dtype=np.float32)
+    return one_hot[true][None, :, :, None] * one_hot[predicted][:, :, None, :]
 
 
 def _classes(matrix: NDArray[np.integer], categories: Sequence[str]) -> dict[str, ClassMetrics]:

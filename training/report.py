@@ -25,7 +25,7 @@ class Predictions:
         name: of the view, such as `ravdess voice`.
         labels: the true categories as indexes, shape [count].
         probabilities: shape [count, categories], or of several seeds [seeds, count, categories].
-        groups: of each utterance, the speaker or the dialogue, which intervals draw as a whole; None if there are none.
+        groups: of each utterance, the speaker or the dialogue, which intervals draw first; None if there are none.
         languages: of each utterance, None where unknown.
         genders: likewise.
         valence: predicted, shape [count] or [seeds, count].
@@ -205,9 +205,9 @@ def _overview(report: Report) -> list[str]:
         for label, view in report.views.items()
     ]
     explained = (
-        "In brackets 95% bootstrap intervals: whole groups (speakers or dialogues) are drawn with replacement"
+        "In brackets 95% bootstrap intervals: groups (speakers or dialogues) are drawn with replacement"
         + (", and seeds" if any(view.seeds > 1 for view in report.views.values()) else "")
-        + ". Over few groups they are too narrow."
+        + ", then the utterances within each. Few groups say little of others."
     )
     return [*_table(columns, rows), "", explained]
 
