@@ -21,14 +21,11 @@ class ClassMetrics(BaseModel):
     support: int
 
 
-class Metrics(BaseModel):
-    """Over the categories that occur among the true labels.
+class Scores(BaseModel):
+    """Of predicted categories, over those that occur among the true labels.
 
-    `uar` is unweighted average recall and `macro_f1` the unweighted mean of the categories' F1; `ece` the expected
-    calibration error over 15 bins (Guo et al. 2017); `nll` the mean negative log-likelihood in nats; `brier` the
-    squared error of the probabilities, from 0 to 2 (Brier 1950); `aurc` the area under the risk-coverage curve (Geifman
-    and El-Yaniv 2017). The confusion matrix has a row for each true category and a column for each predicted one, in
-    the order of the label space.
+    `uar` is unweighted average recall and `macro_f1` the unweighted mean of the categories' F1. The confusion matrix
+    has a row for each true category and a column for each predicted one, in the order of the label space.
     """
 
     count: int
@@ -36,12 +33,22 @@ class Metrics(BaseModel):
     weighted_f1: float
     macro_f1: float
     uar: float
+    classes: dict[str, ClassMetrics]
+    confusion: list[list[int]]
+
+
+class Metrics(Scores):
+    """The scores, and how good the probabilities are.
+
+    `ece` is the expected calibration error over 15 bins (Guo et al. 2017); `nll` the mean negative log-likelihood in
+    nats; `brier` the squared error of the probabilities, from 0 to 2 (Brier 1950); `aurc` the area under the
+    risk-coverage curve (Geifman and El-Yaniv 2017).
+    """
+
     ece: float
     nll: float
     brier: float
     aurc: float
-    classes: dict[str, ClassMetrics]
-    confusion: list[list[int]]
 
 
 class MultiLabelMetrics(BaseModel):
@@ -72,6 +79,17 @@ class RiskCoverage(BaseModel):
     risk: list[float]
 
 
+def scores(labels: ArrayLike, predicted: ArrayLike, categories: Sequence[str] = EKMAN7.categories) -> Scores:
+    """The scores of predicted against true labels, both indexes of the categories, of shape [count]."""
+    matrix = confusion_matrix(labels, predicted, labels=range(len(categories)))
+    return Scores(
+        count=int(matrix.sum()),
+        **{name: float(value) for name, value in _from_confusion(matrix).items()},
+        classes=_classes(matrix, categories),
+        confusion=matrix.tolist(),
+    )
+
+
 def metrics(
     labels: ArrayLike, probabilities: NDArray[np.floating], categories: Sequence[str] = EKMAN7.categories
 ) -> Metrics:
@@ -82,17 +100,13 @@ def metrics(
     """
     true, predicted = np.asarray(labels), probabilities.argmax(axis=1)
     _check(true, probabilities, categories)
-    matrix = confusion_matrix(true, predicted, labels=range(len(categories)))
     risk = risk_coverage(probabilities.max(axis=1), predicted == true)
     return Metrics(
-        count=len(true),
-        **{name: float(value) for name, value in _from_confusion(matrix).items()},
+        **dict(scores(true, predicted, categories)),
         ece=expected_calibration_error(true, probabilities),
         nll=float(log_loss(true, probabilities, labels=range(len(categories)))),
         brier=float(np.square(probabilities - np.eye(len(categories))[true]).sum(axis=1).mean()),
         aurc=area_under_risk_coverage(risk),
-        classes=_classes(matrix, categories),
-        confusion=matrix.tolist(),
     )
 
 

@@ -18,6 +18,7 @@ from training.metrics import (
     multilabel_metrics,
     reliability,
     risk_coverage,
+    scores,
 )
 
 
@@ -41,6 +42,15 @@ def test_figures_worked_out_by_hand() -> None:
     assert found.brier == pytest.approx(2 / 4)
     assert found.confusion[0] == [1, 1, 0, 0, 0, 0, 0]
     assert np.array(found.confusion).shape == (7, 7)
+
+
+def test_scores_of_what_is_named_without_probabilities() -> None:
+    found = scores([1, 1, 1, 0], [1, 1, 0, 0], ["fear", "joy"])
+    assert (found.count, found.accuracy) == (4, 0.75)
+    assert found.weighted_f1 == pytest.approx((3 * 0.8 + 2 / 3) / 4)
+    assert found.uar == pytest.approx((1 + 2 / 3) / 2)
+    assert found.classes["joy"].recall == pytest.approx(2 / 3)
+    assert found.confusion == [[1, 0], [1, 2]]
 
 
 def test_a_category_that_does_not_occur_counts_only_where_it_is_wrongly_named() -> None:

@@ -26,8 +26,8 @@ from training.data.dataset import (
     collate,
     unencoded,
 )
-from training.data.splits import notes
-from training.recipes.train import Run, encoded_summary, fold_of
+from training.data.splits import fold_of, notes
+from training.recipes.train import Run, encoded_summary
 from training.report import Predictions, Report, write_report
 
 EARLIER_TURNS = (0, 1, 3, 10, 20)

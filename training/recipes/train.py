@@ -37,7 +37,7 @@ from training.data.dataset import (
 )
 from training.data.labels import SCHEMES, LabelScheme, scheme_named
 from training.data.load import load
-from training.data.splits import SplitPlan
+from training.data.splits import SplitPlan, is_training
 from training.lit_fusion import LitFusion
 from training.losses import Loss, LossConfig
 
@@ -383,19 +383,6 @@ def encoded_summary(
     """What `Speakers` asks for, of encoders that learn."""
     batch = branches(unencoded([Example(utterance, None, source.voice(utterance, way))]), fusion)
     return summaries(batch.voice)[0].half().cpu().numpy()
-
-
-def is_training(utterance: Utterance, fold: int | None, folds: int) -> bool:
-    """Whether to train on it: its corpus says so, or for spoken ones in cross-validation, it is not in the fold."""
-    if fold is None or utterance.audio is None:
-        return utterance.split is Split.train
-    return utterance.split is not Split.test and fold_of(utterance, folds) != fold
-
-
-def fold_of(utterance: Utterance, folds: int) -> int:
-    """The fold of an utterance's speaker: the digits of the name, else its letters, count round."""
-    digits = "".join(letter for letter in utterance.group if letter.isdecimal())
-    return (int(digits) if digits else sum(map(ord, utterance.group))) % folds
 
 
 def _validation(
