@@ -51,6 +51,7 @@ class Run(BaseModel):
     fusion: FusionConfig
     labels: LabelScheme = SCHEMES["ekman7"]
     split: SplitPlan = SplitPlan()
+    loss: LossConfig = LossConfig()
     text: TextBranch | None = None
     voice: VoiceBranch | None = None
 
@@ -66,10 +67,14 @@ class Run(BaseModel):
     def utterances(self, data: Path) -> list[Utterance]:
         """The corpora as the run saw them: its labels, its splits, and only what its branches read.
 
+        Where the loss is multi-label, each of an utterance's categories counts whole, and not by its share.
+
         Raises:
             ValueError: a corpus has nothing for the branches, or a branch reads nothing of any corpus.
         """
         found = self.split.apply(load(data, self.corpora, self.labels))
+        if self.loss.multi_label:
+            found = [replace(u, target=tuple(float(share > 0) for share in u.target or ())) for u in found]
         if self.live:
             found = [self._as_read(utterance) for utterance in found]
             found = [u for u in found if u.text is not None or u.audio is not None]
@@ -134,6 +139,7 @@ def train(
     augmentations: Sequence[str] = ("speed", "noise", "telephone"),
     corpus_weights: dict[str, float] | None = None,
     gaps: float = 0.3,
+    bands: float = 0.0,
     mixup: float = 0.3,
     own_words: float = 0.35,
     matching_words: float = 0.25,
@@ -175,6 +181,8 @@ def train(
         corpus_weights: how often a corpus is drawn, against the others with the same modality, 1 if not named; None
             takes every utterance once an epoch.
         gaps: the longest of two spans left out of every voice, as a share of it.
+        bands: the widest of two bands of cached features held at the clip's mean, as a share of all, which is the other
+            half of SpecAugment (Park et al. 2019); 0 masks none.
         mixup: how much voices are mixed with one another, see `Batch.mixed`.
         own_words: share of the spoken utterances that come with their own words; where all do, no choice is made by how
             well voices are read without.
@@ -201,13 +209,15 @@ def train(
         resume: go on from the last checkpoint in `out`, if there is one.
 
     Raises:
-        ValueError: neither a cache nor a branch is given, or both.
+        ValueError: neither a cache nor a branch is given, or both, or bands of features that are not cached.
     """
     if (cache is None) != (text is not None or voice is not None):
         raise ValueError("give either a cache of frozen encoders' features, or the branches text and voice to train")
+    if bands and cache is None:
+        raise ValueError(f"bands is {bands}, but it masks cached features, and no cache is given")
     lightning.seed_everything(seed, workers=True)
     branches = Branches(text, voice, gaps) if cache is None else None
-    run = _run(corpora, fusion, scheme_named(labels), split, branches, text, voice)
+    run = _run(corpora, fusion, scheme_named(labels), split, loss, branches, text, voice)
     utterances = run.utterances(data)
     training = [u for u in utterances if is_training(u, fold, folds)]
     source = run.source(utterances, cache, ["original", *augmentations], seed)
@@ -224,6 +234,7 @@ def train(
         corpus_weights=corpus_weights,
         augmentations=augmentations,
         gaps=gaps,
+        bands=bands,
         own_words=own_words,
         matching_words=matching_words,
         neutral_words=neutral_words,
@@ -277,6 +288,7 @@ def _run(
     fusion: FusionConfig,
     labels: LabelScheme,
     split: SplitPlan,
+    loss: LossConfig,
     branches: Branches | None,
     text: TextBranch | None,
     voice: VoiceBranch | None,
@@ -284,7 +296,7 @@ def _run(
     """The run with the fusion's shapes that follow from the labels and the encoders."""
     fusion = fusion.model_copy(update={"categories": len(labels.space.categories)})
     fusion = fusion if branches is None else branches.shaped(fusion)
-    return Run(corpora=tuple(corpora), fusion=fusion, labels=labels, split=split, text=text, voice=voice)
+    return Run(corpora=tuple(corpora), fusion=fusion, labels=labels, split=split, loss=loss, text=text, voice=voice)
 
 
 def _index_of_neutral(labels: LabelScheme) -> int | None:
