@@ -1,11 +1,11 @@
 """Train a fusion: on the cached features of frozen encoders, or together with encoders that learn."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 import numpy as np
@@ -211,15 +211,13 @@ def train(
     Raises:
         ValueError: neither a cache nor a branch is given, or both, or bands of features that are not cached.
     """
-    if (cache is None) != (text is not None or voice is not None):
-        raise ValueError("give either a cache of frozen encoders' features, or the branches text and voice to train")
-    if bands and cache is None:
-        raise ValueError(f"bands is {bands}, but it masks cached features, and no cache is given")
+    _check_given(cache, text, voice, bands)
     lightning.seed_everything(seed, workers=True)
     branches = Branches(text, voice, gaps) if cache is None else None
     run = _run(corpora, fusion, scheme_named(labels), split, loss, branches, text, voice)
     utterances = run.utterances(data)
     training = [u for u in utterances if is_training(u, fold, folds)]
+    held_out = [u for u in utterances if u.split is Split.validation and fold is None]
     source = run.source(utterances, cache, ["original", *augmentations], seed)
     device = lightning.Fabric(accelerator=accelerator, devices=1).device
     known = _speakers([u for u in training if u.audio], source, branches, augmentations, run.fusion, device)
@@ -242,7 +240,6 @@ def train(
         earlier_turns=earlier_turns if run.fusion.relative else (0,),
         seed=seed,
     )
-    held_out = [u for u in utterances if u.split is Split.validation and fold is None]
     validation = _validation(source, run.fusion, branches, held_out, voices_alone=own_words < 1)
     module = LitFusion(
         run.fusion,
@@ -258,29 +255,25 @@ def train(
         known if branches is not None and run.fusion.relative else None,
     )
     measure(module.to(device), source, training, known, seed)
-    trainer = lightning.Trainer(
+    trainer = _trainer(
+        out,
+        patience,
+        validated=bool(validation),
         max_epochs=epochs,
         limit_train_batches=steps_per_epoch or batches.steps_per_epoch,
         accumulate_grad_batches=accumulate,
-        precision=precision,  # pyright: ignore[reportArgumentType] - the values are Lightning's to check
+        precision=precision,
         accelerator=accelerator,
-        devices=1,
-        gradient_clip_val=1.0,
-        callbacks=_callbacks(out, patience, validated=bool(validation)),
-        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="")],
-        num_sanity_val_steps=0,
-        log_every_n_steps=20,
     )
-    last = out / "last.ckpt"
-    trainer.fit(
-        module,
-        DataLoader(batches, batch_size=None),
-        list(validation.values()) or None,
-        ckpt_path=last if resume and last.exists() else None,
-    )
-    if validation:
-        _load_best(trainer, module)
+    _fit(trainer, module, batches, validation, out / "last.ckpt" if resume else None)
     _write(run, module, out)
+
+
+def _check_given(cache: Path | None, text: TextBranch | None, voice: VoiceBranch | None, bands: float) -> None:
+    if (cache is None) != (text is not None or voice is not None):
+        raise ValueError("give either a cache of frozen encoders' features, or the branches text and voice to train")
+    if bands and cache is None:
+        raise ValueError(f"bands is {bands}, but it masks cached features, and no cache is given")
 
 
 def _run(
@@ -306,6 +299,36 @@ def _index_of_neutral(labels: LabelScheme) -> int | None:
 def _together(branches: Branches | None, fusion: FusionConfig) -> Callable[[Sequence[Example]], Batch | Unencoded]:
     """How examples become a batch."""
     return partial(collate, config=fusion) if branches is None else unencoded
+
+
+def _trainer(out: Path, patience: int, *, validated: bool, **options: Any) -> lightning.Trainer:  # noqa: ANN401 - Lightning's
+    return lightning.Trainer(
+        devices=1,
+        gradient_clip_val=1.0,
+        callbacks=_callbacks(out, patience, validated=validated),
+        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="")],
+        num_sanity_val_steps=0,
+        log_every_n_steps=20,
+        **options,
+    )
+
+
+def _fit(
+    trainer: lightning.Trainer,
+    module: LitFusion,
+    batches: TrainingBatches[Any],
+    validation: Mapping[str, DataLoader[object]],
+    last: Path | None,
+) -> None:
+    """Train, from the last checkpoint where there is one, and go back to the best epoch where that is known."""
+    trainer.fit(
+        module,
+        DataLoader(batches, batch_size=None),
+        list(validation.values()) or None,
+        ckpt_path=last if last is not None and last.exists() else None,
+    )
+    if validation:
+        _load_best(trainer, module)
 
 
 def _callbacks(out: Path, patience: int, *, validated: bool) -> list[Callback]:
