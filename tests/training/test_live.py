@@ -21,7 +21,7 @@ from training.data.load import load
 from training.finetuning import Lora
 from training.lit_fusion import LitFusion
 from training.recipes.cross_corpus import cross_corpus
-from training.recipes.evaluate import Trained, evaluate, predict
+from training.recipes.evaluate import Reader, Trained, evaluate, predict
 from training.recipes.export_bundle import export_bundle
 from training.recipes.train import train
 from training.report import Report
@@ -186,8 +186,8 @@ def test_a_voice_that_is_read_against_its_speaker_with_an_encoder_that_learns(
     data: Path, trained: Train, voice: VoiceBranch
 ) -> None:
     result = trained("ravdess", voice=voice, relative=True)
-    utterances = result.run.utterances(data)
-    first, later = (predict([result], utterances, text=False, voice=True, earlier_turns=n)[1] for n in (0, 3))
+    readers = [Reader(result, result.run.utterances(data))]
+    first, later = (predict(readers, "ravdess", text=False, voice=True, earlier_turns=n)[1] for n in (0, 3))
     assert first.shape == later.shape == (32, 7)
     assert not torch.allclose(torch.from_numpy(first), torch.from_numpy(later))
 

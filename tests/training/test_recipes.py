@@ -13,15 +13,19 @@ from safetensors.torch import load_file
 from shared.domain.emotion import EKMAN7, Modality
 from shared.modeling.loading import MANIFEST, read_manifest
 from shared.modeling.pipeline import Pipeline
+from shared.modeling.pretrained import PretrainedSpeechConfig
 from shared.modeling.transcriber import Transcriber
 from tests.unit.tiny import FUSION
+from training.branches import VoiceBranch
 from training.data.corpus import views
+from training.data.features import FeatureFile
 from training.data.load import load
 from training.lit_fusion import LitFusion
+from training.losses import LossConfig
 from training.recipes.cache_features import cache_features
-from training.recipes.evaluate import EARLIER_TURNS
+from training.recipes.evaluate import EARLIER_TURNS, evaluate
 from training.recipes.export_bundle import export_bundle
-from training.recipes.train import train
+from training.recipes.train import Run, train
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
 SHAPES = [
@@ -109,7 +113,7 @@ def counts(figures: dict[str, dict[str, int]]) -> tuple[int, int]:
     return ravdess["utterances"], urdu["utterances"]
 
 
-def short_training(data: Path, cache: Path, out: Path, corpora: list[str], **options: bool | int) -> None:
+def short_training(data: Path, cache: Path, out: Path, corpora: list[str], **options: bool | int | LossConfig) -> None:
     sizes = {"voices": 4, "texts": 4, "steps_per_epoch": 2, "epochs": 2} | options
     train(data, out, corpora, cache, fusion=FUSION, accelerator="cpu", **sizes)  # pyright: ignore[reportArgumentType]
 
@@ -174,6 +178,41 @@ def test_a_bundle_of_one_modality(data: Path, cache: Path, encoders: Path, tmp_p
     export_bundle(data, [tmp_path / "run"], tmp_path / "bundle", cache, encoders)
     calibration = yaml.safe_load((tmp_path / "bundle" / MANIFEST).read_text())["calibration"]
     assert calibration["temperature"] == 1.0
+
+
+def test_several_categories_of_a_text_are_measured_where_each_is_a_question_of_its_own(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    for multi_label in (True, False):
+        run, out = tmp_path / f"run {multi_label}", tmp_path / f"report {multi_label}"
+        short_training(data, cache, run, ["goemotions"], epochs=1, loss=LossConfig(multi_label=multi_label))
+        evaluate(data, [run, run], out, cache, pooled=True, accelerator="cpu")
+        found = json.loads((out / "metrics.json").read_text())["views"]["goemotions text"]["multi_label"]
+        assert ("## Several categories at once" in (out / "report.md").read_text()) == multi_label
+        assert (None if found is None else found["count"]) == (16 if multi_label else None)
+
+
+def test_each_of_several_categories_counts_whole_where_it_is_a_question_of_its_own(data: Path) -> None:
+    for multi_label, counted in ((True, 1.0), (False, 0.5)):
+        run = Run(corpora=("goemotions",), fusion=FUSION, loss=LossConfig(multi_label=multi_label))
+        several = next(u for u in run.utterances(data) if "of two minds" in (u.text or ""))
+        assert several.target == (counted, 0, 0, 0, 0, counted, 0)
+
+
+def test_what_is_cached_is_opened_once_however_many_views_there_are(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_training(data, cache, tmp_path / "run", ["ravdess"], epochs=1)
+    opened: list[Path] = []
+    opening = FeatureFile.__init__
+    monkeypatch.setattr(FeatureFile, "__init__", lambda file, folder: opened.append(folder) or opening(file, folder))
+    evaluate(data, [tmp_path / "run"], tmp_path / "report", cache, accelerator="cpu")
+    assert sorted(opened) == [cache / "ravdess" / "original", cache / "ravdess" / "text"]
+
+
+def test_bands_of_what_is_not_cached_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"bands is 0\.2, but it masks cached features"):
+        train(data, tmp_path, ["ravdess"], voice=VoiceBranch(encoder=PretrainedSpeechConfig(source="none")), bands=0.2)
 
 
 def test_what_is_cached_is_not_done_again(

@@ -16,7 +16,7 @@ from training.branches import TextBranch, VoiceBranch
 from training.calibration import ACCEPTED_RISK, calibrate
 from training.data.corpus import Split, Utterance, views
 from training.data.load import corpus_named
-from training.recipes.evaluate import EARLIER_TURNS, Trained, predict, read
+from training.recipes.evaluate import EARLIER_TURNS, Reader, Trained, predict, read
 from training.recipes.train import Run
 from training.report import Figures, Predictions, Report, summarize
 
@@ -64,8 +64,9 @@ def export_bundle(
     text, speech = (_encoder(kind, run, encoders, out) for kind in ("text", "speech"))
     utterances = run.utterances(data)
     held_out = {split: [u for u in utterances if u.split is split] for split in (Split.validation, Split.test)}
+    readers = {split: [Reader(model, part, cache) for model in models] for split, part in held_out.items()}
     folds = {} if cross_validation is None else Report.model_validate_json(cross_validation.read_text()).views
-    calibration = calibrate(readings(models, cache, held_out[Split.validation]), accepted_risk)
+    calibration = calibrate(readings(readers[Split.validation]), accepted_risk)
     bundle = ModelBundle(
         name=name,
         version=version,
@@ -76,7 +77,7 @@ def export_bundle(
         fusion=_fusion(run, runs, out, licence),
         calibration=calibration,
         metrics={
-            **{split.value: measure(models, cache, part, calibration) for split, part in held_out.items() if part},
+            **{split.value: measure(readers[split], calibration) for split, part in held_out.items() if part},
             "cross_validation": {name: _summary(result) for name, result in folds.items()},
         },
         training_data=[{"name": corpus, "licence": corpus_named(corpus).licence} for corpus in run.corpora],
@@ -145,16 +146,14 @@ def _pretrained(kind: str, branch: TextBranch | VoiceBranch, folder: Path, out: 
     )
 
 
-def readings(
-    models: Sequence[Trained], cache: Path | None, utterances: Sequence[Utterance]
-) -> dict[str, tuple[NDArray[np.integer], NDArray[np.floating]]]:
+def readings(readers: Sequence[Reader]) -> dict[str, tuple[NDArray[np.integer], NDArray[np.floating]]]:
     """The true labels and the logits of all views that read both modalities, the text alone, and the voice alone."""
     found: dict[str, tuple[NDArray[np.integer], NDArray[np.floating]]] = {}
     for kind in ("both", "text", "voice"):
         parts = [
-            predict(models, part, text=text, voice=voice, earlier_turns=turns, cache=cache)[:2]
-            for part, text, voice in _of(kind, utterances)
-            for turns in (EARLIER_TURNS if voice and models[0].run.fusion.relative else (0,))
+            predict(readers, corpus, text=text, voice=voice, earlier_turns=turns)[:2]
+            for corpus, text, voice in _of(kind, readers[0].utterances)
+            for turns in (EARLIER_TURNS if voice and readers[0].model.run.fusion.relative else (0,))
         ]
         labels = np.array([u.label for part, _ in parts for u in part])
         if labels.size:
@@ -162,21 +161,18 @@ def readings(
     return found
 
 
-def measure(
-    models: Sequence[Trained], cache: Path | None, utterances: Sequence[Utterance], calibration: Calibration
-) -> dict[str, dict[str, Any]]:
+def measure(readers: Sequence[Reader], calibration: Calibration) -> dict[str, dict[str, Any]]:
     """The figures of every view, calibrated as they are served.
 
     `answered` is the share of utterances for which no abstention is due, `answered_accuracy` how many of them are
     right; the other figures count all.
     """
     figures = {}
-    for name, (corpus, text, voice) in views(utterances).items():
-        part = [u for u in utterances if u.corpus == corpus]
+    for name, (corpus, text, voice) in views(readers[0].utterances).items():
         temperature = calibration.temperature_of(text=text, voice=voice)
-        for turns in EARLIER_TURNS if voice and models[0].run.fusion.relative else (None,):
+        for turns in EARLIER_TURNS if voice and readers[0].model.run.fusion.relative else (None,):
             options: Any = {"text": text, "voice": voice, "earlier_turns": turns, "temperature": temperature}
-            if found := read(name, [(models, part)], cache=cache, **options):
+            if found := read(name, [readers], corpus=corpus, **options):
                 figures[found.label] = _summary(summarize(found)) | _answered(found, calibration.abstain_below)
     return figures
 
@@ -188,13 +184,9 @@ def _answered(found: Predictions, threshold: float) -> dict[str, float]:
     return {"answered": round(float(answered.mean()), 4), "answered_accuracy": round(accuracy, 4)}
 
 
-def _of(kind: str, utterances: Sequence[Utterance]) -> list[tuple[list[Utterance], bool, bool]]:
+def _of(kind: str, utterances: Sequence[Utterance]) -> list[tuple[str, bool, bool]]:
     wanted = {"both": (True, True), "text": (True, False), "voice": (False, True)}[kind]
-    return [
-        ([u for u in utterances if u.corpus == corpus], text, voice)
-        for corpus, text, voice in views(utterances).values()
-        if (text, voice) == wanted
-    ]
+    return [view for view in views(utterances).values() if view[1:] == wanted]
 
 
 def _summary(found: Figures) -> dict[str, Any]:
