@@ -5,7 +5,7 @@ from uuid import UUID
 from celery import Celery
 from celery.signals import worker_ready, worker_shutdown
 
-from shared.blobs import BlobFolder
+from shared.blobs import open_blobs
 from shared.modeling.pipeline import load_pipeline
 from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue, celery_app
 from shared.settings import Settings
@@ -25,7 +25,7 @@ def run(settings: Settings) -> None:
     pipeline = load_pipeline(settings)
     pipeline.warm_up()
     database = Database(settings.database_url, pool_size=settings.worker_threads + 2)
-    blobs = BlobFolder(settings.blob_dir)
+    blobs = open_blobs(settings)
     queue = Queue(settings.broker_url)
     engine = Engine(settings, database, queue, blobs, pipeline)
     sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, held=lambda: engine.held)
