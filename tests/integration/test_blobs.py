@@ -55,7 +55,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         command = [sys.executable, "-m", "moto.server", "-p", url.rpartition(":")[2]]
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_for(lambda: answers(url), seconds=60)
+        wait_for(lambda: answers(url), seconds=180)
         for bucket in (BUCKET, "versioned"):
             httpx.put(f"{url}/{bucket}", headers=AS_SOMEBODY).raise_for_status()
         on = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
