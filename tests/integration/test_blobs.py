@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 BUCKET = "recordings"
+AS_SOMEBODY = {"Authorization": "AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/s3/aws4_request"}
+asked = httpx.Client(headers=AS_SOMEBODY, timeout=60)
 
 
 @dataclass
@@ -57,16 +59,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         wait_for(lambda: answers(url), seconds=180)
         for bucket in (BUCKET, "versioned"):
-            httpx.put(f"{url}/{bucket}", headers=AS_SOMEBODY).raise_for_status()
+            asked.put(f"{url}/{bucket}").raise_for_status()
         on = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
-        httpx.put(f"{url}/versioned?versioning", content=on, headers=AS_SOMEBODY).raise_for_status()
+        asked.put(f"{url}/versioned?versioning", content=on).raise_for_status()
         yield url
     finally:
         server.kill()
         server.wait()
-
-
-AS_SOMEBODY = {"Authorization": "AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/s3/aws4_request"}
 
 
 def answers(url: str) -> bool:
@@ -83,8 +82,8 @@ def bucket_of(url: str, name: str = BUCKET, prefix: str = "") -> BlobBucket:
 
 def keys(url: str, prefix: str) -> list[str]:
     """The objects below a prefix, and the multipart uploads that were neither completed nor aborted."""
-    listing = httpx.get(f"{url}/{BUCKET}", params={"prefix": prefix}, headers=AS_SOMEBODY).text
-    uploads = httpx.get(f"{url}/{BUCKET}?uploads", headers=AS_SOMEBODY).text
+    listing = asked.get(f"{url}/{BUCKET}", params={"prefix": prefix}).text
+    uploads = asked.get(f"{url}/{BUCKET}?uploads").text
     found = [part.partition("</Key>")[0] for text in (listing, uploads) for part in text.split("<Key>")[1:]]
     return [key for key in found if key.startswith(prefix)]
 
