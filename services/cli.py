@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from shared.blobs import open_blobs
 from shared.domain.access import KeyRole
 from shared.errors import EX_CONFIG, SetupError, TenorError
 from shared.settings import Settings, get_settings
@@ -99,7 +100,10 @@ def serve(
 
     configure_logging()
     with _reported():
-        application = create_app(get_settings())
+        settings = get_settings()
+        application = create_app(settings)
+        Database(settings.database_url).check_tables()
+        open_blobs(settings).check()
     uvicorn.run(application, host=host, port=port, access_log=False, log_level="warning")
 
 
@@ -133,7 +137,7 @@ def evaluate(context: typer.Context) -> None:
 def migrate() -> None:
     """Bring the database's tables to this version. Safe to run more than once, and at once from many machines."""
     with _reported():
-        Database(_reachable().database_url).migrate()
+        _database().migrate()
 
 
 @app.command(
@@ -288,10 +292,12 @@ def _recipe(name: str, *arguments: str) -> None:
 
 def _reachable() -> Settings:
     """The settings, with the embedded servers' addresses where none is set."""
+    settings = get_settings()
+    if "database_url" in settings.model_fields_set:
+        return settings
     from services.embedded import running_urls
 
-    settings = get_settings()
-    return settings if "database_url" in settings.model_fields_set else running_urls(settings)
+    return running_urls(settings)
 
 
 def _database() -> Database:

@@ -1,12 +1,13 @@
 """Settings: every one has a default that works embedded, and a `TENOR_` environment variable."""
 
+import re
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import SetupError
@@ -15,7 +16,9 @@ from shared.errors import SetupError
 class Settings(BaseSettings):
     """All of Tenor's settings. URLs hold passwords, so they are secrets and never appear in logs."""
 
-    model_config = SettingsConfigDict(env_prefix="TENOR_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TENOR_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("tenor"),
@@ -23,6 +26,17 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr = SecretStr("postgresql://localhost/tenor")
     broker_url: SecretStr = SecretStr("redis://localhost:6379/0")
+
+    blob_url: str | None = Field(
+        default=None, description="where recordings lie: a folder or s3://bucket/prefix; unset: blobs/ in the data_dir"
+    )
+    s3_endpoint: str | None = Field(default=None, description="of an S3-compatible store; unset: AWS's")
+    s3_region: str = "us-east-1"
+    s3_access_key_id: SecretStr | None = Field(
+        default=None,
+        description="unset: found as AWS's own tools do (AWS_... variables, web identity, machine's role)",
+    )
+    s3_secret_access_key: SecretStr | None = None
 
     bundle: str = Field(default="compact", description="a shipped bundle's name, or a bundle's folder")
     whisper_dir: Path | None = Field(
@@ -49,8 +63,27 @@ class Settings(BaseSettings):
         return timedelta(days=self.audio_retention_days)
 
     @property
+    def s3_url(self) -> str | None:
+        """`blob_url` where it names a bucket."""
+        return self.blob_url if self.blob_url and self.blob_url.startswith("s3://") else None
+
+    @property
     def blob_dir(self) -> Path:
-        return self.data_dir / "blobs"
+        """The folder of recordings where no bucket is named."""
+        return Path(self.blob_url) if self.blob_url else self.data_dir / "blobs"
+
+    @field_validator("blob_url")
+    @classmethod
+    def _a_folder_or_a_bucket(cls, url: str | None) -> str | None:
+        if url and "://" in url and not re.match("s3://[^/]+", url):
+            raise ValueError("should be a folder or s3://bucket/prefix")
+        return url
+
+    @model_validator(mode="after")
+    def _both_halves_of_the_key(self) -> Self:
+        if (self.s3_access_key_id is None) is not (self.s3_secret_access_key is None):
+            raise ValueError("TENOR_S3_ACCESS_KEY_ID and TENOR_S3_SECRET_ACCESS_KEY go together: set both or neither")
+        return self
 
 
 @cache
@@ -64,5 +97,8 @@ def get_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         # Without the value, which may be a secret.
-        wrong = [f"TENOR_{str(part['loc'][0]).upper()}: {part['msg']}" for part in error.errors()]
-        raise SetupError("; ".join(wrong)) from None
+        raise SetupError("; ".join(_wrong(part["loc"], part["msg"]) for part in error.errors())) from None
+
+
+def _wrong(place: tuple[int | str, ...], message: str) -> str:
+    return f"TENOR_{str(place[0]).upper()}: {message}" if place else message

@@ -5,7 +5,7 @@ from uuid import UUID
 from celery import Celery
 from celery.signals import worker_ready, worker_shutdown
 
-from shared.blobs import BlobFolder
+from shared.blobs import open_blobs
 from shared.modeling.pipeline import load_pipeline
 from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue, celery_app
 from shared.settings import Settings
@@ -20,12 +20,15 @@ def run(settings: Settings) -> None:
     Prefork is never used: CUDA does not survive a fork.
 
     Raises:
-        SetupError: the models cannot be loaded.
+        SetupError: the tables are an earlier version's, or the models cannot be loaded.
+        Unavailable: Postgres or the store of recordings cannot be reached.
     """
+    database = Database(settings.database_url, pool_size=settings.worker_threads + 2)
+    database.check_tables()
+    blobs = open_blobs(settings)
+    blobs.check()
     pipeline = load_pipeline(settings)
     pipeline.warm_up()
-    database = Database(settings.database_url, pool_size=settings.worker_threads + 2)
-    blobs = BlobFolder(settings.blob_dir)
     queue = Queue(settings.broker_url)
     engine = Engine(settings, database, queue, blobs, pipeline)
     sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, held=lambda: engine.held)

@@ -10,7 +10,7 @@ from uuid import UUID
 import numpy as np
 
 from shared.audio import Samples, decode
-from shared.blobs import BlobFolder
+from shared.blobs import Blobs
 from shared.domain.history import Work
 from shared.domain.job import Job, Message
 from shared.errors import RecordingGone, RequestError, TenorError, Unavailable
@@ -27,9 +27,7 @@ _STORED = np.dtype("<f2")
 class Engine:
     """Runs jobs on the models of this process. Many threads may call `run` at once."""
 
-    def __init__(
-        self, settings: Settings, database: Database, queue: Queue, blobs: BlobFolder, pipeline: Pipeline
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, queue: Queue, blobs: Blobs, pipeline: Pipeline) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
@@ -84,7 +82,8 @@ class Engine:
             return None
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was analysed")
-        return decode(self._blobs.path(work.recording.uri), self._settings.max_turn_s)
+        with self._blobs.open(work.recording.uri) as recording:
+            return decode(recording, self._settings.max_turn_s)
 
     def _finish(self, job: Job, analysis: Analysis) -> None:
         summary = None if analysis.voice_summary is None else analysis.voice_summary.astype(_STORED).tobytes()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from shared.blobs import BlobFolder
+from shared.blobs import Blobs
 from shared.domain.job import Job
 from shared.errors import Unavailable
 from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue
@@ -27,7 +27,7 @@ class Sweeper:
         settings: Settings,
         database: Database,
         queue: Queue,
-        blobs: BlobFolder,
+        blobs: Blobs,
         bundle_id: str,
         held: Callable[[], list[Job]] = list,
     ) -> None:

@@ -7,17 +7,25 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from shared.errors import Unavailable
+from shared.errors import SetupError, Unavailable
 from shared.store.accounts import Accounts
 from shared.store.conversations import Conversations
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
 
 _MIGRATION_LOCK = 7_366_711_001
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 class Transaction:
@@ -69,12 +77,29 @@ class Database:
         Raises:
             Unavailable: Postgres cannot be reached.
         """
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config = _alembic()
         with self._connection() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def check_tables(self) -> None:
+        """Find out whether the tables are this version's, or a later one's: those of a rolling update, which migrates
+        while processes of the version before still run.
+
+        Raises:
+            SetupError: they are an earlier version's, or there are none.
+            Unavailable: Postgres cannot be reached.
+        """
+        scripts = ScriptDirectory.from_config(_alembic())
+        with self._connection() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        newest, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
+        if current is None or current in known - {newest}:
+            stands = f"are at {current}" if current else "have not been made"
+            raise SetupError(
+                f"the database's tables {stands}, this version of Tenor needs {newest}: run `tenor migrate`"
+            )
 
     @contextmanager
     def _connection(self) -> Generator[Connection]:

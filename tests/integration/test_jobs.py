@@ -346,7 +346,7 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
         )
         queued, _ = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, queue=INTERACTIVE, lease=LEASE)
     sweeper.sweep()
-    path = BlobFolder(settings.blob_dir).path(uri)
+    path = settings.blob_dir / uri
     assert path.exists()
     job = claim(database, queued)
     assert job is not None
