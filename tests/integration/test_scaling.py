@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from shared.settings import Settings
 
-SCALING = sorted((Path(__file__).parents[2] / "k8s").rglob("scaling.yaml"))
+SCALING = sorted((Path(__file__).parents[2] / "docker" / "kubernetes").rglob("scaling.yaml"))
 
 
 def query(path: Path) -> str:

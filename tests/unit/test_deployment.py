@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-DOCKER, K8S = ROOT / "docker", ROOT / "k8s"
+DOCKER, K8S = ROOT / "docker", ROOT / "docker" / "kubernetes"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 MANIFESTS = sorted(path for path in K8S.rglob("*.yaml") if path.name != "kustomization.yaml")
 COMPOSE = yaml.safe_load((DOCKER / "compose.yml").read_text())
