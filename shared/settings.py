@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=30, gt=0, description="after this long without a sign of life work is done anew")
     sweep_interval_s: float = Field(default=2, gt=0)
     max_attempts: int = Field(default=5, ge=1)
+    quarantine_days: float = Field(
+        default=7, ge=0, description="how long the sound of a quarantined turn waits for a person, without consent"
+    )
 
     @property
     def lease(self) -> timedelta:
@@ -47,6 +50,10 @@ class Settings(BaseSettings):
     @property
     def audio_retention(self) -> timedelta:
         return timedelta(days=self.audio_retention_days)
+
+    @property
+    def quarantine(self) -> timedelta:
+        return timedelta(days=self.quarantine_days)
 
     @property
     def blob_dir(self) -> Path:

@@ -119,6 +119,9 @@ class Engine:
         _log.error("job %s, attempt %d: %s", job.id, job.attempts, type_and_place(error))
         _log.debug("job %s: %s", job.id, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
+        if job.attempts >= self._settings.max_attempts:
+            self._end(job, lambda transaction: transaction.jobs.quarantine(job, known))
+            return
         with self._database.transaction() as transaction:
             transaction.jobs.retry(job, known, backoff(job.attempts))
 

@@ -183,6 +183,20 @@ def test_the_unexpected_puts_the_job_back_without_repeating_what_was_said(
     assert SECRET not in caplog.text
 
 
+def test_a_turn_whose_last_attempt_fails_is_quarantined_at_once_and_says_so_without_what_was_said(
+    say: Say, hears: Hears, engine: Engine, settings: Settings
+) -> None:
+    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    hears.broken = True
+    turn = say(recording=wav())
+    assert (turn["status"], turn["error"]["code"]) == ("quarantined", "attempts_exhausted")
+    assert "tried 1 times" in turn["error"]["message"]
+    assert "ValueError" in turn["error"]["message"]
+    assert SECRET not in turn["error"]["message"]
+    hears.broken = False
+    assert say(recording=wav())["status"] == "succeeded"
+
+
 def test_nothing_that_was_said_is_logged(say: Say, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         say(text=SECRET)
