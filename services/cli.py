@@ -102,8 +102,12 @@ def serve(
 
     configure_logging()
     with _reported():
-        application = create_app(get_settings())
-    uvicorn.run(application, host=host, port=port, access_log=False, log_level="warning")
+        settings = get_settings()
+        application = create_app(settings)
+    drain_s = max(1, round(settings.drain_s))  # it waits for good where none is given
+    uvicorn.run(
+        application, host=host, port=port, access_log=False, log_level="warning", timeout_graceful_shutdown=drain_s
+    )
 
 
 @app.command(epilog="Example: `TENOR_WORKER_THREADS=8 tenor worker`")

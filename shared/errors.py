@@ -25,9 +25,13 @@ TenorError
 │   ├── BundleError                   bundle_invalid
 │   └── WeightsMissing                weights_missing
 ├── Unavailable                 503   unavailable: try again later
+├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
 ├── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
 └── JobDropped                  500   job_dropped: a person ended it without a result
 """
+
+EX_TEMPFAIL = 75
+"""The exit status of a worker that ends because its threads hang (sysexits.h): starting it again helps."""
 
 EX_CONFIG = 78
 """The exit status of a process that met a SetupError (sysexits.h): starting it again does not help."""
@@ -179,6 +183,11 @@ class Unavailable(TenorError):
     status = 503
     title = "Temporarily unavailable"
     retryable = True
+
+
+class StageTimeout(TenorError):
+    code = "stage_timeout"
+    title = "A stage of the analysis took too long"
 
 
 class AttemptsExhausted(TenorError):

@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=30, gt=0, description="after this long without a sign of life work is done anew")
     sweep_interval_s: float = Field(default=2, gt=0)
     max_attempts: int = Field(default=5, ge=1)
+    stage_limit_s: float = Field(
+        default=300, gt=0, description="longest time in one stage of an attempt; a longer one ends it"
+    )
+    drain_s: float = Field(default=25, ge=0, description="on SIGTERM, time for what is running to finish")
     quarantine_days: float = Field(
         default=7, ge=0, description="how long the sound of a quarantined turn waits for a person, without consent"
     )

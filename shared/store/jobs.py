@@ -97,7 +97,9 @@ class Jobs:
         """A sign of life for the jobs that a worker is at."""
         for job in claims:
             self._connection.execute(
-                update(jobs).where(*_held(job)).values(lease_until=func.now() + lease, updated_at=func.now())
+                update(jobs)
+                .where(*_held(job), jobs.c.status == JobStatus.running.value)
+                .values(lease_until=func.now() + lease, updated_at=func.now())
             )
 
     def succeed(
@@ -145,9 +147,7 @@ class Jobs:
         if not waiting:
             return []
         self._connection.execute(update(jobs).where(jobs.c.id.in_(waiting)).values(lease_until=func.now() + lease))
-        values = [{"job_id": job_id, "task": task, "queue": queue} for job_id in waiting]
-        rows = self._connection.execute(insert(outbox).values(values).returning(outbox))
-        return [Message.model_validate(row) for row in rows]
+        return self._sent_for(waiting, task, queue)
 
     def retry(self, job: Job, error: TenorError, delay: timedelta) -> bool:
         """Put a job back, to be sent again after `delay`. False where the claim was void by then."""
@@ -164,6 +164,11 @@ class Jobs:
             .returning(jobs.c.id)
         )
         return result.one_or_none() is not None
+
+    def give_back(self, claims: Collection[Job], *, task: str, queue: str, lease: timedelta) -> Sequence[Message]:
+        """Let others take jobs up at once, this attempt uncounted; the messages to send once this is committed."""
+        given = [job.id for job in claims if self._given_back(job, lease)]
+        return self._sent_for(given, task, queue)
 
     # the sweeper's way
 
@@ -233,6 +238,23 @@ class Jobs:
         droppable = jobs.c.status.in_((*OPEN, JobStatus.quarantined))
         if not self._end((jobs.c.id == job.id, droppable), JobStatus.failed, dropped):
             raise WrongJobStatus(f"job {job.id} succeeded or failed before: there is nothing to drop")
+
+    def _given_back(self, job: Job, lease: timedelta) -> bool:
+        unspent = {"status": JobStatus.queued.value, "attempts": jobs.c.attempts - 1}
+        row = self._connection.execute(
+            update(jobs)
+            .where(*_held(job), jobs.c.status == JobStatus.running.value)
+            .values(**unspent, lease_until=func.now() + lease, updated_at=func.now())
+            .returning(jobs.c.id)
+        ).one_or_none()
+        return row is not None
+
+    def _sent_for(self, job_ids: Collection[UUID], task: str, queue: str) -> Sequence[Message]:
+        if not job_ids:
+            return []
+        values = [{"job_id": job_id, "task": task, "queue": queue} for job_id in job_ids]
+        rows = self._connection.execute(insert(outbox).values(values).returning(outbox))
+        return [Message.model_validate(row) for row in rows]
 
     def _overdue(self, which: ColumnElement[bool], limit: int) -> list[Job]:
         rows = self._connection.execute(

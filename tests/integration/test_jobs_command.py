@@ -6,8 +6,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from services.cli import app
 from shared.domain.conversation import Consent, SpeakerRole
