@@ -1,14 +1,16 @@
 """Recordings at rest: one file each, in a folder that only Tenor reads."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 from typing import IO
 from uuid import UUID, uuid4
 
-from shared.errors import RecordingGone, Unavailable
+from shared.errors import RecordingGone, StorageFull, Unavailable
 
 _CHUNK = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def new_uri(tenant_id: UUID, session_id: UUID) -> str:
@@ -28,7 +30,8 @@ class BlobFolder:
         When this returns, the bytes are on the disk. A blob is there whole or not at all.
 
         Raises:
-            Unavailable: the disk is full or fails.
+            StorageFull: there is no room for it.
+            Unavailable: the disk fails.
         """
         path = self._root / uri
         partial = path.with_suffix(".partial")
@@ -44,7 +47,7 @@ class BlobFolder:
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise Unavailable(f"the recording cannot be stored: {error.strerror}") from error
+            raise _full_or_failed(error) from error
         return digest.hexdigest()
 
     def path(self, uri: str) -> Path:
@@ -73,3 +76,8 @@ class BlobFolder:
                     folder.rmdir()
         except OSError as error:
             raise Unavailable(f"a recording cannot be deleted: {error.strerror}") from error
+
+
+def _full_or_failed(error: OSError) -> Unavailable:
+    kind = StorageFull if error.errno in _FULL else Unavailable
+    return kind(f"the recording cannot be stored: {error.strerror}")

@@ -25,6 +25,7 @@ TenorError
 │   ├── BundleError                   bundle_invalid
 │   └── WeightsMissing                weights_missing
 ├── Unavailable                 503   unavailable: try again later
+│   └── StorageFull             507   storage_full: the disk of the recordings is full
 ├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
 ├── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
 └── JobDropped                  500   job_dropped: a person ended it without a result
@@ -183,6 +184,12 @@ class Unavailable(TenorError):
     status = 503
     title = "Temporarily unavailable"
     retryable = True
+
+
+class StorageFull(Unavailable):
+    code = "storage_full"
+    status = 507
+    title = "There is no room for the recording"
 
 
 class StageTimeout(TenorError):
