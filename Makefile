@@ -1,11 +1,12 @@
 # make run    sets up and starts Tenor, embedded, on 127.0.0.1:8000
 # make test   sets up and runs every check and test
+# make chaos  kills, flushes and fills everything that Tenor rests on, under 500 turns each
 # make setup  only creates .venv and installs
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint
+.PHONY: setup run test lint chaos
 
 setup: .venv/installed
 
@@ -25,3 +26,6 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal
+
+chaos: setup
+	CHAOS_TURNS=500 $(BIN)/pytest tests/acceptance/test_chaos.py

@@ -38,8 +38,12 @@ class Tenor:
         with log.open("ab") as file:
             env = self.env | {f"TENOR_{name.upper()}": str(value) for name, value in settings.items()}
             worker = subprocess.Popen([sys.executable, "-m", "workers"], env=env, stdout=file, stderr=file)
-        wait_for(lambda: self.workers() > 0 or worker.poll() is not None, seconds=60)
-        assert worker.poll() is None, log.read_text()
+        try:
+            wait_for(lambda: self.workers() > 0 or worker.poll() is not None, seconds=90)
+            assert worker.poll() is None, log.read_text()
+        except AssertionError:
+            worker.kill()
+            raise
         return worker
 
     def workers(self) -> int:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 import redis
+import time_machine
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
@@ -150,6 +151,29 @@ def test_a_renewed_lease_holds(database: Database, add_turn: AddTurn) -> None:
         transaction.jobs.renew([job], LEASE)
     assert sweep(database) == 0
     assert claim(database, job) is None
+
+
+@pytest.mark.parametrize("minutes", [5, -5])
+def test_a_worker_whose_clock_is_wrong_holds_its_lease_as_long_as_any(
+    database: Database, add_turn: AddTurn, tenant_id: UUID, settings: Settings, minutes: int
+) -> None:
+    def lease_s() -> float:
+        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+            row = connection.execute("SELECT extract(epoch FROM lease_until - now()) FROM jobs").fetchone()
+        assert row is not None
+        return float(row[0])
+
+    with time_machine.travel(time.time() + 60 * minutes, tick=True):
+        job = claim(database, add_turn())
+        assert job is not None
+        assert 0 < lease_s() <= LEASE.total_seconds()
+        with database.transaction() as transaction:
+            transaction.jobs.renew([job], 2 * LEASE)
+        assert LEASE.total_seconds() < lease_s() <= 2 * LEASE.total_seconds()
+        assert sweep(database) == 0
+        with database.transaction() as transaction:
+            transaction.jobs.retry(job, TenorError("broken"), LEASE)
+        assert 0 < lease_s() <= LEASE.total_seconds()
 
 
 def test_a_dead_workers_job_is_sent_again(database: Database, add_turn: AddTurn) -> None:
