@@ -1,12 +1,13 @@
 # make run    sets up and starts Tenor, embedded, on 127.0.0.1:8000
 # make test   sets up and runs every check and test
 # make images carries out the Dockerfiles without Docker, and runs what each image runs
+# make chaos  kills, flushes and fills everything that Tenor rests on, under 500 turns each
 # make setup  only creates .venv and installs
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint images
+.PHONY: setup run test lint chaos images
 
 setup: .venv/installed
 
@@ -29,3 +30,6 @@ test: lint
 
 images: setup
 	$(BIN)/pytest -m images --numprocesses=0 tests/acceptance/test_images.py
+
+chaos: setup
+	CHAOS_TURNS=500 $(BIN)/pytest tests/acceptance/test_chaos.py

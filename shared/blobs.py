@@ -1,5 +1,6 @@
 """Recordings at rest: in a folder that only Tenor reads, or in a bucket of an S3-compatible store."""
 
+import errno
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from shared.errors import RecordingGone, SetupError, Unavailable
+from shared.errors import RecordingGone, SetupError, StorageFull, Unavailable
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _PART = 5 * 2**20
 _PARTS_AT_ONCE = 2
 _IN_MEMORY = 8 * 2**20
 _RETRIES: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def new_uri(tenant_id: UUID, session_id: UUID) -> str:
@@ -44,7 +46,8 @@ class Blobs(Protocol):
         When this returns, the bytes are at rest. A blob is there whole or not at all.
 
         Raises:
-            Unavailable: the store is full, fails or cannot be reached.
+            StorageFull: there is no room for it.
+            Unavailable: the store fails or cannot be reached.
         """
         ...
 
@@ -111,7 +114,7 @@ class BlobFolder:
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise Unavailable(f"the recording cannot be stored: {error.strerror}") from error
+            raise _full_or_failed(error) from error
         return digest.hexdigest()
 
     def open(self, uri: str) -> IO[bytes]:
@@ -204,3 +207,8 @@ class BlobBucket:
             raise Unavailable(f"{what}: {reason}") from None
         except OSError as error:
             raise Unavailable(f"{what}: {error.strerror or error}") from error
+
+
+def _full_or_failed(error: OSError) -> Unavailable:
+    kind = StorageFull if error.errno in _FULL else Unavailable
+    return kind(f"the recording cannot be stored: {error.strerror}")

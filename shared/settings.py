@@ -50,9 +50,16 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=64 * 2**20, gt=0)
     audio_retention_days: float = Field(default=30, ge=0, description="where the speaker consented to keep audio")
 
-    lease_s: float = Field(default=30, gt=0, description="after this long without a sign of life work is done anew")
+    lease_s: float = Field(default=15, gt=0, description="after this long without a sign of life work is done anew")
     sweep_interval_s: float = Field(default=2, gt=0)
     max_attempts: int = Field(default=5, ge=1)
+    stage_limit_s: float = Field(
+        default=300, gt=0, description="longest time in one stage of an attempt; a longer one ends it"
+    )
+    drain_s: float = Field(default=25, ge=0, description="on SIGTERM, time for what is running to finish")
+    quarantine_days: float = Field(
+        default=7, ge=0, description="how long the sound of a quarantined turn waits for a person, without consent"
+    )
 
     @property
     def lease(self) -> timedelta:
@@ -68,9 +75,28 @@ class Settings(BaseSettings):
         return self.blob_url if self.blob_url and self.blob_url.startswith("s3://") else None
 
     @property
+    def quarantine(self) -> timedelta:
+        return timedelta(days=self.quarantine_days)
+
+    @property
     def blob_dir(self) -> Path:
         """The folder of recordings where no bucket is named."""
         return Path(self.blob_url) if self.blob_url else self.data_dir / "blobs"
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_a_broker(cls, url: SecretStr) -> SecretStr:
+        scheme, _, rest = url.get_secret_value().partition("://")
+        if "cluster" in scheme:
+            raise ValueError(
+                "a Redis Cluster cannot be the queue, as Celery reads keys of several of its nodes at once: should be "
+                "one Redis, redis:// or rediss://, or one with replicas, sentinel://"
+            )
+        if scheme not in ("redis", "rediss", "redis+socket", "sentinel"):
+            raise ValueError("should begin with redis://, rediss:// or sentinel://")
+        if scheme == "sentinel" and not re.search("[?&]master_name=.", rest):
+            raise ValueError("should end with ?master_name= and the name by which the sentinels know the Redis")
+        return url
 
     @field_validator("blob_url")
     @classmethod

@@ -3,7 +3,8 @@
 from uuid import UUID
 
 from celery import Celery
-from celery.signals import worker_ready, worker_shutdown
+from celery.exceptions import Reject
+from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
 from shared.blobs import open_blobs
 from shared.modeling.pipeline import load_pipeline
@@ -11,11 +12,12 @@ from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
 from workers.engine import Engine
+from workers.lifetime import Lifetime
 from workers.sweeper import Sweeper
 
 
 def run(settings: Settings) -> None:
-    """Load the models, then work until SIGTERM or Ctrl-C; running tasks are finished first.
+    """Load the models, then work until SIGTERM or Ctrl-C; see `Lifetime` for how it ends.
 
     Prefork is never used: CUDA does not survive a fork.
 
@@ -34,7 +36,10 @@ def run(settings: Settings) -> None:
     sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, held=lambda: engine.held)
     app = celery_app(settings.broker_url)
     register(app, engine)
+    lifetime = Lifetime(settings, engine, leave=sweeper.stop)
     worker_ready.connect(lambda **_: sweeper.start(), weak=False)
+    worker_ready.connect(lambda **_: lifetime.start(), weak=False)
+    worker_shutting_down.connect(lambda **_: lifetime.end(), weak=False)
     worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
     app.worker_main(
         [
@@ -55,4 +60,5 @@ def register(app: Celery, engine: Engine) -> None:
 
     @app.task(name=ANALYZE_TURN)
     def analyze_turn(job_id: str) -> None:
-        engine.run(UUID(job_id))
+        if not engine.run(UUID(job_id)):
+            raise Reject(requeue=True)

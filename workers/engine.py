@@ -2,8 +2,10 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
@@ -13,7 +15,7 @@ from shared.audio import Samples, decode
 from shared.blobs import Blobs
 from shared.domain.history import Work
 from shared.domain.job import Job, Message
-from shared.errors import RecordingGone, RequestError, TenorError, Unavailable
+from shared.errors import RecordingGone, RequestError, StageTimeout, TenorError, Unavailable
 from shared.modeling.pipeline import Analysis, Pipeline
 from shared.queue import ANALYZE_TURN, INTERACTIVE, Queue
 from shared.settings import Settings
@@ -22,6 +24,16 @@ from shared.telemetry import type_and_place
 
 _log = logging.getLogger(__name__)
 _STORED = np.dtype("<f2")
+
+
+@dataclass
+class Held:
+    """A job that a thread of this process is at; since when in its stage, by the monotonic clock."""
+
+    job: Job
+    stage: str
+    since: float
+    given_up: bool = False
 
 
 class Engine:
@@ -33,26 +45,80 @@ class Engine:
         self._queue = queue
         self._blobs = blobs
         self._pipeline = pipeline
-        self._held: dict[UUID, Job] = {}
-        self._held_lock = threading.Lock()
+        self._held: dict[int, Held] = {}
+        self._running = 0
+        self._closed = False
+        self._lock = threading.Lock()
 
     @property
     def held(self) -> list[Job]:
-        """The jobs that this process is at."""
-        with self._held_lock:
-            return list(self._held.values())
+        """The jobs that this process is at, and has not given up."""
+        with self._lock:
+            return [held.job for held in self._held.values() if not held.given_up]
 
-    def run(self, job_id: UUID) -> None:
+    @property
+    def stuck(self) -> int:
+        """How many threads are still at a job that was given up."""
+        with self._lock:
+            return sum(held.given_up for held in self._held.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is in `run` that may still bring its job to an end."""
+        with self._lock:
+            return self._running > sum(held.given_up for held in self._held.values())
+
+    def close(self) -> None:
+        """Take no more jobs up."""
+        with self._lock:
+            self._closed = True
+
+    def give_up_stuck(self) -> None:
+        """End the attempt of every job that is too long in one stage. Its thread cannot be ended, and goes on.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        limit = self._settings.stage_limit_s
+        with self._lock:
+            over = [held for held in self._held.values() if time.monotonic() - held.since > limit and not held.given_up]
+        for held in over:
+            self._put_back(held.job, StageTimeout(f"the stage {held.stage!r} took longer than {limit:g} s"))
+            held.given_up = True
+
+    def give_back(self) -> None:
+        """Hand what is not finished to other workers at once; the attempt does not count.
+
+        Raises:
+            Unavailable: the database is away. The leases run out by themselves.
+        """
+        with self._database.transaction() as transaction:
+            messages = transaction.jobs.give_back(
+                self.held, task=ANALYZE_TURN, queue=INTERACTIVE, lease=self._settings.lease
+            )
+        self._send(messages)
+
+    def run(self, job_id: UUID) -> bool:
         """Do a job, unless it has ended, is gone, is another worker's or has to wait for an earlier turn's.
+
+        False where this process takes no more jobs up, and nothing was done.
 
         A turn that cannot be analysed ends `failed` with its code. Anything unexpected puts the job back for another
         attempt. Where even that cannot be written down, the lease runs out and the sweeper takes the job up.
         """
+        with self._lock:
+            if self._closed:
+                return False
+            self._running += 1
         try:
             self._run(job_id)
         except Exception as error:
             # Not left to Celery, which would log the message, and with it perhaps what a person said.
             _log.error("job %s is left to the sweeper: %s", job_id, type_and_place(error))
+        finally:
+            with self._lock:
+                self._running -= 1
+        return True
 
     def _run(self, job_id: UUID) -> None:
         with self._database.transaction() as transaction:
@@ -69,8 +135,10 @@ class Engine:
                 self._put_back(work.job, error)
 
     def _analyze(self, work: Work) -> Analysis:
+        samples = self._samples(work)
+        self._enter("models")
         return self._pipeline.analyze(
-            samples=self._samples(work),
+            samples=samples,
             text=work.turn.text,
             language=work.language_hint,
             earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier],
@@ -80,6 +148,7 @@ class Engine:
     def _samples(self, work: Work) -> Samples | None:
         if work.recording is None:
             return None
+        self._enter("decode")
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was analysed")
         with self._blobs.open(work.recording.uri) as recording:
@@ -118,18 +187,27 @@ class Engine:
         _log.error("job %s, attempt %d: %s", job.id, job.attempts, type_and_place(error))
         _log.debug("job %s: %s", job.id, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
+        if job.attempts >= self._settings.max_attempts:
+            self._end(job, lambda transaction: transaction.jobs.quarantine(job, known))
+            return
         with self._database.transaction() as transaction:
             transaction.jobs.retry(job, known, backoff(job.attempts))
 
     @contextmanager
     def _holding(self, job: Job) -> Generator[None]:
-        with self._held_lock:
-            self._held[job.id] = job
+        thread = threading.get_ident()
+        with self._lock:
+            self._held[thread] = Held(job, "claim", time.monotonic())
         try:
             yield
         finally:
-            with self._held_lock:
-                self._held.pop(job.id, None)
+            with self._lock:
+                del self._held[thread]
+
+    def _enter(self, stage: str) -> None:
+        """This thread's job begins a stage, which has its own time."""
+        held = self._held[threading.get_ident()]
+        held.stage, held.since = stage, time.monotonic()
 
 
 def backoff(attempts: int) -> timedelta:

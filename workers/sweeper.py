@@ -69,6 +69,7 @@ class Sweeper:
             _log.warning("%d jobs were overdue", lost)
         self._send_unsent()
         with self._database.transaction() as transaction:
+            transaction.recordings.abandon(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
         self._delete_doomed()
 

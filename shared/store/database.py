@@ -10,8 +10,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
-from sqlalchemy import Connection, create_engine, make_url, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import Connection, create_engine, exc, make_url, text
 
 from shared.errors import SetupError, Unavailable
 from shared.store.accounts import Accounts
@@ -20,6 +19,14 @@ from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
 
 _MIGRATION_LOCK = 7_366_711_001
+_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""For a server that vanished without a word, as its machine did; in seconds, the last in milliseconds."""
 
 
 def _alembic() -> Config:
@@ -58,7 +65,12 @@ class Database:
         self._url = make_url(url.get_secret_value()).set(drivername="postgresql+psycopg")
         # Parameters are what people said, and errors go into logs.
         self._engine = create_engine(
-            self._url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, hide_parameters=True
+            self._url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args=_PATIENCE,
         )
 
     @contextmanager
@@ -66,7 +78,7 @@ class Database:
         """Commit on leaving, roll back on an exception.
 
         Raises:
-            Unavailable: Postgres cannot be reached.
+            Unavailable: Postgres cannot be reached, or all connections are taken for too long.
         """
         with self._connection() as connection:
             yield Transaction(connection)
@@ -106,8 +118,10 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except (OperationalError, InterfaceError) as error:
+        except (exc.OperationalError, exc.InterfaceError) as error:
             raise Unavailable("the database cannot be reached") from error
+        except exc.TimeoutError as error:
+            raise Unavailable("the database is busy: no connection was free in time") from error
 
     def close(self) -> None:
         self._engine.dispose()
