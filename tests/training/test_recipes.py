@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from shared.domain.emotion import EKMAN7, Modality
-from shared.modeling.loading import MANIFEST, read_manifest
+from shared.modeling.loading import MANIFEST, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained import PretrainedSpeechConfig
 from shared.modeling.transcriber import Transcriber
@@ -27,7 +27,7 @@ from training.recipes.evaluate import EARLIER_TURNS, evaluate
 from training.recipes.export_bundle import export_bundle
 from training.recipes.train import Run, train
 
-CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SHAPES = [
     f"--fusion.{name}={value}" for name, value in FUSION.model_dump(exclude={"relative"}, exclude_none=True).items()
 ]
@@ -44,16 +44,26 @@ def untouched() -> Transcriber:
     pytest.fail("the speech models were touched")
 
 
-def test_there_is_a_configuration() -> None:
-    assert CONFIGS
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_makes_a_bundle_that_is_served(
-    config: Path, data: Path, cache: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_text_encoder_of_compact_learns_to_read_with_the_turns_before(
+    data: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config, source = CONFIGS / "compact_text.yaml", f"--text.encoder.source={encoders}"
+    fusion = ["--fusion.width=16", "--fusion.head_width=8", "--precision=32-true", "--text.freeze=0"]
+    recipe(monkeypatch, "train", str(config), f"--data={data}", f"--out={tmp_path}", source, *fusion, *SHORT)
+    learned, _ = load_encoders(tmp_path / "encoders")
+    assert learned.config.context_turns == 2
+    cache_features(tmp_path / "encoders", data, tmp_path / "cache", ["meld"])
+    assert FeatureFile.exists(tmp_path / "cache" / "meld" / "text")
+
+
+def test_the_configuration_of_compact_makes_a_bundle_that_is_served(
+    data: Path, cache: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIGS / "compact.yaml"
+    options = yaml.safe_load(config.read_text())
+    cache_features(encoders, data, cache, options["corpora"], options["augmentations"])
     places = [f"--data={data}", f"--cache={cache}"]
-    corpora = yaml.safe_load(config.read_text())["corpora"]
+    corpora = options["corpora"]
     known = views(load(data, corpora))
     measured = {
         f"{name}, {turns} earlier turn{'s' if turns != 1 else ''}" if voice else name
@@ -213,6 +223,11 @@ def test_what_is_cached_is_opened_once_however_many_views_there_are(
 def test_bands_of_what_is_not_cached_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bands is 0\.2, but it masks cached features"):
         train(data, tmp_path, ["ravdess"], voice=VoiceBranch(encoder=PretrainedSpeechConfig(source="none")), bands=0.2)
+
+
+def test_a_way_of_recording_that_is_not_cached_is_named(data: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no 'reverberation' of ravdess.*cache_features"):
+        short_training(data, cache, tmp_path, ["ravdess"], augmentations=["reverberation"])
 
 
 def test_what_is_cached_is_not_done_again(

@@ -122,6 +122,8 @@ class Features:
     def voice(self, utterance: Utterance, augmentation: str = "original") -> Tensor | None:
         if utterance.audio is None:
             return None
+        if (utterance.corpus, augmentation) not in self._voice:
+            raise ValueError(f"the cache has no {augmentation!r} of {utterance.corpus}: make it by `cache_features`")
         return _tensor(self._voice[utterance.corpus, augmentation][utterance.id])
 
 
