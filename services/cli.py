@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
@@ -23,10 +23,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from shared.blobs import open_blobs
 from shared.domain.access import KeyRole
-from shared.errors import EX_CONFIG, SetupError, TenorError
+from shared.domain.job import JobStatus, ListedJob
+from shared.errors import EX_CONFIG, JobNotFound, SetupError, TenorError, WrongJobStatus
 from shared.settings import Settings, get_settings
-from shared.store.database import Database
+from shared.store.database import Database, Transaction
 from shared.telemetry import configure_logging
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="API keys: one tenant each.")
 app.add_typer(keys, name="keys")
+jobs = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Jobs: what became of the turns' analysis.")
+app.add_typer(jobs, name="jobs")
 benchmarks = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Measure this Tenor on this machine.")
 app.add_typer(benchmarks, name="bench")
 
@@ -102,8 +106,14 @@ def serve(
 
     configure_logging()
     with _reported():
-        application = create_app(get_settings())
-    uvicorn.run(application, host=host, port=port, access_log=False, log_level="warning")
+        settings = get_settings()
+        application = create_app(settings)
+        Database(settings.database_url).check_tables()
+        open_blobs(settings).check()
+    drain_s = max(1, round(settings.drain_s))  # it waits for good where none is given
+    uvicorn.run(
+        application, host=host, port=port, access_log=False, log_level="warning", timeout_graceful_shutdown=drain_s
+    )
 
 
 @app.command(epilog="Example: `TENOR_WORKER_THREADS=8 tenor worker`")
@@ -136,7 +146,7 @@ def evaluate(context: typer.Context) -> None:
 def migrate() -> None:
     """Bring the database's tables to this version. Safe to run more than once, and at once from many machines."""
     with _reported():
-        Database(_reachable().database_url).migrate()
+        _database().migrate()
 
 
 @app.command(
@@ -277,6 +287,91 @@ def revoke_key(key_id: Annotated[UUID, typer.Argument(help="From `tenor keys lis
             raise typer.Exit(1)
 
 
+OneTenant = Annotated[str | None, typer.Option(help="Only this tenant's.")]
+
+
+@jobs.command("list", epilog="Example: `tenor jobs list --status quarantined --tenant clinic --format json`")
+def list_jobs(
+    status: Annotated[list[JobStatus], typer.Option(help="May be given more than once.")] = [JobStatus.quarantined],  # noqa: B006
+    tenant: OneTenant = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most, those that changed last.")] = 100,
+    output: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.table,
+) -> None:
+    """Show jobs, those in quarantine unless told otherwise: every attempt at them died or failed."""
+    with _reported(), _database().transaction() as transaction:
+        if tenant is not None:
+            transaction.accounts.require_tenant(tenant)
+        found = transaction.jobs.listed(statuses=status, tenant=tenant, limit=limit)
+    if output is Format.json:
+        sys.stdout.write(json.dumps([job.model_dump(mode="json") for job in found]) + "\n")
+        return
+    table = Table("id", "tenant", "status", "attempts", "since", "reason")
+    table.columns[0].no_wrap = True
+    for job in found:
+        since = f"{job.updated_at:%Y-%m-%d %H:%M:%S %Z}"
+        table.add_row(str(job.id), job.tenant, job.status.value, str(job.attempts), since, job.error_message or "")
+    _out.print(table)
+
+
+@jobs.command("show", epilog="Example: `tenor jobs show 0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4`")
+def show_job(
+    job_id: Annotated[UUID, typer.Argument(metavar="JOB", help="From `tenor jobs list`.")],
+    output: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.table,
+) -> None:
+    """Show everything that is known of one job."""
+    with _reported(), _database().transaction() as transaction:
+        (job,) = _found(transaction, [job_id])
+    if output is Format.json:
+        sys.stdout.write(job.model_dump_json() + "\n")
+        return
+    table = Table(show_header=False)
+    for name, value in job.model_dump(mode="json").items():
+        table.add_row(name, "" if value is None else str(value))
+    _out.print(table)
+
+
+@jobs.command("retry", epilog="Examples: `tenor jobs retry 0b0c2f3e-...`, `tenor jobs retry --all --tenant clinic`")
+def retry_jobs(
+    job_ids: Annotated[
+        list[UUID] | None, typer.Argument(metavar="JOB...", help="In quarantine, from `tenor jobs list`.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every job in quarantine.")] = False,
+    tenant: OneTenant = None,
+    output: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.table,
+) -> None:
+    """Put jobs back into the queue, with all their attempts before them.
+
+    Turns of the same speaker that were analysed meanwhile are not read anew.
+    """
+    if bool(job_ids) == every:
+        raise typer.BadParameter("give either JOB... or --all", param_hint="JOB...")
+    from shared.queue import ANALYZE_TURN
+
+    def requeue(transaction: Transaction, job: ListedJob) -> None:
+        transaction.jobs.requeue(job, task=ANALYZE_TURN, lease=get_settings().lease)
+
+    _each_job(job_ids, tenant, requeue, output)
+
+
+@jobs.command("drop", epilog="Example: `tenor jobs drop 0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4`")
+def drop_jobs(
+    job_ids: Annotated[list[UUID], typer.Argument(metavar="JOB...", help="From `tenor jobs list`.")],
+    tenant: OneTenant = None,
+    output: Annotated[Format, typer.Option("--format", help="For people or for programs.")] = Format.table,
+) -> None:
+    """End jobs for good, without a result: in quarantine, waiting or running.
+
+    Their turns stay, `failed` with `job_dropped`, and those that waited for them go on.
+    """
+    from shared.queue import ANALYZE_TURN
+
+    def drop(transaction: Transaction, job: ListedJob) -> None:
+        transaction.jobs.drop(job)
+        transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=get_settings().lease)
+
+    _each_job(job_ids, tenant, drop, output)
+
+
 @app.command(epilog="Example: `tenor audit 5a0e0df1-4f0d-4dd6-a7a8-2b8bb2f5f7a4 --format json`")
 def audit(
     session_id: Annotated[UUID, typer.Argument(help="A session, which may have been deleted.")],
@@ -308,6 +403,46 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _each_job(
+    job_ids: list[UUID] | None, tenant: str | None, do: Callable[[Transaction, ListedJob], None], output: Format
+) -> None:
+    """Do something with each job by itself, and name what fails."""
+    done: list[UUID] = []
+    failed = 0
+    with _reported():
+        database = _database()
+        with database.transaction() as transaction:
+            found = _found(transaction, job_ids, tenant)
+        for job in found:
+            try:
+                with database.transaction() as transaction:
+                    do(transaction, job)
+                done.append(job.id)
+            except WrongJobStatus as error:
+                failed += 1
+                _err.print(error.detail, markup=False, highlight=False, soft_wrap=True)
+    ids = [str(job_id) for job_id in done]
+    sys.stdout.write(json.dumps(ids) + "\n" if output is Format.json else "".join(f"{job_id}\n" for job_id in ids))
+    raise typer.Exit(1 if failed else 0)
+
+
+def _found(transaction: Transaction, job_ids: list[UUID] | None, tenant: str | None = None) -> list[ListedJob]:
+    """The jobs with these ids, or all in quarantine.
+
+    Raises:
+        JobNotFound: one of them is not there, or is another tenant's.
+    """
+    if tenant is not None:
+        transaction.accounts.require_tenant(tenant)
+    if not job_ids:
+        return transaction.jobs.listed(statuses=[JobStatus.quarantined], tenant=tenant)
+    found = {job.id: job for job in transaction.jobs.listed(ids=job_ids, tenant=tenant)}
+    missing = [str(job_id) for job_id in job_ids if job_id not in found]
+    if missing:
+        raise JobNotFound(f"there is no job {', '.join(missing)}" + (f" of {tenant!r}" if tenant else ""))
+    return list(found.values())
+
+
 def _recipe(name: str, *arguments: str) -> None:
     """Become `python -m training`, whose exit status is this command's."""
     with _reported():
@@ -318,10 +453,12 @@ def _recipe(name: str, *arguments: str) -> None:
 
 def _reachable() -> Settings:
     """The settings, with the embedded servers' addresses where none is set."""
+    settings = get_settings()
+    if "database_url" in settings.model_fields_set:
+        return settings
     from services.embedded import running_urls
 
-    settings = get_settings()
-    return settings if "database_url" in settings.model_fields_set else running_urls(settings)
+    return running_urls(settings)
 
 
 def _database() -> Database:

@@ -129,7 +129,7 @@ class EmbeddedServers:
         if self._valkey is not None and not self._valkey.is_running():
             _log.warning("Valkey died: starting it again")
             self._valkey.start()
-        if self._postgres is not None and not psutil.pid_exists(self._postgres.get_pid() or 0):
+        if self._postgres is not None and not _lives(self._postgres.get_pid() or 0):
             _log.warning("Postgres died: starting it again")
             self._postgres.ensure_postgres_running()
 
@@ -147,6 +147,14 @@ def running_urls(settings: Settings) -> Settings:
             f"no embedded Tenor runs on {settings.data_dir}: start `tenor run`, or set TENOR_DATABASE_URL"
         ) from None
     return settings.model_copy(update={name: SecretStr(url) for name, url in addresses.items()})
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is there, and not only its entry, which stays where nobody reaps it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def free_port() -> int:

@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 STEADY_S = 60.0
 """A process that lived this long before it died is started again soon."""
 
+_LAST_WORDS_S = 10.0
+"""What a worker needs beyond its time to drain, to hand back what it did not finish."""
+
 
 class Child:
     """A process that is started again whenever it dies, after a pause that doubles up to half a minute."""
@@ -97,6 +100,7 @@ class Supervisor:
     def __init__(self, settings: Settings, servers: EmbeddedServers, host: str, port: int) -> None:
         self.url = f"http://{host}:{port}"
         self._servers = servers
+        self._drain_s = settings.drain_s
         self._stopping = threading.Event()
         folder = settings.data_dir / "logs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +137,7 @@ class Supervisor:
                 self._stopping.wait(1.0 if ready else 0.1)
         finally:
             self._api.stop(patience_s=5)
-            self._worker.stop(patience_s=30)
+            self._worker.stop(patience_s=self._drain_s + _LAST_WORDS_S)
 
     def _works(self) -> bool:
         try:

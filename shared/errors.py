@@ -7,8 +7,11 @@ TenorError
 │   ├── Forbidden               403   forbidden
 │   ├── NotFound                404   not_found
 │   │   ├── SessionNotFound           session_not_found
-│   │   └── TurnNotFound              turn_not_found
+│   │   ├── TurnNotFound              turn_not_found
+│   │   ├── JobNotFound               job_not_found
+│   │   └── TenantNotFound            tenant_not_found
 │   ├── SessionClosed           409   session_closed
+│   ├── WrongJobStatus          409   job_status_wrong: it is not one that this can be done with
 │   ├── BodyTooLarge            413   body_too_large
 │   ├── TextTooLong             413   text_too_long
 │   ├── AudioTooLong            413   audio_too_long
@@ -22,8 +25,14 @@ TenorError
 │   ├── BundleError                   bundle_invalid
 │   └── WeightsMissing                weights_missing
 ├── Unavailable                 503   unavailable: try again later
-└── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
+│   └── StorageFull             507   storage_full: the disk of the recordings is full
+├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
+├── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
+└── JobDropped                  500   job_dropped: a person ended it without a result
 """
+
+EX_TEMPFAIL = 75
+"""The exit status of a worker that ends because its threads hang (sysexits.h): starting it again helps."""
 
 EX_CONFIG = 78
 """The exit status of a process that met a SetupError (sysexits.h): starting it again does not help."""
@@ -80,6 +89,22 @@ class SessionNotFound(NotFound):
 class TurnNotFound(NotFound):
     code = "turn_not_found"
     title = "No such turn"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+    title = "No such job"
+
+
+class TenantNotFound(NotFound):
+    code = "tenant_not_found"
+    title = "No such tenant"
+
+
+class WrongJobStatus(RequestError):
+    code = "job_status_wrong"
+    status = 409
+    title = "Not with a job of this status"
 
 
 class SessionClosed(RequestError):
@@ -161,6 +186,22 @@ class Unavailable(TenorError):
     retryable = True
 
 
+class StorageFull(Unavailable):
+    code = "storage_full"
+    status = 507
+    title = "There is no room for the recording"
+
+
+class StageTimeout(TenorError):
+    code = "stage_timeout"
+    title = "A stage of the analysis took too long"
+
+
 class AttemptsExhausted(TenorError):
     code = "attempts_exhausted"
     title = "Every attempt failed"
+
+
+class JobDropped(TenorError):
+    code = "job_dropped"
+    title = "An operator gave the turn up"

@@ -1,7 +1,10 @@
 """The queue: a hint to the workers that there is something to do. The database alone is the truth."""
 
 import logging
+import re
 from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl
 
 import kombu.exceptions
 import redis.exceptions
@@ -29,8 +32,9 @@ def celery_app(broker_url: SecretStr) -> Celery:
     Late acknowledgement and no prefetch keep messages in the broker while they wait. Redelivery is not relied upon,
     so the visibility timeout is only there to clean up.
     """
-    app = Celery("tenor", broker=broker_url.get_secret_value(), set_as_current=False)
+    app = Celery("tenor", set_as_current=False)
     app.conf.update(
+        **_broker(broker_url.get_secret_value()),
         task_queues=list(QUEUES.values()),
         task_default_queue=Lane.interactive.value,
         task_acks_late=True,
@@ -40,9 +44,35 @@ def celery_app(broker_url: SecretStr) -> Celery:
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options={"visibility_timeout": 3600, "socket_connect_timeout": 2, "socket_timeout": 10},
     )
     return app
+
+
+def _broker(url: str) -> dict[str, Any]:
+    """Celery's settings for the broker that a URL names. Its certificate is verified, unless its options say otherwise.
+
+    Options stand behind the last `?`: `master_name` and `sentinel_password`, and `ssl_...` as redis-py names them.
+    """
+    query = dict(parse_qsl(url.rpartition("?")[2])) if "?" in url else {}
+    transport: dict[str, Any] = {
+        "visibility_timeout": 3600,
+        "socket_connect_timeout": 2,
+        "socket_timeout": 10,
+        "socket_keepalive": True,
+    }
+    settings = {"broker_url": re.sub(r"\?[^;]*", "", url), "broker_transport_options": transport}
+    if url.startswith("sentinel:"):
+        transport["master_name"] = query["master_name"]
+        transport["sentinel_kwargs"] = {
+            "password": query.get("sentinel_password"),
+            "socket_connect_timeout": 2,
+            "socket_timeout": 2,
+        }
+    if url.startswith("rediss:"):
+        # Kombu alone would take any certificate.
+        ssl = {name: value for name, value in query.items() if name.startswith("ssl_")}
+        settings["broker_use_ssl"] = {"ssl_cert_reqs": "required", **ssl}
+    return settings
 
 
 class Queue:

@@ -1,12 +1,13 @@
 """Settings: every one has a default that works embedded, and a `TENOR_` environment variable."""
 
+import re
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import SetupError
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TENOR_",
         env_file=".env",
+        env_ignore_empty=True,
         env_nested_delimiter="__",
         nested_model_default_partial_update=True,
         extra="ignore",
@@ -56,6 +58,17 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr = SecretStr("postgresql://localhost/tenor")
     broker_url: SecretStr = SecretStr("redis://localhost:6379/0")
+
+    blob_url: str | None = Field(
+        default=None, description="where recordings lie: a folder or s3://bucket/prefix; unset: blobs/ in the data_dir"
+    )
+    s3_endpoint: str | None = Field(default=None, description="of an S3-compatible store; unset: AWS's")
+    s3_region: str = "us-east-1"
+    s3_access_key_id: SecretStr | None = Field(
+        default=None,
+        description="unset: found as AWS's own tools do (AWS_... variables, web identity, machine's role)",
+    )
+    s3_secret_access_key: SecretStr | None = None
 
     bundle: str = Field(default="compact", description="a shipped bundle's name, or a bundle's folder")
     whisper_dir: Path | None = Field(
@@ -72,9 +85,16 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=64 * 2**20, gt=0)
     audio_retention_days: float = Field(default=30, ge=0, description="where the speaker consented to keep audio")
 
-    lease_s: float = Field(default=30, gt=0, description="after this long without a sign of life work is done anew")
+    lease_s: float = Field(default=15, gt=0, description="after this long without a sign of life work is done anew")
     sweep_interval_s: float = Field(default=2, gt=0)
     max_attempts: int = Field(default=5, ge=1)
+    stage_limit_s: float = Field(
+        default=300, gt=0, description="longest time in one stage of an attempt; a longer one ends it"
+    )
+    drain_s: float = Field(default=25, ge=0, description="on SIGTERM, time for what is running to finish")
+    quarantine_days: float = Field(
+        default=7, ge=0, description="how long the sound of a quarantined turn waits for a person, without consent"
+    )
 
     @property
     def lease(self) -> timedelta:
@@ -85,8 +105,46 @@ class Settings(BaseSettings):
         return timedelta(days=self.audio_retention_days)
 
     @property
+    def s3_url(self) -> str | None:
+        """`blob_url` where it names a bucket."""
+        return self.blob_url if self.blob_url and self.blob_url.startswith("s3://") else None
+
+    @property
+    def quarantine(self) -> timedelta:
+        return timedelta(days=self.quarantine_days)
+
+    @property
     def blob_dir(self) -> Path:
-        return self.data_dir / "blobs"
+        """The folder of recordings where no bucket is named."""
+        return Path(self.blob_url) if self.blob_url else self.data_dir / "blobs"
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_a_broker(cls, url: SecretStr) -> SecretStr:
+        scheme, _, rest = url.get_secret_value().partition("://")
+        if "cluster" in scheme:
+            raise ValueError(
+                "a Redis Cluster cannot be the queue, as Celery reads keys of several of its nodes at once: should be "
+                "one Redis, redis:// or rediss://, or one with replicas, sentinel://"
+            )
+        if scheme not in ("redis", "rediss", "redis+socket", "sentinel"):
+            raise ValueError("should begin with redis://, rediss:// or sentinel://")
+        if scheme == "sentinel" and not re.search("[?&]master_name=.", rest):
+            raise ValueError("should end with ?master_name= and the name by which the sentinels know the Redis")
+        return url
+
+    @field_validator("blob_url")
+    @classmethod
+    def _a_folder_or_a_bucket(cls, url: str | None) -> str | None:
+        if url and "://" in url and not re.match("s3://[^/]+", url):
+            raise ValueError("should be a folder or s3://bucket/prefix")
+        return url
+
+    @model_validator(mode="after")
+    def _both_halves_of_the_key(self) -> Self:
+        if (self.s3_access_key_id is None) is not (self.s3_secret_access_key is None):
+            raise ValueError("TENOR_S3_ACCESS_KEY_ID and TENOR_S3_SECRET_ACCESS_KEY go together: set both or neither")
+        return self
 
 
 @cache
@@ -100,5 +158,8 @@ def get_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         # Without the value, which may be a secret.
-        wrong = [f"TENOR_{str(part['loc'][0]).upper()}: {part['msg']}" for part in error.errors()]
-        raise SetupError("; ".join(wrong)) from None
+        raise SetupError("; ".join(_wrong(part["loc"], part["msg"]) for part in error.errors())) from None
+
+
+def _wrong(place: tuple[int | str, ...], message: str) -> str:
+    return f"TENOR_{str(place[0]).upper()}: {message}" if place else message

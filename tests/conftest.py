@@ -1,6 +1,7 @@
 """Real servers for the tests: one private Postgres and one private Valkey a test process, from wheels."""
 
 import itertools
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +20,12 @@ from shared.store.database import Database
 _broker_numbers = itertools.count()
 
 
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
+"""How many times longer than on an idle machine things may take."""
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
 from shared.modeling.fusion import FusionConfig
-from shared.modeling.loading import ENCODERS, load_encoders
+from shared.modeling.loading import ENCODERS, AnySpeechEncoder, AnyTextEncoder, load_encoders
 from shared.modeling.pretrained import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
@@ -167,13 +167,13 @@ def _save_own(encoder: TextEncoder | SpeechEncoder, branch: TextBranch | VoiceBr
     (folder / ENCODERS).write_text(json.dumps(options, indent=1), encoding="utf-8")
 
 
-def _text_encoder(config: PretrainedTextConfig) -> TextEncoder | PretrainedTextEncoder:
+def _text_encoder(config: PretrainedTextConfig) -> AnyTextEncoder:
     if (Path(config.source) / ENCODERS).is_file():
         return load_encoders(Path(config.source))[0].requires_grad_(True)
     return PretrainedTextEncoder.load(config)
 
 
-def _speech_encoder(config: PretrainedSpeechConfig) -> SpeechEncoder | PretrainedSpeechEncoder:
+def _speech_encoder(config: PretrainedSpeechConfig) -> AnySpeechEncoder:
     if (Path(config.source) / ENCODERS).is_file():
         return load_encoders(Path(config.source))[1].requires_grad_(True)
     return PretrainedSpeechEncoder.load(config)

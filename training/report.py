@@ -11,7 +11,17 @@ from pydantic import BaseModel
 
 from shared.domain.emotion import EKMAN7
 from training import pictures
-from training.metrics import Interval, Metrics, bootstrap_intervals, concordance, metrics, reliability, risk_coverage
+from training.metrics import (
+    Interval,
+    Metrics,
+    MultiLabelMetrics,
+    bootstrap_intervals,
+    concordance,
+    metrics,
+    multilabel_metrics,
+    reliability,
+    risk_coverage,
+)
 
 ENOUGH = 20
 """Utterances that a language or gender must have for its distance from others to say something."""
@@ -25,12 +35,14 @@ class Predictions:
         name: of the view, such as `ravdess voice`.
         labels: the true categories as indexes, shape [count].
         probabilities: shape [count, categories], or of several seeds [seeds, count, categories].
-        groups: of each utterance, the speaker or the dialogue, which intervals draw as a whole; None if there are none.
+        groups: of each utterance, the speaker or the dialogue, which intervals draw first; None if there are none.
         languages: of each utterance, None where unknown.
         genders: likewise.
         valence: predicted, shape [count] or [seeds, count].
         true_valence: shape [count]; NaN where unknown.
         earlier_turns: how many earlier turns of the speaker the readings rest on, where that was varied.
+        each: where several categories may be true, the probability of each by itself, shaped as `probabilities`.
+        true_each: whether each is true, shape [count, categories].
 
     Raises:
         ValueError: something has another length than the labels.
@@ -46,10 +58,12 @@ class Predictions:
     valence: NDArray[np.floating] | None = None
     true_valence: NDArray[np.floating] | None = None
     earlier_turns: int | None = None
+    each: NDArray[np.floating] | None = None
+    true_each: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         lengths = {"probabilities": self.probabilities.shape[-2]}
-        for name in ("groups", "languages", "genders", "true_valence"):
+        for name in ("groups", "languages", "genders", "true_valence", "true_each"):
             if (values := getattr(self, name)) is not None:
                 lengths[name] = len(values)
         for name, length in lengths.items():
@@ -80,6 +94,7 @@ class Figures(BaseModel):
     metrics: Metrics
     intervals: dict[str, Interval]
     valence_ccc: float | None = None
+    multi_label: MultiLabelMetrics | None = None
 
 
 class View(Figures):
@@ -157,6 +172,7 @@ def _figures(view: Predictions, chosen: NDArray[np.bool_]) -> Figures:
         metrics=metrics(np.tile(labels, view.seeds), flat, view.categories),
         intervals=bootstrap_intervals(labels, probabilities, groups),
         valence_ccc=_valence_ccc(view, chosen),
+        multi_label=_multi_label(view, chosen),
     )
 
 
@@ -166,6 +182,13 @@ def _valence_ccc(view: Predictions, chosen: NDArray[np.bool_]) -> float | None:
     predicted = view.valence[..., chosen]
     found = concordance(np.broadcast_to(view.true_valence[chosen], predicted.shape), predicted)
     return None if np.isnan(found) else found
+
+
+def _multi_label(view: Predictions, chosen: NDArray[np.bool_]) -> MultiLabelMetrics | None:
+    if view.each is None or view.true_each is None:
+        return None
+    true = np.tile(view.true_each[chosen], (view.seeds, 1))
+    return multilabel_metrics(true, view.each[..., chosen, :].reshape(true.shape))
 
 
 def _by_turns(report: Report) -> dict[str, dict[int, View]]:
@@ -178,7 +201,7 @@ def _by_turns(report: Report) -> dict[str, dict[int, View]]:
 
 
 def _markdown(report: Report) -> str:
-    parts = ["# Evaluation", "", *(f"- {note}" for note in report.notes), "", *_overview(report), ""]
+    parts = ["# Evaluation", "", *(f"- {note}" for note in report.notes), "", *_overview(report), "", *_several(report)]
     for name in _by_turns(report):
         parts += [f"## {name}, by earlier turns", "", f"![{name}, by earlier turns]({_turns_file(name)})", ""]
     for label, view in report.views.items():
@@ -205,11 +228,25 @@ def _overview(report: Report) -> list[str]:
         for label, view in report.views.items()
     ]
     explained = (
-        "In brackets 95% bootstrap intervals: whole groups (speakers or dialogues) are drawn with replacement"
+        "In brackets 95% bootstrap intervals: groups (speakers or dialogues) are drawn with replacement"
         + (", and seeds" if any(view.seeds > 1 for view in report.views.values()) else "")
-        + ". Over few groups they are too narrow."
+        + ", then the utterances within each. Few groups say little of others."
     )
     return [*_table(columns, rows), "", explained]
+
+
+def _several(report: Report) -> list[str]:
+    """A table of the views in which several categories may be true."""
+    found = {label: view.multi_label for label, view in report.views.items() if view.multi_label is not None}
+    if not found:
+        return []
+    rows = [
+        [label, of.count, _share(of.micro_f1), _share(of.macro_f1), _share(of.ranking_precision)]
+        for label, of in found.items()
+    ]
+    explained = "Each category by itself, named where its probability is 0.5 or more; the ranking needs no threshold."
+    columns = ["view", "n", "micro F1", "macro F1", "label-ranking average precision"]
+    return ["## Several categories at once", "", *_table(columns, rows), "", explained, ""]
 
 
 def _classes(found: Metrics) -> list[str]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from shared.errors import EX_CONFIG, SetupError
+from shared.errors import EX_CONFIG, SetupError, TenorError
 from shared.settings import get_settings
 from shared.telemetry import configure_logging
 from workers.app import run
@@ -11,6 +11,6 @@ if __name__ == "__main__":
     configure_logging()
     try:
         run(get_settings())
-    except SetupError as error:
+    except TenorError as error:
         sys.stderr.write(f"{error.title}: {error.detail}\n")
-        sys.exit(EX_CONFIG)
+        sys.exit(EX_CONFIG if isinstance(error, SetupError) else 1)

@@ -3,10 +3,11 @@
 from uuid import UUID
 
 from celery import Celery
+from celery.exceptions import Reject
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 from prometheus_client import start_http_server
 
-from shared.blobs import BlobFolder
+from shared.blobs import open_blobs
 from shared.domain.job import Lane
 from shared.modeling.pipeline import load_pipeline
 from shared.queue import ANALYZE_TURN, Queue, celery_app
@@ -14,33 +15,43 @@ from shared.settings import Settings
 from shared.store.database import Database
 from workers.bulk import BulkThread
 from workers.engine import Engine
+from workers.lifetime import Lifetime
 from workers.stages import Stages
 from workers.sweeper import Sweeper
 
 
 def run(settings: Settings) -> None:
-    """Load the models, then work until SIGTERM or Ctrl-C; running tasks are finished first.
+    """Load the models, then work until SIGTERM or Ctrl-C; see `Lifetime` for how it ends.
 
     Prefork is never used: CUDA does not survive a fork.
 
     Raises:
-        SetupError: the models cannot be loaded.
+        SetupError: the tables are an earlier version's, or the models cannot be loaded.
+        Unavailable: Postgres or the store of recordings cannot be reached.
     """
+    database = Database(settings.database_url, pool_size=settings.worker_threads + settings.bulk_threads + 2)
+    database.check_tables()
+    blobs = open_blobs(settings)
+    blobs.check()
     pipeline = load_pipeline(settings)
     pipeline.warm_up()
     if settings.metrics_port is not None:
         start_http_server(settings.metrics_port)
-    database = Database(settings.database_url, pool_size=settings.worker_threads + settings.bulk_threads + 2)
-    blobs = BlobFolder(settings.blob_dir)
     queue = Queue(settings.broker_url)
     engine = Engine(settings, database, queue, blobs, pipeline, Stages(pipeline, settings.batches))
     sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, held=lambda: engine.held)
     app = celery_app(settings.broker_url)
     register(app, engine)
     bulk = [BulkThread(app, engine.run) for _ in range(settings.bulk_threads)]
-    worker_ready.connect(lambda **_: (sweeper.start(), *(thread.start() for thread in bulk)), weak=False)
-    worker_shutting_down.connect(lambda **_: [thread.stop() for thread in bulk], weak=False)
-    worker_shutdown.connect(lambda **_: (*(thread.join() for thread in bulk), sweeper.stop()), weak=False)
+    lifetime = Lifetime(settings, engine, bulk, leave=sweeper.stop)
+    for begins in (sweeper, lifetime, *bulk):
+        worker_ready.connect(lambda begins=begins, **_: begins.start(), weak=False)
+    for ends in (worker_shutting_down, worker_shutdown):
+        ends.connect(lambda **_: lifetime.end(), weak=False)
+    # Celery waits for its own threads, and ends the process then.
+    for thread in bulk:
+        worker_shutdown.connect(lambda thread=thread, **_: thread.join(), weak=False)
+    worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
     app.worker_main(
         [
             "worker",
@@ -60,4 +71,5 @@ def register(app: Celery, engine: Engine) -> None:
 
     @app.task(name=ANALYZE_TURN)
     def analyze_turn(job_id: str) -> None:
-        engine.run(UUID(job_id))
+        if not engine.run(UUID(job_id)):
+            raise Reject(requeue=True)

@@ -5,26 +5,35 @@ serves the interactive lane alone, and each thread here takes one bulk turn afte
 Which of the two the models serve first is the micro-batchers' affair.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 from celery import Celery
-from kombu import Message
+from kombu.message import Message
 from kombu.mixins import ConsumerMixin
 
 from shared.domain.job import Lane
 from shared.queue import QUEUES
+from shared.telemetry import type_and_place
+
+_log = logging.getLogger(__name__)
 
 
 class BulkThread(ConsumerMixin):
-    """Takes up the bulk lane's jobs, one at a time. A lost connection is made anew for as long as it takes."""
+    """Takes up the bulk lane's jobs, one at a time. A lost connection is made anew for as long as it takes.
 
-    def __init__(self, app: Celery, run: Callable[[UUID], None]) -> None:
+    Args:
+        app: of the queue.
+        run: does a job. False where it takes no more of them up: the message then goes back for another worker.
+    """
+
+    def __init__(self, app: Celery, run: Callable[[UUID], bool]) -> None:
         self.connection = app.connection_for_read()
         self._run = run
-        self._thread = threading.Thread(target=self.run, name="bulk", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="bulk", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -38,10 +47,29 @@ class BulkThread(ConsumerMixin):
         if self._thread.is_alive():
             self._thread.join()
 
+    def _live(self) -> None:
+        # What is no message at all comes as an error from kombu's depths, and is gone by then.
+        while not self.should_stop:
+            try:
+                self.run()
+            except Exception as error:
+                _log.error("the bulk lane is connected anew: %s", type_and_place(error))
+
     def get_consumers(self, Consumer: Callable[..., Any], channel: Any) -> list[Any]:  # noqa: ANN401, N803 - kombu's
         return [Consumer([QUEUES[Lane.bulk]], on_message=self._take, prefetch_count=1, accept=["json"])]
 
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        _log.error("a message of the bulk lane is dropped, as it names no job: %s", type_and_place(exc))
+        message.reject()
+
     def _take(self, message: Message) -> None:
-        (job_id,), *_ = message.payload
-        self._run(UUID(job_id))
-        message.ack()
+        try:
+            (job_id,), *_ = message.payload
+            job = UUID(job_id)
+        except Exception as error:
+            self.on_decode_error(message, error)
+            return
+        if self._run(job):
+            message.ack()
+        else:
+            message.requeue()

@@ -2,19 +2,21 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 import numpy as np
 
 from shared.audio import Samples, decode
-from shared.blobs import BlobFolder
+from shared.blobs import Blobs
 from shared.domain.history import Work
 from shared.domain.job import Job, Message
-from shared.errors import RecordingGone, RequestError, TenorError, Unavailable
-from shared.modeling.pipeline import Analysis, Pipeline
+from shared.errors import RecordingGone, RequestError, StageTimeout, TenorError, Unavailable
+from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, Submit
 from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
@@ -25,17 +27,21 @@ _log = logging.getLogger(__name__)
 _STORED = np.dtype("<f2")
 
 
+@dataclass
+class Held:
+    """A job that a thread of this process is at; since when in its stage, by the monotonic clock."""
+
+    job: Job
+    stage: str
+    since: float
+    given_up: bool = False
+
+
 class Engine:
     """Runs jobs on the models of this process. Many threads may call `run` at once."""
 
     def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        queue: Queue,
-        blobs: BlobFolder,
-        pipeline: Pipeline,
-        stages: Stages,
+        self, settings: Settings, database: Database, queue: Queue, blobs: Blobs, pipeline: Pipeline, stages: Stages
     ) -> None:
         self._settings = settings
         self._database = database
@@ -43,26 +49,78 @@ class Engine:
         self._blobs = blobs
         self._pipeline = pipeline
         self._stages = stages
-        self._held: dict[UUID, Job] = {}
-        self._held_lock = threading.Lock()
+        self._held: dict[int, Held] = {}
+        self._running = 0
+        self._closed = False
+        self._lock = threading.Lock()
 
     @property
     def held(self) -> list[Job]:
-        """The jobs that this process is at."""
-        with self._held_lock:
-            return list(self._held.values())
+        """The jobs that this process is at, and has not given up."""
+        with self._lock:
+            return [held.job for held in self._held.values() if not held.given_up]
 
-    def run(self, job_id: UUID) -> None:
+    @property
+    def stuck(self) -> int:
+        """How many threads are still at a job that was given up."""
+        with self._lock:
+            return sum(held.given_up for held in self._held.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is in `run` that may still bring its job to an end."""
+        with self._lock:
+            return self._running > sum(held.given_up for held in self._held.values())
+
+    def close(self) -> None:
+        """Take no more jobs up."""
+        with self._lock:
+            self._closed = True
+
+    def give_up_stuck(self) -> None:
+        """End the attempt of every job that is too long in one stage. Its thread cannot be ended, and goes on.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        limit = self._settings.stage_limit_s
+        with self._lock:
+            over = [held for held in self._held.values() if time.monotonic() - held.since > limit and not held.given_up]
+        for held in over:
+            self._put_back(held.job, StageTimeout(f"the stage {held.stage!r} took longer than {limit:g} s"))
+            held.given_up = True
+
+    def give_back(self) -> None:
+        """Hand what is not finished to other workers at once; the attempt does not count.
+
+        Raises:
+            Unavailable: the database is away. The leases run out by themselves.
+        """
+        with self._database.transaction() as transaction:
+            messages = transaction.jobs.give_back(self.held, task=ANALYZE_TURN, lease=self._settings.lease)
+        self._send(messages)
+
+    def run(self, job_id: UUID) -> bool:
         """Do a job, unless it has ended, is gone, is another worker's or has to wait for an earlier turn's.
+
+        False where this process takes no more jobs up, and nothing was done.
 
         A turn that cannot be analysed ends `failed` with its code. Anything unexpected puts the job back for another
         attempt. Where even that cannot be written down, the lease runs out and the sweeper takes the job up.
         """
+        with self._lock:
+            if self._closed:
+                return False
+            self._running += 1
         try:
             self._run(job_id)
         except Exception as error:
             # Not left to Celery, which would log the message, and with it perhaps what a person said.
             _log.error("job %s is left to the sweeper: %s", job_id, type_and_place(error))
+        finally:
+            with self._lock:
+                self._running -= 1
+        return True
 
     def _run(self, job_id: UUID) -> None:
         with self._database.transaction() as transaction:
@@ -77,11 +135,9 @@ class Engine:
                 self._finish(work.job, self._analyze(work))
             except RequestError as error:
                 _log.info("job %s failed: %s", job_id, error.code)
-                self._end(work.job, lambda transaction, error=error: transaction.jobs.fail(work.job, error))
-                JOBS.labels("failed").inc()
+                self._end(work.job, "failed", lambda transaction, error=error: transaction.jobs.fail(work.job, error))
             except Exception as error:
                 self._put_back(work.job, error)
-                JOBS.labels("put_back").inc()
 
     def _analyze(self, work: Work) -> Analysis:
         return self._pipeline.analyze(
@@ -90,16 +146,17 @@ class Engine:
             language=work.language_hint,
             earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier],
             context=work.context,
-            submit=self._stages.lane(work.job.lane),
+            submit=self._entering(self._stages.lane(work.job.lane)),
         )
 
     def _samples(self, work: Work) -> Samples | None:
         if work.recording is None:
             return None
+        self._enter("decode")
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was analysed")
-        with STAGE_SECONDS.labels("decode").time():
-            return decode(self._blobs.path(work.recording.uri), self._settings.max_turn_s)
+        with STAGE_SECONDS.labels("decode").time(), self._blobs.open(work.recording.uri) as recording:
+            return decode(recording, self._settings.max_turn_s)
 
     def _finish(self, job: Job, analysis: Analysis) -> None:
         summary = None if analysis.voice_summary is None else analysis.voice_summary.astype(_STORED).tobytes()
@@ -109,19 +166,19 @@ class Engine:
                 job, self._pipeline.bundle.id, analysis.transcript, analysis.reading, summary
             )
 
-        written = self._end(job, write)
-        JOBS.labels("succeeded" if written else "void").inc()
+        written = self._end(job, "succeeded", write)
         _log.info("job %s %s", job.id, "succeeded" if written else "was no longer ours: result dropped")
 
-    def _end(self, job: Job, write: Callable[[Transaction], bool]) -> bool:
-        """Write how a job ended, then send for those that waited for it."""
+    def _end(self, job: Job, outcome: str, write: Callable[[Transaction], bool]) -> bool:
+        """Write how a job ended, then send for those that waited for it. False where it was no longer ours."""
         with self._database.transaction() as transaction:
-            if not write(transaction):
-                return False
-            messages = transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=self._settings.lease)
+            written = write(transaction)
+            lease = self._settings.lease
+            messages = transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=lease) if written else []
+        JOBS.labels(outcome if written else "void").inc()
         if messages:
             self._send(messages)
-        return True
+        return written
 
     def _send(self, messages: Sequence[Message]) -> None:
         sent = self._queue.send(messages)
@@ -133,18 +190,44 @@ class Engine:
         _log.error("job %s, attempt %d: %s", job.id, job.attempts, type_and_place(error))
         _log.debug("job %s: %s", job.id, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
+        if job.attempts >= self._settings.max_attempts:
+            self._end(job, "quarantined", lambda transaction: transaction.jobs.quarantine(job, known))
+            return
         with self._database.transaction() as transaction:
-            transaction.jobs.retry(job, known, backoff(job.attempts))
+            waits = transaction.jobs.retry(job, known, backoff(job.attempts))
+        JOBS.labels("put_back" if waits else "void").inc()
 
     @contextmanager
     def _holding(self, job: Job) -> Generator[None]:
-        with self._held_lock:
-            self._held[job.id] = job
+        thread = threading.get_ident()
+        with self._lock:
+            self._held[thread] = Held(job, "claim", time.monotonic())
         try:
             yield
         finally:
-            with self._held_lock:
-                self._held.pop(job.id, None)
+            with self._lock:
+                del self._held[thread]
+
+    def _enter(self, stage: str) -> None:
+        """This thread's job begins a stage, or comes back to one, which has its own time."""
+        held = self._held[threading.get_ident()]
+        if held.stage != stage:
+            held.stage, held.since = stage, time.monotonic()
+
+    def _entering(self, submit: Submit) -> Submit:
+        """Hands in as `submit` does. A stage's time is that of waiting for it, before and after, and of running."""
+
+        def entered(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
+            self._enter(stage.name)
+            wait = submit(stage, item)
+
+            def result() -> Result:
+                self._enter(stage.name)
+                return wait()
+
+            return result
+
+        return entered
 
 
 def backoff(attempts: int) -> timedelta:

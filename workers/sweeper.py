@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from shared.blobs import BlobFolder
+from shared.blobs import Blobs
 from shared.domain.job import Job
 from shared.errors import Unavailable
 from shared.queue import ANALYZE_TURN, Queue
@@ -27,7 +27,7 @@ class Sweeper:
         settings: Settings,
         database: Database,
         queue: Queue,
-        blobs: BlobFolder,
+        blobs: Blobs,
         bundle_id: str,
         held: Callable[[], list[Job]] = list,
     ) -> None:
@@ -67,6 +67,7 @@ class Sweeper:
             _log.warning("%d jobs were overdue", lost)
         self._send_unsent()
         with self._database.transaction() as transaction:
+            transaction.recordings.abandon(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
         self._delete_doomed()
 

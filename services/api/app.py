@@ -10,7 +10,7 @@ from services.api import errors
 from services.api.body import BodyLimit
 from services.api.dependencies import Resources
 from services.api.routes import health, sessions, turns
-from shared.blobs import BlobFolder
+from shared.blobs import open_blobs
 from shared.queue import Queue
 from shared.settings import Settings, get_settings
 from shared.store.database import Database
@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             settings=settings,
             database=database,
             queue=Queue(settings.broker_url),
-            blobs=BlobFolder(settings.blob_dir),
+            blobs=open_blobs(settings),
         )
         yield
         database.close()

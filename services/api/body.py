@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.errors import ProblemResponse, describe
 from services.api.schemas import TurnIn
-from shared.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from shared.errors import BodyTooLarge, InvalidRequest, StorageFull, UnsupportedMediaType
 
 _SOUND = ("audio/", "video/", "application/octet-stream", "application/ogg")
 _MAX_MEDIA_TYPE = 100
@@ -70,6 +70,7 @@ async def turn_body(request: Request) -> AsyncIterator[tuple[TurnIn, UploadFile 
     Raises:
         UnsupportedMediaType: neither, or the file is declared to be something else than sound.
         InvalidRequest: a field is missing or wrong, or its text is not UTF-8.
+        StorageFull: there is no room to take the recording in.
     """
     media_type, parameters = parse_options_header(request.headers.get("content-type", ""))
     if media_type == b"application/json":
@@ -110,6 +111,8 @@ async def _form(request: Request, boundary: bytes) -> tuple[dict[str, str], Uplo
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the form cannot be read: {error.message}") from None
+    except OSError as error:  # of the file that a long recording is kept in while it comes
+        raise StorageFull(f"the recording cannot be taken in: {error.strerror}") from error
     audio = form.get("audio")
     if not isinstance(audio, UploadFile):
         raise InvalidRequest("audio: a form must hold the recording as a file in its field 'audio'")

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from shared.blobs import BlobFolder
+from shared.blobs import Blobs
 from shared.domain.access import ApiKey, Permission
 from shared.errors import Forbidden, Unauthenticated, Unavailable
 from shared.queue import Queue
@@ -25,7 +25,7 @@ class Resources:
     settings: Settings
     database: Database
     queue: Queue
-    blobs: BlobFolder
+    blobs: Blobs
 
     def delete_sound(self, uris: Sequence[str]) -> None:
         """Delete doomed blobs before the answer goes out. What cannot be deleted now, the sweeper deletes."""

@@ -25,7 +25,7 @@ class AnalyzedTurn(BaseModel):
 
 
 class Work(BaseModel):
-    """What a worker needs to analyse a turn. (`job.id`, `job.attempts`) is its claim: a later claim voids it.
+    """What a worker needs to analyse a turn. (`job.id`, `job.claims`) is its claim: a later claim voids it.
 
     `earlier` holds the voice summaries of the speaker's earlier turns, and `context` the words of the turns just before
     in the session, whoever spoke, both oldest first. A turn that is text alone waits for no other, so what was spoken

@@ -21,15 +21,17 @@ class JobStatus(StrEnum):
     running = "running"
     succeeded = "succeeded"
     failed = "failed"
+    quarantined = "quarantined"
 
 
 OPEN = (JobStatus.queued, JobStatus.running)
-"""A job in one of these has still to end."""
+"""A job in one of these has still to end by itself. One in quarantine has ended, unless a person puts it back."""
 
 
 class Job(BaseModel):
     """The analysis of one turn.
 
+    `claims` counts the times that a worker took it up, and `attempts` those of them that count against its limit.
     `lease_until`: while queued, when its message counts as lost and is sent again; while running, when its worker
     counts as dead. Both by the database's clock.
     """
@@ -41,6 +43,7 @@ class Job(BaseModel):
     lane: Lane
     status: JobStatus
     attempts: int
+    claims: int
     lease_until: datetime
     error_code: str | None
     error_message: str | None
@@ -50,6 +53,13 @@ class Job(BaseModel):
     @property
     def ended(self) -> bool:
         return self.status not in OPEN
+
+
+class ListedJob(Job):
+    """A job, and whose it is."""
+
+    tenant: str
+    session_id: UUID
 
 
 class Message(BaseModel):

@@ -27,6 +27,12 @@ from shared.modeling.classifiers import (
 )
 from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
 from shared.modeling.fusion import FusionConfig, FusionEnsemble, fusion_of
+from shared.modeling.pretrained import (
+    PretrainedSpeechConfig,
+    PretrainedSpeechEncoder,
+    PretrainedTextConfig,
+    PretrainedTextEncoder,
+)
 from shared.modeling.quantization import dequantized
 
 SHIPPED = Path(__file__).parents[1] / "bundles"
@@ -36,7 +42,13 @@ ENCODERS = "encoders.json"
 CLASSIFIER_FILES = ("config.json", "preprocessor_config.json")
 """How transformers names a network's shape and the settings of its feature extractor."""
 
+PRETRAINED = "transformers"
+"""The kind of an encoder that is a checkpoint of transformers, with the settings of its class as options."""
+
+AnyTextEncoder = TextEncoder | PretrainedTextEncoder
+AnySpeechEncoder = SpeechEncoder | PretrainedSpeechEncoder
 Config = TypeVar("Config")
+Pretrained = TypeVar("Pretrained", PretrainedTextConfig, PretrainedSpeechConfig)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -95,14 +107,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_text_encoder(folder: Path, component: Component) -> TextEncoder:
-    """A component of kind `xlmr_vocabulary_bert`."""
+def load_text_encoder(folder: Path, component: Component) -> AnyTextEncoder:
+    """A component of kind `xlmr_vocabulary_bert`, or of kind `transformers`: one of the `TEXT_ARCHITECTURES`."""
+    if component.kind == PRETRAINED:
+        return PretrainedTextEncoder.load(_checkpoint(folder, component, PretrainedTextConfig)).requires_grad_(False)
     config = _options(component, "xlmr_vocabulary_bert", TextEncoderConfig.model_validate)
     return _text_encoder(config, folder / _file(component, ".json"), folder / _file(component, ".safetensors"))
 
 
-def load_speech_encoder(folder: Path, component: Component) -> SpeechEncoder:
-    """A component of kind `whisper_encoder`."""
+def load_speech_encoder(folder: Path, component: Component) -> AnySpeechEncoder:
+    """A component of kind `whisper_encoder`, or of kind `transformers`: one of the `SPEECH_ARCHITECTURES`."""
+    if component.kind == PRETRAINED:
+        return PretrainedSpeechEncoder.load(_checkpoint(folder, component, PretrainedSpeechConfig)).requires_grad_(
+            False
+        )
     config = _options(component, "whisper_encoder", SpeechEncoderConfig.model_validate)
     return _with_weights(SpeechEncoder(config), folder / _file(component, ".safetensors"))
 
@@ -119,11 +137,23 @@ def load_encoders(folder: Path) -> tuple[TextEncoder, SpeechEncoder]:
 
 
 def load_fusion(folder: Path, component: Component) -> FusionEnsemble:
-    """A component of kind `cross_attention`: every file of it holds one member's weights."""
-    config = _options(component, "cross_attention", FusionConfig.model_validate)
+    """A component of the kind that its options say: every file of it holds one member's weights."""
+    config = _options(component, str(component.options.get("kind", "cross_attention")), FusionConfig.model_validate)
     if not component.files:
-        raise BundleError("a component of kind 'cross_attention' needs a .safetensors file")
+        raise BundleError(f"a component of kind {component.kind!r} needs a .safetensors file")
     return FusionEnsemble([_with_weights(fusion_of(config), folder / name) for name in component.files])
+
+
+def _checkpoint(folder: Path, component: Component, kind: type[Pretrained]) -> Pretrained:
+    """Where a component's checkpoint is: in the bundle's folder that its files are in, or where it came from."""
+    repository, _, revision = component.source.partition("@")
+    place = {"source": repository, "revision": revision or None}
+    if component.files:
+        parents = {(folder / name).parent for name in component.files}
+        if len(parents) != 1:
+            raise BundleError(f"the files of a component of kind {component.kind!r} must be in one folder")
+        place = {"source": str(parents.pop()), "revision": None}
+    return _options(component, PRETRAINED, lambda options: kind.model_validate({**options, **place}))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _text_encoder(config: TextEncoderConfig, tokenizer: Path, weights: Path) -> TextEncoder:
@@ -156,7 +186,9 @@ def _network(component: Component, shape: PreTrainedConfig) -> tuple[ClassifierC
 
 def _options(component: Component, kind: str, validate: Callable[[object], Config]) -> Config:
     if component.kind != kind:
-        raise BundleError(f"this Tenor cannot load a component of kind {component.kind!r} here: it knows {kind!r}")
+        raise BundleError(
+            f"this Tenor cannot load a component of kind {component.kind!r} here, but one of kind {kind!r}"
+        )
     try:
         return validate(component.options)
     except ValidationError as error:

@@ -1,9 +1,11 @@
 """Encoders by name: published checkpoints from the model hub or a folder, for words and for voices.
 
 They keep the promises of `encoders.py`: a batch gives `Tokens` and equals its items one by one. Weights are read from
-safetensors alone, since a pickle runs code.
+safetensors, or where a checkpoint has none, from its pickle by PyTorch's restricted reader, which takes tensors and
+refuses whatever else is in it, since a pickle may run code.
 """
 
+import pickle
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +45,7 @@ from shared.modeling.encoders import Tokens, TurnTokenizer, in_windows, length_m
 TEXT_ARCHITECTURES = ("bert", "deberta-v2", "roberta", "xlm-roberta")
 SPEECH_ARCHITECTURES = ("hubert", "wav2vec2", "wavlm", "whisper")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")
 FILES = (
     *WEIGHTS,
@@ -55,7 +58,9 @@ FILES = (
     "added_tokens.json",
     "merges.txt",
 )
-"""All that is fetched of a repository. No pickle is among them."""
+"""What is fetched of a repository."""
+PICKLED_FILES = (*PICKLED, "pytorch_model-*-of-*.bin")
+"""What is fetched beside them of a repository without safetensors."""
 NOT_USED = re.compile(r"(^|\.)(pooler\.|masked_spec_embed)")
 """Weights that a checkpoint may lack: the encoders do without, or training makes them."""
 SHORTEST_S = 0.25
@@ -99,9 +104,13 @@ class Checkpoint(BaseModel):
             ) from error
 
     def _fetched(self, local_files_only: bool = False) -> Path:
+        folder = self._snapshot(FILES, local_files_only)
+        return folder if _has(folder, WEIGHTS) else self._snapshot((*FILES, *PICKLED_FILES), local_files_only)
+
+    def _snapshot(self, files: Sequence[str], local_files_only: bool) -> Path:
         return Path(
             snapshot_download(
-                self.source, revision=self.revision, allow_patterns=list(FILES), local_files_only=local_files_only
+                self.source, revision=self.revision, allow_patterns=list(files), local_files_only=local_files_only
             )
         )
 
@@ -142,7 +151,7 @@ class PretrainedTextEncoder(nn.Module):
         """The encoder in evaluation mode, float32.
 
         Raises:
-            WeightsMissing: there are none, or only pickles.
+            WeightsMissing: there are none.
             BundleError: the checkpoint is no text encoder, or not whole, or has fewer positions than `max_tokens`.
         """
         folder = config.folder()
@@ -210,7 +219,7 @@ class PretrainedSpeechEncoder(nn.Module):
         """The encoder in evaluation mode, float32.
 
         Raises:
-            WeightsMissing: there are none, or only pickles.
+            WeightsMissing: there are none.
             BundleError: the checkpoint is no speech encoder, or not whole, or lacks one of the layers.
         """
         folder = config.folder()
@@ -283,6 +292,10 @@ def _filled(wave: Samples) -> Samples:
     return np.pad(wave, (0, max(0, int(SHORTEST_S * SAMPLE_RATE) - wave.size)))
 
 
+def _has(folder: Path, names: Sequence[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
 def _settings(folder: Path, known: Sequence[str]) -> PreTrainedConfig:
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -295,12 +308,8 @@ def _settings(folder: Path, known: Sequence[str]) -> PreTrainedConfig:
 
 def _model(folder: Path, settings: PreTrainedConfig) -> PreTrainedModel:
     """The body of a checkpoint, whatever head it has."""
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise WeightsMissing(
-            f"{folder} has no {WEIGHTS[0]}, and pickles such as pytorch_model.bin are never opened, as they may run "
-            "code: name a revision of the repository that has safetensors (the hub's converter offers one as a pull "
-            "request), or save the model anew with save_pretrained"
-        )
+    if not _has(folder, (*WEIGHTS, *PICKLED)):
+        raise WeightsMissing(f"{folder} has no weights: it must hold {WEIGHTS[0]}, or else {PICKLED[0]}")
     whisper = settings.model_type == "whisper"
     kind: Any = WhisperEncoder if whisper else AutoModel
     options = {"key_mapping": {r"^(model\.)?encoder\.": ""}} if whisper else {}
@@ -309,11 +318,14 @@ def _model(folder: Path, settings: PreTrainedConfig) -> PreTrainedModel:
             model, report = kind.from_pretrained(
                 folder,
                 config=settings,
-                use_safetensors=True,
+                use_safetensors=_has(folder, WEIGHTS),
+                weights_only=True,
                 dtype=torch.float32,
                 output_loading_info=True,
                 **options,
             )
+    except pickle.UnpicklingError as error:
+        raise BundleError(f"{folder / PICKLED[0]} is refused, as it holds more than tensors: {error}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BundleError(f"the weights in {folder} do not fit its config.json: {error}") from error
     if missing := sorted(name for name in report["missing_keys"] if not NOT_USED.search(name)):

@@ -19,10 +19,17 @@ from shared.domain.emotion import EmotionScores, LabelSpace, Modality, Reading
 from shared.errors import BundleError
 from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
 from shared.modeling.classifiers import AudioClassifier
-from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
+from shared.modeling.encoders import Tokens
 from shared.modeling.fusion import Fused, FusionEnsemble
 from shared.modeling.lazy import Lazy
-from shared.modeling.loading import load_classifier, load_fusion, load_speech_encoder, load_text_encoder
+from shared.modeling.loading import (
+    AnySpeechEncoder,
+    AnyTextEncoder,
+    load_classifier,
+    load_fusion,
+    load_speech_encoder,
+    load_text_encoder,
+)
 
 NOTHING_TO_READ = Reading(
     scores=None,
@@ -108,9 +115,9 @@ class FusionReader:
     def __init__(
         self,
         bundle: ModelBundle,
-        text_encoder: TextEncoder,
+        text_encoder: AnyTextEncoder,
         fusion: FusionEnsemble,
-        load_speech: Callable[[], SpeechEncoder],
+        load_speech: Callable[[], AnySpeechEncoder],
         device: str = "cpu",
     ) -> None:
         self._bundle = bundle

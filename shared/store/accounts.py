@@ -6,6 +6,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.access import ApiKey, AuditEvent, KeyRole, key_hash, new_key
+from shared.errors import TenantNotFound
 from shared.store.tables import api_keys, audit_events, tenants
 
 
@@ -17,6 +18,11 @@ class Accounts:
         """The id of the tenant called `name`, made now if there was none."""
         self._connection.execute(upsert(tenants).values(name=name).on_conflict_do_nothing())
         return self._connection.execute(select(tenants.c.id).where(tenants.c.name == name)).scalar_one()
+
+    def require_tenant(self, name: str) -> None:
+        """Raises TenantNotFound where no tenant is called `name`."""
+        if self._connection.execute(select(tenants.c.id).where(tenants.c.name == name)).one_or_none() is None:
+            raise TenantNotFound(f"there is no tenant {name!r}")
 
     def create_key(self, tenant_id: UUID, name: str, role: KeyRole) -> str:
         """A new key in clear text: it is shown now and never again, as only its hash is stored."""

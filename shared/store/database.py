@@ -7,17 +7,32 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from pydantic import SecretStr
-from sqlalchemy import Connection, create_engine, make_url, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import Connection, create_engine, exc, make_url, text
 
-from shared.errors import Unavailable
+from shared.errors import SetupError, Unavailable
 from shared.store.accounts import Accounts
 from shared.store.conversations import Conversations
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
 
 _MIGRATION_LOCK = 7_366_711_001
+_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""For a server that vanished without a word, as its machine did; in seconds, the last in milliseconds."""
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 class Transaction:
@@ -50,7 +65,12 @@ class Database:
         self._url = make_url(url.get_secret_value()).set(drivername="postgresql+psycopg")
         # Parameters are what people said, and errors go into logs.
         self._engine = create_engine(
-            self._url, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True, hide_parameters=True
+            self._url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args=_PATIENCE,
         )
 
     @contextmanager
@@ -58,7 +78,7 @@ class Database:
         """Commit on leaving, roll back on an exception.
 
         Raises:
-            Unavailable: Postgres cannot be reached.
+            Unavailable: Postgres cannot be reached, or all connections are taken for too long.
         """
         with self._connection() as connection:
             yield Transaction(connection)
@@ -69,20 +89,39 @@ class Database:
         Raises:
             Unavailable: Postgres cannot be reached.
         """
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config = _alembic()
         with self._connection() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def check_tables(self) -> None:
+        """Find out whether the tables are this version's, or a later one's: those of a rolling update, which migrates
+        while processes of the version before still run.
+
+        Raises:
+            SetupError: they are an earlier version's, or there are none.
+            Unavailable: Postgres cannot be reached.
+        """
+        scripts = ScriptDirectory.from_config(_alembic())
+        with self._connection() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        newest, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
+        if current is None or current in known - {newest}:
+            stands = f"are at {current}" if current else "have not been made"
+            raise SetupError(
+                f"the database's tables {stands}, this version of Tenor needs {newest}: run `tenor migrate`"
+            )
 
     @contextmanager
     def _connection(self) -> Generator[Connection]:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except (OperationalError, InterfaceError) as error:
+        except (exc.OperationalError, exc.InterfaceError) as error:
             raise Unavailable("the database cannot be reached") from error
+        except exc.TimeoutError as error:
+            raise Unavailable("the database is busy: no connection was free in time") from error
 
     def close(self) -> None:
         self._engine.dispose()

@@ -1,6 +1,6 @@
 """Jobs, their leases, the outbox, and the workers that are alive.
 
-A claim is a job's id and its number of attempts: whoever claims later voids it, so that a worker thought dead that
+A claim is a job's id and its number of claims: whoever claims later voids it, so that a worker thought dead that
 comes back can no longer write. The database's clock alone decides, as the workers' clocks may differ.
 
 Whoever ends a turn holds its session, and its subject, until the commit, as whoever adds one or deletes the session
@@ -18,9 +18,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from shared.domain.conversation import Recording, Turn
 from shared.domain.emotion import Reading
 from shared.domain.history import CONTEXT_TURNS, LONGEST_BASELINE, Work
-from shared.domain.job import OPEN, Job, JobStatus, Lane, Message
+from shared.domain.job import OPEN, Job, JobStatus, Lane, ListedJob, Message
 from shared.domain.transcript import Transcript
-from shared.errors import AttemptsExhausted, TenorError
+from shared.errors import AttemptsExhausted, JobDropped, TenorError, WrongJobStatus
 from shared.store.order import next_in_line, waits
 from shared.store.tables import (
     jobs,
@@ -29,6 +29,7 @@ from shared.store.tables import (
     recordings,
     sessions,
     subjects,
+    tenants,
     transcripts,
     turns,
     voice_summaries,
@@ -82,6 +83,7 @@ class Jobs:
             .values(
                 status=JobStatus.running.value,
                 attempts=jobs.c.attempts + 1,
+                claims=jobs.c.claims + 1,
                 lease_until=func.now() + lease,
                 updated_at=func.now(),
             )
@@ -93,7 +95,9 @@ class Jobs:
         """A sign of life for the jobs that a worker is at."""
         for job in claims:
             self._connection.execute(
-                update(jobs).where(*_held(job)).values(lease_until=func.now() + lease, updated_at=func.now())
+                update(jobs)
+                .where(*_held(job), jobs.c.status == JobStatus.running.value)
+                .values(lease_until=func.now() + lease, updated_at=func.now())
             )
 
     def succeed(
@@ -109,7 +113,7 @@ class Jobs:
         The summary is kept only of a voice that may be told from others: see `turns.scope_id`.
         """
         self._hold(job.turn_id)
-        if not self._end(job, JobStatus.succeeded):
+        if not self._end(_held(job), JobStatus.succeeded):
             return False
         if transcript is not None:
             values = {"turn_id": job.turn_id, **transcript.model_dump(mode="json")}
@@ -127,7 +131,12 @@ class Jobs:
     def fail(self, job: Job, error: TenorError) -> bool:
         """End a job without a result. False where the claim was void by then."""
         self._hold(job.turn_id)
-        return self._end(job, JobStatus.failed, error)
+        return self._end(_held(job), JobStatus.failed, error)
+
+    def quarantine(self, job: Job, last_error: TenorError) -> bool:
+        """End a job that has no attempt left, until a person looks at it. False where the claim was void by then."""
+        self._hold(job.turn_id)
+        return self._end(_held(job), JobStatus.quarantined, _exhausted(job, last_error.detail))
 
     def release(self, turn_id: UUID, *, task: str, lease: timedelta) -> Sequence[Message]:
         """The messages for those that waited for a turn that has ended, to send once this transaction is committed."""
@@ -154,22 +163,89 @@ class Jobs:
         )
         return result.one_or_none() is not None
 
+    def give_back(self, claims: Collection[Job], *, task: str, lease: timedelta) -> Sequence[Message]:
+        """Let others take jobs up at once, this attempt uncounted; the messages to send once this is committed."""
+        given = [job.id for job in claims if self._given_back(job, lease)]
+        return self._sent_for(given, task)
+
     # the sweeper's way
 
     def sweep(self, *, task: str, lease: timedelta, max_attempts: int, limit: int = 500) -> int:
-        """Give every job whose lease ran out another message, or an end where it has no attempt left.
+        """Give every job whose lease ran out another message, or put it in quarantine where it has no attempt left.
 
         One whose turn has to wait is left alone until it has not. A queued job waits twice as long each time before its
         message counts as lost again, so that a long queue is not made longer by the sweeper.
         """
         spent = self._overdue(jobs.c.attempts >= max_attempts, limit)
         for job in spent:
-            self._end(job, JobStatus.failed, AttemptsExhausted(_spent(job)))
+            self._end(_held(job), JobStatus.quarantined, _exhausted(job, job.error_message))
             self.release(job.turn_id, task=task, lease=lease)
         lost = self._overdue((jobs.c.attempts < max_attempts) & ~waits(), limit)
         if lost:
             self._resend([job.id for job in lost], task, lease)
         return len(spent) + len(lost)
+
+    # a person's way
+
+    def listed(
+        self,
+        *,
+        ids: Collection[UUID] | None = None,
+        statuses: Collection[JobStatus] | None = None,
+        tenant: str | None = None,
+        limit: int | None = None,
+    ) -> list[ListedJob]:
+        """Jobs with one of the ids, of one of the statuses and of the tenant, those that changed last first."""
+        wanted = select(jobs, tenants.c.name.label("tenant"), turns.c.session_id)
+        whose = wanted.select_from(jobs).join(turns).join(sessions).join(tenants).limit(limit)
+        if ids is not None:
+            whose = whose.where(jobs.c.id.in_(ids))
+        if statuses is not None:
+            whose = whose.where(jobs.c.status.in_(statuses))
+        if tenant is not None:
+            whose = whose.where(tenants.c.name == tenant)
+        rows = self._connection.execute(whose.order_by(jobs.c.updated_at.desc(), jobs.c.id))
+        return [ListedJob.model_validate(row) for row in rows]
+
+    def requeue(self, job: Job, *, task: str, lease: timedelta) -> None:
+        """Take a job out of quarantine, with all its attempts before it. The sweeper sends for it.
+
+        Raises:
+            WrongJobStatus: it is not in quarantine.
+        """
+        again = {"status": JobStatus.queued.value, "attempts": 0, "sends": 0, "error_code": None, "error_message": None}
+        row = self._connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job.id, jobs.c.status == JobStatus.quarantined.value)
+            .values(**again, lease_until=func.now() + lease, updated_at=func.now())
+            .returning(jobs.c.id)
+        ).one_or_none()
+        if row is None:
+            raise WrongJobStatus(f"job {job.id} is not quarantined: only a quarantined one can be tried again")
+        self._announce([job.id], task)
+
+    def drop(self, job: Job) -> None:
+        """End a job for good without a result, whether it is in quarantine or has not ended. Its turn stays.
+
+        Raises:
+            WrongJobStatus: it succeeded or failed before.
+        """
+        self._hold(job.turn_id)
+        reason = "" if job.error_message is None else f"; before that: {job.error_message}"
+        dropped = JobDropped(f"an operator gave the turn up after {job.attempts} attempts{reason}")
+        droppable = jobs.c.status.in_((*OPEN, JobStatus.quarantined))
+        if not self._end((jobs.c.id == job.id, droppable), JobStatus.failed, dropped):
+            raise WrongJobStatus(f"job {job.id} succeeded or failed before: there is nothing to drop")
+
+    def _given_back(self, job: Job, lease: timedelta) -> bool:
+        unspent = {"status": JobStatus.queued.value, "attempts": jobs.c.attempts - 1}
+        row = self._connection.execute(
+            update(jobs)
+            .where(*_held(job), jobs.c.status == JobStatus.running.value)
+            .values(**unspent, lease_until=func.now() + lease, updated_at=func.now())
+            .returning(jobs.c.id)
+        ).one_or_none()
+        return row is not None
 
     def _sent_for(self, job_ids: Collection[UUID], task: str) -> Sequence[Message]:
         """A message for each job, into its lane."""
@@ -263,14 +339,18 @@ class Jobs:
                 updated_at=func.now(),
             )
         )
+        self._announce(job_ids, task)
+
+    def _announce(self, job_ids: list[UUID], task: str) -> None:
+        """A message for each job that has none waiting, into its lane; the sweeper sends it."""
         waiting = exists().where(outbox.c.job_id == jobs.c.id)
         again = select(jobs.c.id, literal(task), jobs.c.lane).where(jobs.c.id.in_(job_ids), ~waiting)
         self._connection.execute(insert(outbox).from_select(["job_id", "task", "queue"], again))
 
-    def _end(self, job: Job, status: JobStatus, error: TenorError | None = None) -> bool:
+    def _end(self, which: tuple[ColumnElement[bool], ...], status: JobStatus, error: TenorError | None = None) -> bool:
         row = self._connection.execute(
             update(jobs)
-            .where(*_held(job))
+            .where(*which)
             .values(
                 status=status.value,
                 error_code=None if error is None else error.code,
@@ -281,6 +361,8 @@ class Jobs:
         ).one_or_none()
         if row is None:
             return False
+        if status is JobStatus.quarantined:
+            return True
         # Sound that nobody consented to keep has served its purpose.
         used = select(turns.c.recording_id).where(turns.c.id == row.turn_id)
         self._connection.execute(
@@ -314,13 +396,13 @@ class Jobs:
 
 
 def _held(job: Job) -> tuple[ColumnElement[bool], ...]:
-    return (jobs.c.id == job.id, jobs.c.attempts == job.attempts, jobs.c.status.in_(OPEN))
+    return (jobs.c.id == job.id, jobs.c.claims == job.claims, jobs.c.status.in_(OPEN))
 
 
 def _heard(row: RowMapping) -> str:
     return "" if row["segments"] is None else Transcript.model_validate(dict(row)).text
 
 
-def _spent(job: Job) -> str:
-    last = "" if job.error_message is None else f"; the last error was: {job.error_message}"
-    return f"the turn was tried {job.attempts} times and never finished{last}"
+def _exhausted(job: Job, last_error: str | None) -> AttemptsExhausted:
+    last = "" if last_error is None else f"; the last error was: {last_error}"
+    return AttemptsExhausted(f"the turn was tried {job.attempts} times and never finished{last}")

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.conversation import Recording
-from shared.domain.job import OPEN
+from shared.domain.job import OPEN, JobStatus
 from shared.store.tables import doomed_blobs, jobs, recordings, turns
 
 
@@ -73,6 +73,22 @@ class Recordings:
             ids = [row.id for row in rows]
             self._connection.execute(update(recordings).where(recordings.c.id.in_(ids)).values(uri=None))
         return len(rows)
+
+    def abandon(self, quarantined_for: timedelta) -> None:
+        """Keep no longer the sound of turns that nobody looked at since they were quarantined.
+
+        Only sound that nobody consented to keep, which else goes with the end of its turn's analysis.
+        """
+        forgotten = (
+            select(turns.c.recording_id)
+            .join(jobs, jobs.c.turn_id == turns.c.id)
+            .where(jobs.c.status == JobStatus.quarantined.value, jobs.c.updated_at < func.now() - quarantined_for)
+        )
+        self._connection.execute(
+            update(recordings)
+            .where(recordings.c.id.in_(forgotten), recordings.c.expires_at.is_(None))
+            .values(expires_at=func.now())
+        )
 
     def doomed(self, limit: int = 1000) -> Sequence[str]:
         """Blobs to delete now. They stay locked until this transaction ends."""

@@ -173,7 +173,8 @@ jobs = Table(
     Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
     Column("lane", String(20), nullable=False, server_default="interactive", comment="also its queue's name"),
     Column("status", String(20), nullable=False, server_default="queued"),
-    Column("attempts", Integer, nullable=False, server_default=text("0"), comment="times a worker took it up"),
+    Column("attempts", Integer, nullable=False, server_default=text("0"), comment="claims that count"),
+    Column("claims", Integer, nullable=False, server_default=text("0"), comment="times a worker took it up"),
     Column("sends", Integer, nullable=False, server_default=text("0"), comment="times its message was sent again"),
     Column("lease_until", DateTime(timezone=True), nullable=False),
     Column("error_code", String(50)),
@@ -182,6 +183,7 @@ jobs = Table(
     _now("updated_at"),
     Index(None, "turn_id"),
     Index(None, "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
+    Index(None, "updated_at", postgresql_where=text("status = 'quarantined'")),
 )
 
 outbox = Table(

@@ -29,15 +29,21 @@ class Tenor:
     database: Database
     env: dict[str, str]
 
-    def start_worker(self) -> "subprocess.Popen[bytes]":
+    def start_worker(self, **settings: object) -> "subprocess.Popen[bytes]":
+        """A worker that is ready; `settings` by their names, where they are not everyone's."""
         log = self.settings.data_dir / "worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         # A killed worker counts as alive until its last sign of life is old.
         wait_for(lambda: self.workers() == 0, seconds=30)
         with log.open("ab") as file:
-            worker = subprocess.Popen([sys.executable, "-m", "workers"], env=self.env, stdout=file, stderr=file)
-        wait_for(lambda: self.workers() > 0 or worker.poll() is not None, seconds=60)
-        assert worker.poll() is None, log.read_text()
+            env = self.env | {f"TENOR_{name.upper()}": str(value) for name, value in settings.items()}
+            worker = subprocess.Popen([sys.executable, "-m", "workers"], env=env, stdout=file, stderr=file)
+        try:
+            wait_for(lambda: self.workers() > 0 or worker.poll() is not None, seconds=90)
+            assert worker.poll() is None, log.read_text()
+        except AssertionError:
+            worker.kill()
+            raise
         return worker
 
     def workers(self) -> int:

@@ -223,6 +223,10 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
         "keys create",
         "keys list",
         "keys revoke",
+        "jobs list",
+        "jobs show",
+        "jobs retry",
+        "jobs drop",
         "audit",
     ],
 )

@@ -16,21 +16,26 @@ import pytest
 
 from services.embedded import free_port
 from tests.acceptance.conftest import ASSETS
+from tests.conftest import PATIENCE
 
 READY_S = 90
 
 
 @contextmanager
-def running(data_dir: Path) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
-    """A started `tenor run`, and a client with the key that it printed; Ctrl-C at the end."""
+def running(data_dir: Path, **settings: str) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
+    """A started `tenor run`, and a client with the key that it printed; Ctrl-C at the end.
+
+    `settings` are environment variables; where there are none, it recovers sooner than by default.
+    """
     port = free_port()
-    env = {**os.environ, "TENOR_DATA_DIR": str(data_dir), "TENOR_LEASE_S": "3", "TENOR_SWEEP_INTERVAL_S": "0.5"}
+    env = {**os.environ, "TENOR_DATA_DIR": str(data_dir)}
+    env |= settings or {"TENOR_LEASE_S": "3", "TENOR_SWEEP_INTERVAL_S": "0.5"}
     command = [sys.executable, "-m", "services.cli", "run", "--port", str(port)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
         key = None
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + READY_S * PATIENCE
         while key is None:
             line = process.stdout.readline()
             assert line, _logs(data_dir)
@@ -40,7 +45,7 @@ def running(data_dir: Path) -> Iterator[tuple["subprocess.Popen[str]", httpx.Cli
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
             yield process, client
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) in (0, -signal.SIGKILL)  # the latter where the test itself killed it
+        assert process.wait(60 * PATIENCE) in (0, -signal.SIGKILL)  # the latter where the test itself killed it
     finally:
         process.kill()
 

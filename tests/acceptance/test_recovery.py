@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from shared.errors import EX_TEMPFAIL
 from tests.acceptance.conftest import ASSETS, Tenor
-from tests.conftest import wait_for
+from tests.conftest import PATIENCE, wait_for
 
 TURNS = 20
 RECOVERY_S = 30
@@ -61,7 +62,28 @@ def test_a_worker_told_to_stop_finishes_what_it_holds(tenor: Tenor, session_id: 
     with killed_at_the_end(worker):
         wait_for(lambda: tenor.count(session_id, "succeeded") >= 3, 30)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == 0
+        assert worker.wait(30 * PATIENCE) == 0
     assert tenor.count(session_id, "running") == 0
+    with killed_at_the_end(tenor.start_worker()):
+        assert_all_are_done_once(tenor, session_id)
+
+
+def test_what_a_worker_cannot_finish_in_time_is_given_back_at_once(tenor: Tenor, session_id: str) -> None:
+    worker = tenor.start_worker(drain_s=0, lease_s=3600)
+    with killed_at_the_end(worker):
+        wait_for(lambda: tenor.count(session_id, "running") > 0, 30)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30 * PATIENCE) == 0
+    assert tenor.count(session_id, "running") == 0
+    assert tenor.workers() == 0
+    with killed_at_the_end(tenor.start_worker(max_attempts=1)):
+        assert_all_are_done_once(tenor, session_id)
+
+
+def test_a_worker_whose_threads_hang_ends_and_leaves_its_jobs_to_others(tenor: Tenor, session_id: str) -> None:
+    worker = tenor.start_worker(worker_threads=1, stage_limit_s=0.01)
+    with killed_at_the_end(worker):
+        assert worker.wait(60 * PATIENCE) == EX_TEMPFAIL
+    assert any(turn["error"] and turn["error"]["code"] == "stage_timeout" for turn in tenor.turns(session_id))
     with killed_at_the_end(tenor.start_worker()):
         assert_all_are_done_once(tenor, session_id)

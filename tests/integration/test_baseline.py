@@ -247,8 +247,34 @@ def test_who_has_no_attempt_left_keeps_nobody_waiting(house: House) -> None:
     assert house.claim(first, lease=NO_TIME) is not None
     assert house.claim(second) is None
     assert house.sweep(max_attempts=1) == [second.id]
-    assert house.status(first)[0] is JobStatus.failed
+    assert house.status(first)[0] is JobStatus.quarantined
     assert house.done(second).earlier == ()
+
+
+def test_a_turn_that_waits_for_one_that_is_dropped_goes_on(house: House) -> None:
+    session = house.session()
+    first, second = house.say(session), house.say(session)
+    late = house.claim(first)
+    assert late is not None
+    with house.database.transaction() as transaction:
+        transaction.jobs.drop(first)
+        sent = transaction.jobs.release(first.turn_id, task=ANALYZE_TURN, lease=LEASE)
+    assert [message.job_id for message in sent] == [second.id]
+    assert house.succeed(late) is None
+    assert house.done(second).earlier == ()
+
+
+def test_a_turn_tried_again_is_read_against_those_before_it_and_those_after_it_wait(house: House) -> None:
+    session = house.session()
+    first, second, third = (house.say(session) for _ in range(3))
+    house.done(first)
+    assert house.claim(second, lease=NO_TIME) is not None
+    house.sweep(max_attempts=1)
+    with house.database.transaction() as transaction:
+        transaction.jobs.requeue(second, task=ANALYZE_TURN, lease=LEASE)
+    assert house.claim(third) is None
+    assert house.done(second).earlier == turn_ids(first)
+    assert house.done(third).earlier == turn_ids(first, second)
 
 
 def test_a_deleted_session_keeps_nobody_waiting(house: House) -> None:

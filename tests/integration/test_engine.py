@@ -3,8 +3,11 @@
 import base64
 import json
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -20,6 +23,7 @@ from shared.blobs import BlobFolder
 from shared.domain.job import Lane
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
 from shared.modeling.baseline import Summary
+from shared.modeling.lazy import Lazy
 from shared.modeling.pipeline import Analysis, Pipeline, Submit
 from shared.modeling.transcriber import Clip, Transcriber
 from shared.queue import Queue, celery_app
@@ -197,6 +201,20 @@ def test_the_unexpected_puts_the_job_back_without_repeating_what_was_said(
     assert SECRET not in caplog.text
 
 
+def test_a_turn_whose_last_attempt_fails_is_quarantined_at_once_and_says_so_without_what_was_said(
+    say: Say, hears: Hears, engine: Engine, settings: Settings
+) -> None:
+    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    hears.broken = True
+    turn = say(recording=wav())
+    assert (turn["status"], turn["error"]["code"]) == ("quarantined", "attempts_exhausted")
+    assert "tried 1 times" in turn["error"]["message"]
+    assert "ValueError" in turn["error"]["message"]
+    assert SECRET not in turn["error"]["message"]
+    hears.broken = False
+    assert say(recording=wav())["status"] == "succeeded"
+
+
 def test_nothing_that_was_said_is_logged(say: Say, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         say(text=SECRET)
@@ -268,6 +286,77 @@ def test_what_a_job_took_is_measured(say: Say) -> None:
     before = counts()
     say(recording=wav())
     assert [after - was for was, after in zip(before, counts(), strict=True)] == [1] * len(before)
+
+
+class Hangs(Hears):
+    """A transcriber that hears nothing more until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.goes_on = threading.Event(), threading.Event()
+
+    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+        self.reached.set()
+        assert self.goes_on.wait(30)
+        return super().speech(samples)
+
+
+@pytest.fixture
+def hangs(engine: Engine) -> Iterator[Hangs]:
+    """The engine's transcriber from now on."""
+    hanging = Hangs()
+    engine._pipeline._transcriber = Lazy(lambda: cast("Transcriber", hanging))
+    yield hanging
+    hanging.goes_on.set()
+
+
+def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_other_threads(
+    api: TestClient, send: Send, engine: Engine, hangs: Hangs, settings: Settings
+) -> None:
+    engine._settings = settings.model_copy(update={"stage_limit_s": 0.1})
+    (location, job_id), (written, other) = send(recording=wav()), send(text="I am happy")
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(engine.run, job_id)
+        assert hangs.reached.wait(10)
+        time.sleep(0.2)
+        engine.give_up_stuck()
+        turn = api.get(location).json()
+        assert (turn["status"], turn["error"]["code"]) == ("queued", "stage_timeout")
+        assert "the stage 'vad' took longer than 0.1 s" in turn["error"]["message"]
+        assert (engine.held, engine.stuck, engine.busy) == ([], 1, False)
+        engine.run(other)
+        assert api.get(written).json()["status"] == "succeeded"
+        hangs.goes_on.set()
+        assert hanging.result(10)
+    assert engine.stuck == 0
+
+
+def test_what_is_not_finished_is_given_back_without_using_an_attempt(
+    api: TestClient, send: Send, engine: Engine, hangs: Hangs, settings: Settings, database: Database
+) -> None:
+    location, job_id = send(recording=wav())
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(engine.run, job_id)
+        assert hangs.reached.wait(10)
+        broker.flushdb()
+        engine.close()
+        engine.give_back()
+        assert broker.llen(Lane.interactive.value) == 1
+        with database.transaction() as transaction:
+            work = transaction.jobs.claim(job_id, timedelta(seconds=30), "bundle")
+        assert work is not None
+        assert work.job.attempts == 1
+        hangs.goes_on.set()
+        late.result(10)
+    assert api.get(location).json()["status"] == "running"  # what came late was not ours to write
+
+
+def test_an_engine_that_is_closed_takes_no_job_up(api: TestClient, send: Send, engine: Engine) -> None:
+    location, job_id = send(text="I am happy")
+    engine.close()
+    assert not engine.run(job_id)
+    assert api.get(location).json()["status"] == "queued"
 
 
 def test_a_job_that_is_gone_is_no_error(engine: Engine) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 import redis
+import time_machine
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
@@ -21,7 +22,7 @@ from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Job, JobStatus, Lane
 from shared.domain.transcript import Transcript
-from shared.errors import AudioUndecodable, TenorError, Unavailable
+from shared.errors import AudioUndecodable, TenorError, Unavailable, WrongJobStatus
 from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
@@ -152,6 +153,29 @@ def test_a_renewed_lease_holds(database: Database, add_turn: AddTurn) -> None:
     assert claim(database, job) is None
 
 
+@pytest.mark.parametrize("minutes", [5, -5])
+def test_a_worker_whose_clock_is_wrong_holds_its_lease_as_long_as_any(
+    database: Database, add_turn: AddTurn, tenant_id: UUID, settings: Settings, minutes: int
+) -> None:
+    def lease_s() -> float:
+        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+            row = connection.execute("SELECT extract(epoch FROM lease_until - now()) FROM jobs").fetchone()
+        assert row is not None
+        return float(row[0])
+
+    with time_machine.travel(time.time() + 60 * minutes, tick=True):
+        job = claim(database, add_turn())
+        assert job is not None
+        assert 0 < lease_s() <= LEASE.total_seconds()
+        with database.transaction() as transaction:
+            transaction.jobs.renew([job], 2 * LEASE)
+        assert LEASE.total_seconds() < lease_s() <= 2 * LEASE.total_seconds()
+        assert sweep(database) == 0
+        with database.transaction() as transaction:
+            transaction.jobs.retry(job, TenorError("broken"), LEASE)
+        assert 0 < lease_s() <= LEASE.total_seconds()
+
+
 def test_a_dead_workers_job_is_sent_again(database: Database, add_turn: AddTurn) -> None:
     job = claim(database, add_turn(), lease=NO_TIME)
     assert job is not None
@@ -202,8 +226,59 @@ def test_a_job_without_attempts_left_ends_with_its_reason(
         transaction.jobs.retry(job, TenorError("internal error (ValueError)"), NO_TIME)
     assert sweep(database, max_attempts=1) == 1
     found = read(database, tenant_id, job).job
-    assert (found.status, found.error_code) == (JobStatus.failed, "attempts_exhausted")
+    assert (found.status, found.error_code) == (JobStatus.quarantined, "attempts_exhausted")
     assert "ValueError" in (found.error_message or "")
+    assert found.ended
+
+
+def quarantined(database: Database, job: Job) -> Job:
+    claimed = claim(database, job)
+    assert claimed is not None
+    with database.transaction() as transaction:
+        assert transaction.jobs.quarantine(claimed, TenorError("internal error (ValueError)"))
+    return claimed
+
+
+def requeue(database: Database, job: Job) -> None:
+    with database.transaction() as transaction:
+        transaction.jobs.requeue(job, task=ANALYZE_TURN, lease=LEASE)
+
+
+def test_a_quarantined_job_is_nobodys_until_it_is_put_back_with_fresh_attempts(
+    database: Database, add_turn: AddTurn, tenant_id: UUID
+) -> None:
+    job = add_turn(lease=NO_TIME)
+    stuck = quarantined(database, job)
+    assert (claim(database, job), sweep(database)) == (None, 0)
+    forget_outbox(database)
+    requeue(database, job)
+    assert unsent(database) == [job.id]
+    again = claim(database, job)
+    assert again is not None
+    assert (again.attempts, again.error_code) == (1, None)
+    assert not succeed(database, stuck)  # which was the first attempt, too
+    assert succeed(database, again)
+    assert read(database, tenant_id, job).job.status is JobStatus.succeeded
+
+
+def test_only_what_is_in_quarantine_can_be_tried_again(database: Database, add_turn: AddTurn) -> None:
+    with pytest.raises(WrongJobStatus, match="not quarantined"):
+        requeue(database, add_turn())
+
+
+def test_what_is_dropped_ends_for_good_and_keeps_its_turn(
+    database: Database, add_turn: AddTurn, tenant_id: UUID
+) -> None:
+    job = quarantined(database, add_turn())
+    with database.transaction() as transaction:
+        transaction.jobs.drop(job)
+    found = read(database, tenant_id, job)
+    assert (found.job.status, found.job.error_code) == (JobStatus.failed, "job_dropped")
+    assert found.turn.text == "good news"
+    with pytest.raises(WrongJobStatus), database.transaction() as transaction:
+        transaction.jobs.drop(job)
+    with pytest.raises(WrongJobStatus):
+        requeue(database, job)
 
 
 def test_a_turn_deleted_while_it_is_analysed_leaves_nothing(
@@ -337,7 +412,7 @@ def test_an_upload_that_was_never_claimed_is_deleted(
 
 
 @pytest.mark.parametrize(("retention", "kept"), [(None, False), (NO_TIME, False), (timedelta(days=1), True)])
-@pytest.mark.parametrize("outcome", ["succeeds", "fails"])
+@pytest.mark.parametrize("outcome", ["succeeds", "fails", "is quarantined for too long", "is dropped"])
 def test_a_recording_outlives_its_analysis_only_with_consent(
     sweeper: Sweeper,
     settings: Settings,
@@ -361,15 +436,25 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
         )
         queued, _ = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=LEASE)
     sweeper.sweep()
-    path = BlobFolder(settings.blob_dir).path(uri)
+    path = settings.blob_dir / uri
     assert path.exists()
     job = claim(database, queued)
     assert job is not None
     if outcome == "succeeds":
         assert succeed(database, job)
-    else:
+    elif outcome == "fails":
         with database.transaction() as transaction:
             assert transaction.jobs.fail(job, AudioUndecodable("damaged"))
+    else:
+        with database.transaction() as transaction:
+            transaction.jobs.quarantine(job, TenorError("broken"))
+        sweeper.sweep()
+        assert path.exists() is (retention != NO_TIME)
+        if outcome == "is dropped":
+            with database.transaction() as transaction:
+                transaction.jobs.drop(job)
+        else:
+            _age(settings, job, timedelta(days=8))
     sweeper.sweep()
     assert path.exists() is kept
 
@@ -418,3 +503,8 @@ def test_migrations_and_tables_agree(settings: Settings) -> None:
 def _let_lease_run_out(settings: Settings, job: Job) -> None:
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s' WHERE id = %s", [job.id])
+
+
+def _age(settings: Settings, job: Job, by: timedelta) -> None:
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE jobs SET updated_at = updated_at - %s WHERE id = %s", [by, job.id])

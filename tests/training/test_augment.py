@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from shared.audio import SAMPLE_RATE, Samples
 from tests.sounds import tone
-from training.data.augment import AUGMENTATIONS, noise, reverberation, speed, telephone, with_bands_masked
+from training.data.augment import (
+    AUGMENTATIONS,
+    OTHER_VOICES,
+    draws,
+    noise,
+    other_voice,
+    reverberation,
+    speed,
+    telephone,
+    with_bands_masked,
+)
+from training.data.corpus import Split, Utterance
 
 seeds = pytest.mark.parametrize("seed", range(4))
 
@@ -42,7 +53,7 @@ def test_each_gives_finite_samples_that_the_seed_decides(name: str, seed: int) -
 def test_silence_stays_finite_and_as_long(name: str, size: int) -> None:
     quiet = AUGMENTATIONS[name](np.zeros(size, np.float32), np.random.default_rng(0))
     assert np.isfinite(quiet).all()
-    if name != "speed":
+    if name not in ("speed", *OTHER_VOICES):
         assert quiet.size == size
 
 
@@ -53,6 +64,28 @@ def test_speed_changes_length_and_pitch_by_the_same_8_to_15_percent(seed: int) -
     factor = samples.size / changed.size
     assert 0.079 < abs(factor - 1) < 0.151
     assert loudest(changed) == pytest.approx(500 * factor, rel=0.01)
+
+
+@seeds
+def test_another_voice_has_another_pitch_and_another_response(seed: int) -> None:
+    samples = tone(2.0, 500)
+    changed = other_voice(samples, np.random.default_rng(seed))
+    factor = samples.size / changed.size
+    assert 2**-0.36 < factor < 2**0.36
+    assert loudest(changed) == pytest.approx(500 * factor, rel=0.02)
+    assert 0.19 < np.abs(changed).max() < 0.91
+
+
+def test_a_speaker_has_one_other_voice_in_all_utterances_and_another_in_the_next() -> None:
+    said = [
+        Utterance(id_, "ravdess", "en", Split.train, None, None, speaker, "calm")
+        for id_, speaker in (("1", "a"), ("2", "a"), ("3", "b"))
+    ]
+    first, second = OTHER_VOICES[:2]
+    same, again, different = (draws(first, one).random() for one in said)
+    assert same == again
+    assert len({same, different, draws(second, said[0]).random()}) == 3
+    assert draws("noise", said[0]).random() != draws("noise", said[1]).random()
 
 
 @seeds

@@ -77,6 +77,7 @@ def batches(
         "corpus_weights": {},
         "augmentations": ["noise", "speed"],
         "gaps": 0.0,
+        "bands": 0.0,
         "own_words": 0.3,
         "matching_words": 0.4,
         "neutral_words": 0.0,
@@ -294,3 +295,21 @@ def test_texts_are_not_mixed() -> None:
 def test_no_mixing_is_none() -> None:
     batch = voices(4, 6)
     assert batch.mixed(0.0) is batch
+
+
+def test_bands_of_a_voice_are_held_at_its_mean(tmp_path: Path) -> None:
+    said = [spoken("ravdess", i) for i in range(20)]
+    rng = np.random.default_rng(0)
+    voices = {u.id: rng.standard_normal((6, 2, 16)).astype(np.float16) for u in said}
+    FeatureFile.write(tmp_path / "ravdess" / "original", voices.items())
+    FeatureFile.write(tmp_path / "ravdess" / "text", [(u.id, np.zeros((1, 32), np.float16)) for u in said])
+    cached = Features(tmp_path, ["ravdess"], ["original"])
+    for bands in (0.0, 0.5):
+        drawn = next(iter(batches(cached, said, [], voices=20, augmentations=[], bands=bands)))[0]
+        held = 0
+        for utterance, voice in zip(drawn.utterances, drawn.voice.features, strict=True):
+            whole = torch.from_numpy(voices[utterance.id].astype(np.float32))
+            band = (voice != whole).any(dim=0).any(dim=0)
+            torch.testing.assert_close(voice[:, :, band], whole.mean(dim=0)[:, band].expand(6, -1, -1))
+            held += int(band.sum())
+        assert (held > 0) == (bands > 0)

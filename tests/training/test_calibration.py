@@ -18,7 +18,7 @@ from training.calibration import (
     softmax,
 )
 from training.data.corpus import Split, Utterance, target
-from training.recipes.train import fold_of, is_training
+from training.data.splits import fold_of, is_training
 
 logits = arrays(np.float64, (3, 7), elements=st.floats(-30, 30))
 

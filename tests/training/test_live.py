@@ -1,23 +1,28 @@
 """Encoders that learn together with the fusion: pretrained ones of either modality, and those of a bundle."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from shared.modeling.loading import ENCODERS, load_encoders, read_manifest
+from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained import PretrainedSpeechConfig, PretrainedTextConfig
 from tests import checkpoints
 from tests.unit.tiny import FUSION
 from training.branches import Branches, TextBranch, VoiceBranch
+from training.data.dataset import Example, Words
 from training.data.labels import SCHEMES, common
 from training.data.load import load
 from training.finetuning import Lora
 from training.lit_fusion import LitFusion
 from training.recipes.cross_corpus import cross_corpus
-from training.recipes.evaluate import Trained, evaluate, predict
+from training.recipes.evaluate import Reader, Trained, evaluate, predict
+from training.recipes.export_bundle import export_bundle
 from training.recipes.train import train
 from training.report import Report
 
@@ -86,6 +91,48 @@ def test_a_run_is_evaluated_with_the_encoders_that_it_wrote(
     }
 
 
+@pytest.mark.parametrize("freeze", [0, "all"])
+def test_a_run_with_encoders_of_its_own_becomes_a_bundle(
+    data: Path, tmp_path: Path, trained: Train, text: TextBranch, voice: VoiceBranch, freeze: int | Literal["all"]
+) -> None:
+    words, sound = (branch.model_copy(update={"freeze": freeze}) for branch in (text, voice))
+    result = trained("ravdess", "meld", text=words, voice=sound, relative=True, labels="four")
+    export_bundle(data, [tmp_path / "run"], tmp_path / "bundle", name="full", whisper="large-v3-turbo")
+    manifest = read_manifest(tmp_path / "bundle")
+    assert (manifest.asr.options, manifest.label_space.name) == ({"size": "large-v3-turbo"}, "four")
+    (tmp_path / "run").rename(tmp_path / "moved")
+
+    pipeline = Pipeline.load(tmp_path / "bundle", lambda: pytest.fail("nobody speaks"))
+    reading = pipeline.analyze(samples=None, text="what a day", context=["I am so happy"]).reading
+    assert reading.scores is not None
+    turn = load(data, ["meld"])[0]
+    expected = result.read([Example(turn, Words("what a day", ("I am so happy",)), None)])
+    temperature = manifest.calibration.text_temperature
+    probabilities = torch.softmax(expected.logits[0] / temperature, dim=-1).tolist()
+    assert list(reading.scores.categories.values()) == pytest.approx(probabilities, abs=2e-3)
+
+
+def test_a_run_that_lacks_a_modality_is_no_bundle(data: Path, tmp_path: Path, trained: Train, text: TextBranch) -> None:
+    trained("meld", text=text)
+    with pytest.raises(ValueError, match="no speech branch"):
+        export_bundle(data, [tmp_path / "run"], tmp_path / "bundle")
+    with pytest.raises(ValueError, match="give one"):
+        export_bundle(data, [tmp_path / "run"] * 2, tmp_path / "bundle")
+
+
+def test_a_text_encoder_that_learned_tells_what_it_was_read_with(
+    data: Path, tmp_path: Path, trained: Train, encoders: Path
+) -> None:
+    own = TextBranch(encoder=PretrainedTextConfig(source=str(encoders), context_turns=2), learning_rate=1e-2)
+    trained("meld", text=own)
+    learned, _ = load_encoders(tmp_path / "run" / "encoders")
+    assert learned.config.context_turns == 2
+    before, _ = load_encoders(encoders)
+    assert not torch.equal(learned(["the day"]).features, before(["the day"]).features)
+    sources = json.loads((tmp_path / "run" / "encoders" / ENCODERS).read_text())["sources"]
+    assert sources == {"text_encoder": "random, fine-tuned", "speech_encoder": "random"}
+
+
 def test_pooled_runs_each_answer_for_themselves(data: Path, tmp_path: Path, trained: Train, text: TextBranch) -> None:
     trained("meld", text=text)
     evaluate(data, [tmp_path / "run"] * 3, tmp_path / "report", pooled=True)
@@ -139,8 +186,8 @@ def test_a_voice_that_is_read_against_its_speaker_with_an_encoder_that_learns(
     data: Path, trained: Train, voice: VoiceBranch
 ) -> None:
     result = trained("ravdess", voice=voice, relative=True)
-    utterances = result.run.utterances(data)
-    first, later = (predict([result], utterances, text=False, voice=True, earlier_turns=n)[1] for n in (0, 3))
+    readers = [Reader(result, result.run.utterances(data))]
+    first, later = (predict(readers, "ravdess", text=False, voice=True, earlier_turns=n)[1] for n in (0, 3))
     assert first.shape == later.shape == (32, 7)
     assert not torch.allclose(torch.from_numpy(first), torch.from_numpy(later))
 

@@ -18,6 +18,7 @@ from training.metrics import (
     multilabel_metrics,
     reliability,
     risk_coverage,
+    scores,
 )
 
 
@@ -41,6 +42,15 @@ def test_figures_worked_out_by_hand() -> None:
     assert found.brier == pytest.approx(2 / 4)
     assert found.confusion[0] == [1, 1, 0, 0, 0, 0, 0]
     assert np.array(found.confusion).shape == (7, 7)
+
+
+def test_scores_of_what_is_named_without_probabilities() -> None:
+    found = scores([1, 1, 1, 0], [1, 1, 0, 0], ["fear", "joy"])
+    assert (found.count, found.accuracy) == (4, 0.75)
+    assert found.weighted_f1 == pytest.approx((3 * 0.8 + 2 / 3) / 4)
+    assert found.uar == pytest.approx((1 + 2 / 3) / 2)
+    assert found.classes["joy"].recall == pytest.approx(2 / 3)
+    assert found.confusion == [[1, 0], [1, 2]]
 
 
 def test_a_category_that_does_not_occur_counts_only_where_it_is_wrongly_named() -> None:
@@ -234,6 +244,25 @@ def test_utterances_of_one_speaker_count_as_one_draw() -> None:
     low, high = bootstrap_intervals(labels, certain(predicted), speakers)["accuracy"]
     assert high - low > 3 * (alone[1] - alone[0])
     assert bootstrap_intervals(labels, certain(predicted), ["one"] * 400) == {}
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.7, 0.7), (0.5, 0.9), (0.95, 0.3)])
+def test_intervals_over_two_speakers_are_no_narrower_than_those_over_their_clips(first: float, second: float) -> None:
+    labels = np.tile(np.arange(4), 30)
+    right = np.random.default_rng(0).random(120) < np.repeat([first, second], 60)
+    answered = certain(np.where(right, labels, (labels + 1) % 4).tolist())
+    of_clips = bootstrap_intervals(labels, answered, resamples=3000)
+    of_speakers = bootstrap_intervals(labels, answered, ["a"] * 60 + ["b"] * 60, resamples=3000)
+    for name, (low, high) in of_clips.items():
+        by_speakers = of_speakers[name][1] - of_speakers[name][0]
+        assert by_speakers >= 0.95 * (high - low), name  # but for the luck of the draws
+
+
+def test_a_speaker_drawn_twice_is_not_the_same_clips_twice() -> None:
+    labels, predicted = np.zeros(40, dtype=int), [0, 1] * 20
+    low, high = bootstrap_intervals(labels, certain(predicted), ["a"] * 20 + ["b"] * 20, resamples=4000)["accuracy"]
+    # Both speakers are alike, so only their clips vary.
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 40), rel=0.1)
 
 
 def test_an_interval_over_seeds_covers_their_luck() -> None:

@@ -11,19 +11,23 @@ import yaml
 from safetensors.torch import load_file
 
 from shared.domain.emotion import EKMAN7, Modality
-from shared.modeling.loading import MANIFEST, read_manifest
+from shared.modeling.loading import MANIFEST, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
+from shared.modeling.pretrained import PretrainedSpeechConfig
 from shared.modeling.transcriber import Transcriber
 from tests.unit.tiny import FUSION
+from training.branches import VoiceBranch
 from training.data.corpus import views
+from training.data.features import FeatureFile
 from training.data.load import load
 from training.lit_fusion import LitFusion
+from training.losses import LossConfig
 from training.recipes.cache_features import cache_features
-from training.recipes.evaluate import EARLIER_TURNS
+from training.recipes.evaluate import EARLIER_TURNS, evaluate
 from training.recipes.export_bundle import export_bundle
-from training.recipes.train import train
+from training.recipes.train import Run, train
 
-CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SHAPES = [
     f"--fusion.{name}={value}" for name, value in FUSION.model_dump(exclude={"relative"}, exclude_none=True).items()
 ]
@@ -40,16 +44,26 @@ def untouched() -> Transcriber:
     pytest.fail("the speech models were touched")
 
 
-def test_there_is_a_configuration() -> None:
-    assert CONFIGS
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_makes_a_bundle_that_is_served(
-    config: Path, data: Path, cache: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_text_encoder_of_compact_learns_to_read_with_the_turns_before(
+    data: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config, source = CONFIGS / "compact_text.yaml", f"--text.encoder.source={encoders}"
+    fusion = ["--fusion.width=16", "--fusion.head_width=8", "--precision=32-true", "--text.freeze=0"]
+    recipe(monkeypatch, "train", str(config), f"--data={data}", f"--out={tmp_path}", source, *fusion, *SHORT)
+    learned, _ = load_encoders(tmp_path / "encoders")
+    assert learned.config.context_turns == 2
+    cache_features(tmp_path / "encoders", data, tmp_path / "cache", ["meld"])
+    assert FeatureFile.exists(tmp_path / "cache" / "meld" / "text")
+
+
+def test_the_configuration_of_compact_makes_a_bundle_that_is_served(
+    data: Path, cache: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIGS / "compact.yaml"
+    options = yaml.safe_load(config.read_text())
+    cache_features(encoders, data, cache, options["corpora"], options["augmentations"])
     places = [f"--data={data}", f"--cache={cache}"]
-    corpora = yaml.safe_load(config.read_text())["corpora"]
+    corpora = options["corpora"]
     known = views(load(data, corpora))
     measured = {
         f"{name}, {turns} earlier turn{'s' if turns != 1 else ''}" if voice else name
@@ -109,7 +123,7 @@ def counts(figures: dict[str, dict[str, int]]) -> tuple[int, int]:
     return ravdess["utterances"], urdu["utterances"]
 
 
-def short_training(data: Path, cache: Path, out: Path, corpora: list[str], **options: bool | int) -> None:
+def short_training(data: Path, cache: Path, out: Path, corpora: list[str], **options: bool | int | LossConfig) -> None:
     sizes = {"voices": 4, "texts": 4, "steps_per_epoch": 2, "epochs": 2} | options
     train(data, out, corpora, cache, fusion=FUSION, accelerator="cpu", **sizes)  # pyright: ignore[reportArgumentType]
 
@@ -171,9 +185,49 @@ def test_the_seed_decides_the_weights(data: Path, cache: Path, tmp_path: Path) -
 @pytest.mark.parametrize("corpora", [["urdu_latif"], ["goemotions"]], ids=["voices", "texts"])
 def test_a_bundle_of_one_modality(data: Path, cache: Path, encoders: Path, tmp_path: Path, corpora: list[str]) -> None:
     short_training(data, cache, tmp_path / "run", corpora, epochs=1)
-    export_bundle(data, cache, encoders, [tmp_path / "run"], tmp_path / "bundle")
+    export_bundle(data, [tmp_path / "run"], tmp_path / "bundle", cache, encoders)
     calibration = yaml.safe_load((tmp_path / "bundle" / MANIFEST).read_text())["calibration"]
     assert calibration["temperature"] == 1.0
+
+
+def test_several_categories_of_a_text_are_measured_where_each_is_a_question_of_its_own(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    for multi_label in (True, False):
+        run, out = tmp_path / f"run {multi_label}", tmp_path / f"report {multi_label}"
+        short_training(data, cache, run, ["goemotions"], epochs=1, loss=LossConfig(multi_label=multi_label))
+        evaluate(data, [run, run], out, cache, pooled=True, accelerator="cpu")
+        found = json.loads((out / "metrics.json").read_text())["views"]["goemotions text"]["multi_label"]
+        assert ("## Several categories at once" in (out / "report.md").read_text()) == multi_label
+        assert (None if found is None else found["count"]) == (16 if multi_label else None)
+
+
+def test_each_of_several_categories_counts_whole_where_it_is_a_question_of_its_own(data: Path) -> None:
+    for multi_label, counted in ((True, 1.0), (False, 0.5)):
+        run = Run(corpora=("goemotions",), fusion=FUSION, loss=LossConfig(multi_label=multi_label))
+        several = next(u for u in run.utterances(data) if "of two minds" in (u.text or ""))
+        assert several.target == (counted, 0, 0, 0, 0, counted, 0)
+
+
+def test_what_is_cached_is_opened_once_however_many_views_there_are(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_training(data, cache, tmp_path / "run", ["ravdess"], epochs=1)
+    opened: list[Path] = []
+    opening = FeatureFile.__init__
+    monkeypatch.setattr(FeatureFile, "__init__", lambda file, folder: opened.append(folder) or opening(file, folder))
+    evaluate(data, [tmp_path / "run"], tmp_path / "report", cache, accelerator="cpu")
+    assert sorted(opened) == [cache / "ravdess" / "original", cache / "ravdess" / "text"]
+
+
+def test_bands_of_what_is_not_cached_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"bands is 0\.2, but it masks cached features"):
+        train(data, tmp_path, ["ravdess"], voice=VoiceBranch(encoder=PretrainedSpeechConfig(source="none")), bands=0.2)
+
+
+def test_a_way_of_recording_that_is_not_cached_is_named(data: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no 'reverberation' of ravdess.*cache_features"):
+        short_training(data, cache, tmp_path, ["ravdess"], augmentations=["reverberation"])
 
 
 def test_what_is_cached_is_not_done_again(

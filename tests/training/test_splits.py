@@ -4,13 +4,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.corpus import Leakage, Split, Utterance, check_leakage, target
 from training.data.load import load
-from training.data.splits import Strategy, notes, split
+from training.data.splits import Strategy, folds, notes, split
 
 
 def spoken(number: int, speaker: str | None, show: str | None = None, label: str = "joy") -> Utterance:
@@ -181,3 +182,19 @@ def test_a_report_on_a_corpus_without_speakers_says_so(data: Path) -> None:
         assert notes(split(utterances, strategy), strategy) == [
             "punjabi_rasa: the corpus does not name its speakers: the same voice may stand in train and test"
         ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from("abcdef"), min_size=24, max_size=24).filter(lambda names: len(set(names)) > 3))
+def test_folds_by_speaker_have_nobody_on_both_sides_and_test_everybody_once(speakers: list[str]) -> None:
+    found = list(folds(["joy", "anger"] * 12, speakers, "speaker", count=3, seed=0))
+    for trained, tested in found:
+        assert not {speakers[i] for i in trained} & {speakers[i] for i in tested}
+    assert sorted(np.concatenate([tested for _, tested in found])) == list(range(24))
+
+
+def test_folds_at_random_have_equal_shares_of_each_label() -> None:
+    labels = np.array(["joy"] * 20 + ["anger"] * 10)
+    for trained, tested in folds(labels, None, "random", count=5, seed=0):
+        assert Counter(labels[tested]) == {"joy": 4, "anger": 2}
+        assert not set(trained) & set(tested)

@@ -26,14 +26,14 @@ def numbers(scores: EmotionScores | None) -> list[float]:
 
 def test_a_text_reads_as_it_always_did(compact: Pipeline) -> None:
     reading = compact.analyze(samples=None, text="I am so happy, this is wonderful!").reading
-    golden = [0.0062, 0.0038, 0.0035, 0.8724, 0.0176, 0.0087, 0.0878, 0.9551]
+    golden = [0.0041, 0.0024, 0.0018, 0.9630, 0.0081, 0.0036, 0.0169, 0.9861]
     assert numbers(reading.scores) == pytest.approx(golden, abs=2e-3)
 
 
 def test_a_voice_reads_as_it_always_did(compact: Pipeline) -> None:
     # The words are in a script that the text encoder does not know.
     reading = compact.analyze(samples=decode(ENGLISH), text="我很高兴").reading
-    golden = [0.7607, 0.0045, 0.0110, 0.0046, 0.2064, 0.0122, 0.0006, -0.9215]
+    golden = [0.4850, 0.0061, 0.0276, 0.0367, 0.4097, 0.0313, 0.0034, -0.4717]
     assert reading.text_only is None
     assert numbers(reading.scores) == pytest.approx(golden, abs=5e-3)
 
@@ -41,9 +41,9 @@ def test_a_voice_reads_as_it_always_did(compact: Pipeline) -> None:
 def test_happy_words_in_a_flat_voice_are_incongruent(compact: Pipeline) -> None:
     words = "I am so happy to see you again after all these years."
     reading = compact.analyze(samples=decode(ENGLISH), text=words).reading
-    golden = [0.5445, 0.0024, 0.0073, 0.0297, 0.4014, 0.0142, 0.0005, -0.3157]
+    golden = [0.4095, 0.0017, 0.0093, 0.1699, 0.3916, 0.0167, 0.0014, 0.4461]
     assert numbers(reading.scores) == pytest.approx(golden, abs=5e-3)
-    assert reading.incongruence == pytest.approx(0.912, abs=5e-3)
+    assert reading.incongruence == pytest.approx(0.882, abs=5e-3)
 
 
 @pytest.mark.parametrize(

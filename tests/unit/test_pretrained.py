@@ -257,12 +257,34 @@ def test_a_speech_encoder_hears_the_same_when_saved_and_loaded(
     torch.testing.assert_close(again([sound(1.0)]).features, encoder([sound(1.0)]).features)
 
 
-def test_a_checkpoint_of_pickles_is_refused_unopened(folder: Callable[[str], Path], tmp_path: Path) -> None:
+@torch.inference_mode()
+def test_a_checkpoint_that_is_a_pickle_of_tensors_is_read(folder: Callable[[str], Path], tmp_path: Path) -> None:
     pickled = shutil.copytree(folder("XLS-R"), tmp_path / "pickled")
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    with pytest.raises(WeightsMissing, match=r"no model\.safetensors.*never opened.*revision"):
+    heard, same = (speech_encoder(source)([sound(1.0)]).features for source in (pickled, folder("XLS-R")))
+    torch.testing.assert_close(heard, same)
+
+
+def test_a_pickle_that_would_run_code_is_refused(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "sprung",)
+
+    pickled = shutil.copytree(folder("XLS-R"), tmp_path / "pickled")
+    torch.save({"weight": Trap()}, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"pytorch_model\.bin.*more than tensors"):
         speech_encoder(pickled)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_checkpoint_without_weights_says_which_files_it_must_hold(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bare = shutil.copytree(folder("XLS-R"), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(WeightsMissing, match=r"no weights.*model\.safetensors.*pytorch_model\.bin"):
+        speech_encoder(bare)
 
 
 def test_a_checkpoint_of_another_kind_is_refused_by_name(folder: Callable[[str], Path]) -> None:

@@ -1,13 +1,16 @@
 """Other ways the same utterance might have been recorded."""
 
 from collections.abc import Callable
+from fractions import Fraction
+from zlib import crc32
 
 import numpy as np
 import torch
-from scipy.signal import fftconvolve
+from scipy.signal import fftconvolve, resample_poly
 from torch import Tensor
 
 from shared.audio import SAMPLE_RATE, Samples
+from training.data.corpus import Utterance
 
 Augmentation = Callable[[Samples, np.random.Generator], Samples]
 
@@ -55,13 +58,34 @@ def reverberation(samples: Samples, rng: np.random.Generator) -> Samples:
     return (wet * _level(samples) / max(_level(wet), 1e-9)).astype(np.float32)
 
 
+def other_voice(samples: Samples, rng: np.random.Generator) -> Samples:
+    """As somebody else might sound, in another room: pitch, formants and pace up to 27 % higher or lower, all pitches
+    louder or softer than they were, at another loudness.
+
+    Drawn once for a speaker, it makes another speaker of the same emotions, whose baseline is another too.
+    """
+    factor = Fraction(2 ** rng.uniform(-0.35, 0.35)).limit_denominator(40)
+    heard = _equalized(resample_poly(samples, factor.numerator, factor.denominator), rng)
+    return (heard * rng.uniform(0.2, 0.9) / max(float(np.abs(heard).max()), 1e-6)).astype(np.float32)
+
+
+OTHER_VOICES = tuple(f"other_voice_{number}" for number in range(1, 5))
+"""Each drawn once for a speaker, and not for every utterance."""
+
 AUGMENTATIONS: dict[str, Augmentation] = {
     "original": original,
     "speed": speed,
     "noise": noise,
     "telephone": telephone,
     "reverberation": reverberation,
+    **dict.fromkeys(OTHER_VOICES, other_voice),
 }
+
+
+def draws(name: str, utterance: Utterance) -> np.random.Generator:
+    """What an augmentation is drawn by: the same for an utterance every time, or for all of its speaker's."""
+    whose = f"{utterance.corpus} {utterance.group}" if name in OTHER_VOICES else utterance.id
+    return np.random.default_rng(crc32(f"{name} {whose}".encode()))
 
 
 def with_bands_masked(
@@ -81,6 +105,16 @@ def with_bands_masked(
         start = int(rng.integers(size - width + 1))
         kept[start : start + width] = False
     return torch.where(kept, features, fill)
+
+
+def _equalized(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """With a smooth frequency response drawn at random, at most 12 dB up or down."""
+    edges = np.log2([60, 150, 400, 1000, 2500, 5000, SAMPLE_RATE / 2])
+    decibels = np.cumsum(rng.normal(0, 3, edges.size))
+    decibels = np.clip(decibels - decibels.mean(), -12, 12)
+    hertz = np.maximum(np.fft.rfftfreq(samples.size, 1 / SAMPLE_RATE), 30)
+    gain = 10 ** (np.interp(np.log2(hertz), edges, decibels) / 20)
+    return np.fft.irfft(np.fft.rfft(samples) * gain, samples.size)
 
 
 def _level(samples: np.ndarray) -> float:

@@ -44,7 +44,8 @@ class Utterance:
 
     Attributes:
         target: the share of each category, summing to 1, several where the corpus gives several: of `EKMAN7`, until
-            `relabel` makes it those of another scheme; None where the label has no place among them.
+            `relabel` makes it those of another scheme; None where the label has no place among them. A run with a
+            multi-label loss makes each of several 1.
         valence: from -1 to 1, None where nothing says.
         group: what must not be in two splits: the speaker, or the dialogue where there is no speaker's voice.
         label_name: the corpus's own name of the label, several parted by a comma and a space.

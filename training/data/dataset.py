@@ -17,7 +17,7 @@ from shared.audio import Samples, decode
 from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
 from shared.modeling.encoders import Tokens
 from shared.modeling.fusion import FusionConfig
-from training.data.augment import AUGMENTATIONS
+from training.data.augment import AUGMENTATIONS, OTHER_VOICES, draws, with_bands_masked
 from training.data.corpus import Utterance
 from training.data.features import FeatureFile
 
@@ -122,6 +122,8 @@ class Features:
     def voice(self, utterance: Utterance, augmentation: str = "original") -> Tensor | None:
         if utterance.audio is None:
             return None
+        if (utterance.corpus, augmentation) not in self._voice:
+            raise ValueError(f"the cache has no {augmentation!r} of {utterance.corpus}: make it by `cache_features`")
         return _tensor(self._voice[utterance.corpus, augmentation][utterance.id])
 
 
@@ -140,7 +142,8 @@ class Recordings:
     def voice(self, utterance: Utterance, augmentation: str = "original") -> Samples | None:
         if utterance.audio is None:
             return None
-        return AUGMENTATIONS[augmentation](decode(utterance.audio), self._rng)
+        rng = draws(augmentation, utterance) if augmentation in OTHER_VOICES else self._rng
+        return AUGMENTATIONS[augmentation](decode(utterance.audio), rng)
 
 
 Source = Features | Recordings
@@ -253,6 +256,7 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         corpus_weights: dict[str, float] | None,
         augmentations: Sequence[str],
         gaps: float,
+        bands: float,
         own_words: float,
         matching_words: float,
         neutral_words: float,
@@ -269,6 +273,7 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         self._voices, self._texts = voices, texts
         self._augmentations = list(augmentations)
         self._gaps = gaps
+        self._bands = bands
         self._neutral = neutral
         self._words_odds = [own_words, matching_words, neutral_words, 1 - own_words - matching_words - neutral_words]
         self._rng = np.random.default_rng(seed)
@@ -276,7 +281,7 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         self._draw_written = _draws(self._written, corpus_weights, self._rng)
         self._by_label: dict[int, list[Utterance]] = {}
         for utterance in self._written:
-            if utterance.target is not None and max(utterance.target) == 1:
+            if utterance.target is not None and sum(share > 0 for share in utterance.target) == 1:
                 self._by_label.setdefault(utterance.label, []).append(utterance)
 
     @property
@@ -305,10 +310,15 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         voice = self._source.voice(utterance, way)
         assert voice is not None
         if isinstance(voice, Tensor):
-            voice = with_gaps(voice, self._gaps, self._rng)
+            voice = self._masked(voice)
         earlier = earlier if earlier and self._speakers.varies(utterance) else 0
         known = self._speakers.earlier(utterance, earlier, self._rng, way)
         return Example(utterance, self._words(utterance), voice, known, way)
+
+    def _masked(self, voice: Tensor) -> Tensor:
+        """Without some spans, and with some bands at the clip's own mean, which says nothing of how it moves."""
+        voice = with_gaps(voice, self._gaps, self._rng)
+        return with_bands_masked(voice, self._bands, self._rng, fill=voice.mean(dim=0)) if self._bands else voice
 
     def _words(self, utterance: Utterance) -> Tensor | Words | None:
         match self._rng.choice(["own", "matching", "neutral", "none"], p=self._words_odds):

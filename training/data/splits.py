@@ -1,21 +1,24 @@
 """Ways to split utterances for training, validation and test, of which only the random one may share a speaker."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from itertools import chain
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import GroupShuffleSplit
+from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, StratifiedKFold
 
 from training.data.corpus import Split, Utterance, check_leakage
 
 Indexes = NDArray[np.intp]
+Folding = Literal["random", "speaker"]
+"""Folds with equal shares of each label, as far as can be, or besides with no speaker in two of them."""
 
 
 class Strategy(StrEnum):
@@ -101,6 +104,51 @@ def notes(utterances: Sequence[Utterance], strategy: Strategy) -> list[str]:
         if shared := sum(count > 1 for count in splits.values()):
             found.append(f"{corpus}: {shared} of {len(splits)} speakers stand in several splits ({strategy})")
     return found
+
+
+def folds(
+    labels: ArrayLike, speakers: Sequence[str] | None, folding: Folding, count: int, seed: int
+) -> Iterator[tuple[Indexes, Indexes]]:
+    """Of each of `count` folds, the indexes of what trains and of what tests; all is tested once.
+
+    Args:
+        labels: shape [utterances].
+        speakers: of as many; None where they are not known.
+        folding: how.
+        count: of folds.
+        seed: of the draws.
+
+    Raises:
+        ValueError: a fold by speaker, where they are not known.
+    """
+    if folding == "speaker" and speakers is None:
+        raise ValueError("the corpus does not name its speakers, so only the split 'random' is possible")
+    kind = StratifiedGroupKFold if folding == "speaker" else StratifiedKFold
+    groups = speakers if folding == "speaker" else None
+    yield from kind(count, shuffle=True, random_state=seed).split(np.zeros(np.shape(labels)), labels, groups)
+
+
+def groups_of(utterances: Iterable[Utterance]) -> list[str] | None:
+    """Each utterance's group, as `folds` takes for its speaker; None where one's speaker is not named."""
+    found = list(utterances)
+    return None if any(u.speaker is None for u in found) else [u.group for u in found]
+
+
+def is_training(utterance: Utterance, fold: int | None, folds: int) -> bool:
+    """Whether to train on it: its corpus says so, or for spoken ones in cross-validation, it is not in the fold."""
+    if fold is None or utterance.audio is None:
+        return utterance.split is Split.train
+    return utterance.split is not Split.test and fold_of(utterance, folds) != fold
+
+
+def fold_of(utterance: Utterance, folds: int) -> int:
+    """The fold of an utterance's speaker: the digits of the name, else its letters, count round.
+
+    It does not depend on what else is there, so that runs on several corpora, each with a fold of its own left out, can
+    be put together.
+    """
+    digits = "".join(letter for letter in utterance.group if letter.isdecimal())
+    return (int(digits) if digits else sum(map(ord, utterance.group))) % folds
 
 
 def _assigned(utterances: Sequence[Utterance], validation: Indexes, test: Indexes) -> list[Utterance]:

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from zlib import crc32
 
-import numpy as np
 import torch
 from rich.progress import track
 
 from shared.audio import decode
 from shared.modeling.encoders import SpeechEncoder, TextEncoder
 from shared.modeling.loading import load_encoders
-from training.data.augment import AUGMENTATIONS
+from training.data.augment import AUGMENTATIONS, draws
 from training.data.corpus import Utterance
 from training.data.dataset import turns_before
 from training.data.features import FeatureArray, FeatureFile
@@ -72,6 +70,5 @@ def _voice_features(
 ) -> Iterator[tuple[str, FeatureArray]]:
     for utterance in utterances:
         assert utterance.audio is not None
-        rng = np.random.default_rng(crc32(f"{name} {utterance.id}".encode()))
-        tokens = encoder([AUGMENTATIONS[name](decode(utterance.audio), rng)])
+        tokens = encoder([AUGMENTATIONS[name](decode(utterance.audio), draws(name, utterance))])
         yield utterance.id, tokens.features[0].half().numpy()

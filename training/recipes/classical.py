@@ -1,20 +1,17 @@
 """Classical baselines: a support vector machine, a random forest or a small network on acoustic feature vectors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,42 +20,27 @@ from sklearn.svm import SVC
 from shared.domain.emotion import EKMAN7
 from training.data import urdu_sindhi
 from training.data.acoustics import AcousticTable, extract
-from training.data.corpus import Utterance
+from training.data.corpus import Leakage, Utterance
 from training.data.load import load
+from training.data.splits import Folding, folds, groups_of
+from training.metrics import Scores, scores
 
 Classifier = Literal["svm", "random_forest", "mlp"]
 Labels = Literal["own", "ekman7"]
-Strategy = Literal["stratified", "speaker"]
-Strings = NDArray[np.str_]
 Fold = tuple[AcousticTable, AcousticTable]
 """What is trained on and what is tested on."""
-
-
-class Scores(BaseModel):
-    """Of predicted labels, over those that occur among the true ones; `uar` is unweighted average recall.
-
-    The confusion matrix has a row for each true and a column for each predicted of `labels`.
-    """
-
-    count: int
-    accuracy: float
-    weighted_f1: float
-    macro_f1: float
-    uar: float
-    labels: list[str]
-    recall: dict[str, float]
-    confusion: list[list[int]]
 
 
 class Result(BaseModel):
     """One classifier on one feature set: the folds' mean and deviation, all folds' clips together, and every fold.
 
-    `speakers` counts those tested on, None where the corpus does not tell them: then the same voice may have been
-    trained on.
+    `labels` are in the order of the confusion matrices. `speakers` counts those tested on, None where the corpus does
+    not tell them: then the same voice may have been trained on.
     """
 
     features: str
     classifier: Classifier
+    labels: list[str]
     dimensions: int
     speakers: int | None
     mean: dict[str, float]
@@ -72,7 +54,7 @@ class Report(BaseModel):
 
     corpus: str
     test_corpus: str
-    split: Strategy | Literal["corpus"]
+    split: Folding | Literal["corpus"]
     results: list[Result]
 
 
@@ -85,7 +67,7 @@ def classical(
     features: Sequence[str] = ("egemaps",),
     classifiers: Sequence[Classifier] = ("svm",),
     labels: Labels = "own",
-    split: Strategy = "stratified",
+    split: Folding = "random",
     folds: int = 5,
     regularization: float = 10.0,
     trees: int = 500,
@@ -115,9 +97,12 @@ def classical(
 
     Raises:
         CorpusMissing: a corpus is not there.
+        Leakage: a corpus is to be both trained on and tested on.
         ValueError: a name is not known, the corpus tells no speakers, or two corpora have fewer than two labels in
             common.
     """
+    if corpus == test_corpus:
+        raise Leakage(f"{corpus} is to be trained on and tested on: without test_corpus it is cross-validated")
     models: dict[Classifier, ClassifierMixin] = {
         "svm": SVC(C=regularization, class_weight="balanced"),
         "random_forest": RandomForestClassifier(trees, class_weight="balanced", random_state=seed),
@@ -129,29 +114,11 @@ def classical(
     for name in features:
         table = _table(data, cache, corpus, name, labels)
         other = _table(data, cache, test_corpus, name, labels) if test_corpus else None
-        parts = [_shared(table, other)] if other else list(folds_of(table, split, folds, seed))
+        parts = [_shared(table, other)] if other else _folds(table, split, folds, seed)
         for classifier in classifiers:
             report.results.append(_result(name, classifier, models[classifier], parts))
             out.write_text(report.model_dump_json(indent=1))
     _show(report)
-
-
-def scores(true: Strings, predicted: Strings) -> Scores:
-    """The scores of predicted against true labels, both of shape [clips]."""
-    present = np.unique(true)
-    names = np.union1d(present, predicted)
-    matrix = confusion_matrix(true, predicted, labels=names)
-    recalls = (matrix.diagonal() / matrix.sum(axis=1).clip(1))[np.isin(names, present)]
-    return Scores(
-        count=len(true),
-        accuracy=float(accuracy_score(true, predicted)),
-        weighted_f1=float(f1_score(true, predicted, average="weighted")),
-        macro_f1=float(f1_score(true, predicted, labels=present, average="macro")),
-        uar=float(recalls.mean()),
-        labels=names.tolist(),
-        recall=dict(zip(present.tolist(), recalls.tolist(), strict=True)),
-        confusion=matrix.tolist(),
-    )
 
 
 def _table(data: Path, cache: Path, corpus: str, features: str, labels: Labels) -> AcousticTable:
@@ -170,19 +137,13 @@ def _extracted(utterances: Sequence[Utterance], features: str, cache: Path) -> A
         features=extract(utterances, features, cache),
         labels=np.array([utterance.label_name for utterance in utterances]),
         categories=np.array([EKMAN7.categories[u.label] if u.target else "" for u in utterances]),
-        speakers=np.array([utterance.group for utterance in utterances]),
+        speakers=None if (speakers := groups_of(utterances)) is None else np.array(speakers),
     )
 
 
-def folds_of(table: AcousticTable, split: Strategy, folds: int, seed: int) -> Iterator[Fold]:
-    if split == "stratified":
-        indexes = StratifiedKFold(folds, shuffle=True, random_state=seed).split(table.features, table.labels)
-    elif table.speakers is None:
-        raise ValueError("the corpus tells no speakers, so only the split 'stratified' is possible")
-    else:
-        grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        indexes = grouped.split(table.features, table.labels, table.speakers)
-    return ((table[train], table[test]) for train, test in indexes)
+def _folds(table: AcousticTable, split: Folding, count: int, seed: int) -> list[Fold]:
+    speakers = None if table.speakers is None else table.speakers.tolist()
+    return [(table[train], table[test]) for train, test in folds(table.labels, speakers, split, count, seed)]
 
 
 def _shared(table: AcousticTable, other: AcousticTable) -> Fold:
@@ -198,21 +159,24 @@ def _shared(table: AcousticTable, other: AcousticTable) -> Fold:
 
 def _result(features: str, classifier: Classifier, model: ClassifierMixin, parts: Sequence[Fold]) -> Result:
     pipeline = make_pipeline(StandardScaler(), model)
+    names = np.unique(np.concatenate([table.labels for part in parts for table in part]))
     pairs = [
         # Fitting starts anew, the scaler's too, so that no fold knows another's clips.
         (tested.labels, pipeline.fit(trained.features, trained.labels).predict(tested.features))
         for trained, tested in track(parts, f"{features}, {classifier}")
     ]
-    found = [scores(true, predicted) for true, predicted in pairs]
-    true, predicted = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    indexes = [(np.searchsorted(names, true), np.searchsorted(names, predicted)) for true, predicted in pairs]
+    found = [scores(true, predicted, names.tolist()) for true, predicted in indexes]
+    true, predicted = (np.concatenate(side) for side in zip(*indexes, strict=True))
     return Result(
         features=features,
         classifier=classifier,
+        labels=names.tolist(),
         dimensions=parts[0][0].features.shape[1],
         speakers=_speakers(parts),
         mean=_over(found, np.mean),
         deviation=_over(found, np.std),
-        pooled=scores(true, predicted),
+        pooled=scores(true, predicted, names.tolist()),
         folds=found,
     )
 

@@ -59,16 +59,7 @@ def cross_corpus(
     for known, new in [(corpora, tested), (tested, corpora)][: 1 + both_directions]:
         runs = [out / f"trained on {' '.join(known)}" / f"seed {seed}" for seed in seeds]
         for seed, run in zip(seeds, runs, strict=True):
-            train(
-                data=data,
-                out=run,
-                corpora=known,
-                labels=shared,
-                cache=cache,
-                seed=seed,
-                accelerator=accelerator,
-                **training,
-            )
+            train(data, run, known, cache, labels=shared, seed=seed, accelerator=accelerator, **training)
         models = [Trained.load(run, accelerator) for run in runs]
         utterances = _unseen(models[0], data, new, test_split, test_speakers)
         found = read_views(models, utterances, cache=cache, pooled=True, earlier_turns=earlier_turns)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import lightning
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from scipy.special import expit
 
 from shared.modeling.baseline import Summary
 from shared.modeling.fusion import AnyFusion, Fused, fusion_of
@@ -26,8 +27,8 @@ from training.data.dataset import (
     collate,
     unencoded,
 )
-from training.data.splits import notes
-from training.recipes.train import Run, encoded_summary, fold_of
+from training.data.splits import fold_of, notes
+from training.recipes.train import Run, encoded_summary
 from training.report import Predictions, Report, write_report
 
 EARLIER_TURNS = (0, 1, 3, 10, 20)
@@ -130,6 +131,45 @@ def show(report: Report) -> None:
         print(f"{name:34} n={of.count:5}  WF1 {of.weighted_f1:.3f}  UAR {of.uar:.3f}  ECE {of.ece:.3f}")
 
 
+class Reader:
+    """A trained model and what it reads, opened once, whatever views of it are asked for.
+
+    Args:
+        model: the model.
+        utterances: of one split: among them are the earlier turns of each.
+        cache: see `evaluate`.
+    """
+
+    def __init__(self, model: Trained, utterances: Sequence[Utterance], cache: Path | None = None) -> None:
+        self.model = model
+        self.utterances = list(utterances)
+        self._source = model.run.source(utterances, cache)
+
+    def examples(self, corpus: str, *, text: bool, voice: bool, earlier_turns: int | None = None) -> EvaluationSet:
+        """A corpus's utterances that have the modalities."""
+        part = [u for u in self.utterances if u.corpus == corpus]
+        known = self._speakers if earlier_turns and voice else None
+        turns = earlier_turns or 0
+        return EvaluationSet(self._source, part, text=text, voice=voice, speakers=known, earlier_turns=turns)
+
+    @torch.inference_mode()
+    def answers(self, examples: EvaluationSet) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Their logits, shape [count, categories], and their valence, shape [count]."""
+        fused = [self.model.read(part) for part in _batches(examples, 128 if self.model.branches is None else 16)]
+        logits = [np.zeros((0, self.model.run.fusion.categories)), *(one.logits.numpy() for one in fused)]
+        valence = [np.zeros(0), *(one.valence.numpy() for one in fused)]
+        return np.concatenate(logits), np.concatenate(valence)
+
+    @cached_property
+    def _speakers(self) -> Speakers:
+        with torch.inference_mode():
+            return Speakers([u for u in self.utterances if u.audio], partial(self.model.summary, self._source))
+
+
+Parts = Sequence[Sequence[Reader]]
+"""Parts of a corpus, one after another, each with those who read it, who are averaged."""
+
+
 def read_views(
     models: Sequence[Trained],
     utterances: Sequence[Utterance],
@@ -142,106 +182,89 @@ def read_views(
     """What models make of every view of the utterances, see `evaluate`."""
     if folds is not None:
         utterances = [u for u in utterances if u.audio and u.split is not Split.test]
+    seeds = _readers(models, utterances, cache, folds, pooled)
     found: list[Predictions] = []
     for name, (corpus, text, voice) in views(utterances).items():
-        part = [u for u in utterances if u.corpus == corpus]
         for turns in earlier_turns if voice and models[0].run.fusion.relative else (None,):
-            reading = partial(read, name, text=text, voice=voice, earlier_turns=turns, cache=cache)
-            if pooled:
-                readings = _pooled([reading([([model], part)]) for model in models])
-            else:
-                readings = reading([(models, part)] if folds is None else _folds(models, part, folds))
-            found += [readings] if readings else []
+            view = partial(read, name, corpus=corpus, text=text, voice=voice, earlier_turns=turns)
+            readings = [of_seed for parts in seeds if (of_seed := view(parts)) is not None]
+            found += [_pooled(readings)] if readings else []
     return found
 
 
-def _pooled(seeds: Sequence[Predictions | None]) -> Predictions | None:
+def _readers(
+    models: Sequence[Trained], utterances: Sequence[Utterance], cache: Path | None, folds: int | None, pooled: bool
+) -> list[Parts]:
+    """For each seed whose answers count for themselves, who reads what."""
+    if folds is not None:
+        parts = [[u for u in utterances if fold_of(u, folds) == i] for i in range(len(models))]
+        return [[[Reader(model, part, cache)] for model, part in zip(models, parts, strict=True)]]
+    readers = [Reader(model, utterances, cache) for model in models]
+    return [[[reader]] for reader in readers] if pooled else [[readers]]
+
+
+def _pooled(seeds: Sequence[Predictions]) -> Predictions:
     """The same utterances read by several seeds, as one."""
-    found = [readings for readings in seeds if readings is not None]
-    if not found:
-        return None
-    probabilities = np.stack([readings.probabilities for readings in found])
-    valence = np.stack([readings.valence for readings in found if readings.valence is not None])
-    return replace(found[0], probabilities=probabilities, valence=valence)
+    if len(seeds) == 1:
+        return seeds[0]
+    stacked = {
+        name: np.stack([getattr(readings, name) for readings in seeds])
+        for name in ("probabilities", "valence", "each")
+        if getattr(seeds[0], name) is not None
+    }
+    return replace(seeds[0], **stacked)
 
 
-@torch.inference_mode()
 def predict(
-    models: Sequence[Trained],
-    utterances: Sequence[Utterance],
-    *,
-    text: bool,
-    voice: bool,
-    earlier_turns: int | None = None,
-    cache: Path | None = None,
+    readers: Sequence[Reader], corpus: str, *, text: bool, voice: bool, earlier_turns: int | None = None
 ) -> tuple[list[Utterance], NDArray[np.floating], NDArray[np.floating]]:
-    """The utterances that have the modalities, their logits, shape [count, categories], and their valence.
+    """A corpus's utterances that have the modalities, their logits, shape [count, categories], and their valence.
 
-    Several models are averaged.
+    Several readers of the same are averaged.
     """
-    sets = [_examples(m, m.run.source(utterances, cache), utterances, text, voice, earlier_turns) for m in models]
-    logits, valence = [], []
-    for model, examples in zip(models, sets, strict=True):
-        fused = [model.read(part) for part in _batches(examples, 128 if model.branches is None else 16)]
-        logits.append(np.concatenate([np.zeros((0, model.run.fusion.categories)), *(f.logits.numpy() for f in fused)]))
-        valence.append(np.concatenate([np.zeros(0), *(f.valence.numpy() for f in fused)]))
-    return sets[0].utterances, np.mean(logits, axis=0), np.mean(valence, axis=0)
+    sets = [reader.examples(corpus, text=text, voice=voice, earlier_turns=earlier_turns) for reader in readers]
+    answers = [reader.answers(examples) for reader, examples in zip(readers, sets, strict=True)]
+    logits, valence = (np.mean(side, axis=0) for side in zip(*answers, strict=True))
+    return sets[0].utterances, logits, valence
 
 
 def read(
     name: str,
-    parts: Sequence[tuple[Sequence[Trained], Sequence[Utterance]]],
+    parts: Parts,
     *,
+    corpus: str,
     text: bool,
     voice: bool,
     earlier_turns: int | None = None,
-    cache: Path | None = None,
     temperature: float = 1.0,
 ) -> Predictions | None:
-    """What some models make of their part of a view's utterances; None where none of them has the modalities."""
-    outputs = [
-        predict(models, part, text=text, voice=voice, earlier_turns=earlier_turns, cache=cache)
-        for models, part in parts
-    ]
+    """What some models make of their part of a view's utterances; None where none of it has the modalities."""
+    outputs = [predict(readers, corpus, text=text, voice=voice, earlier_turns=earlier_turns) for readers in parts]
     utterances = [utterance for found, _, _ in outputs for utterance in found]
     if not utterances:
         return None
+    run, logits = parts[0][0].model.run, np.concatenate([logits for _, logits, _ in outputs])
+    true = np.array([u.target for u in utterances]) > 0
+    several = run.loss.multi_label and bool((true.sum(axis=1) > 1).any())
     return Predictions(
         name=name,
         labels=np.array([u.label for u in utterances]),
-        probabilities=softmax(np.concatenate([logits for _, logits, _ in outputs]), temperature),
-        categories=parts[0][0][0].run.labels.space.categories,
+        probabilities=softmax(logits, temperature),
+        categories=run.labels.space.categories,
         groups=[u.group for u in utterances],
         languages=[u.language for u in utterances],
         genders=[u.gender for u in utterances],
         valence=np.concatenate([valence for _, _, valence in outputs]),
         true_valence=np.array([np.nan if u.valence is None else u.valence for u in utterances]),
         earlier_turns=earlier_turns,
+        each=expit(logits) if several else None,
+        true_each=true if several else None,
     )
-
-
-def _examples(
-    model: Trained, source: Source, utterances: Sequence[Utterance], text: bool, voice: bool, earlier_turns: int | None
-) -> EvaluationSet:
-    if not earlier_turns or not voice:
-        return EvaluationSet(source, utterances, text=text, voice=voice)
-    speakers = Speakers([u for u in utterances if u.audio], partial(model.summary, source))
-    return EvaluationSet(source, utterances, text=text, voice=voice, speakers=speakers, earlier_turns=earlier_turns)
 
 
 def _batches(examples: EvaluationSet, size: int) -> Iterator[list[Example]]:
     for start in range(0, len(examples), size):
         yield [examples[i] for i in range(start, min(start + size, len(examples)))]
-
-
-def _folds(
-    models: Sequence[Trained], utterances: Sequence[Utterance], folds: int
-) -> list[tuple[Sequence[Trained], list[Utterance]]]:
-    """Each model with those who do not test and whose speakers it did not train on."""
-    return [
-        ([model], [u for u in utterances if u.split is not Split.test and fold_of(u, folds) == i])
-        for i, model in enumerate(models)
-    ]
 
 
 def _what(part: str, folds: int | None, pooled: bool, runs: int) -> str:

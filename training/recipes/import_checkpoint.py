@@ -23,7 +23,7 @@ from shared.domain.emotion import EKMAN7, LabelSpace
 from shared.errors import BundleError
 from shared.modeling.classifiers import ClassifierConfig, SequenceClassifier
 from shared.modeling.loading import CLASSIFIER_FILES, sha256, write_manifest
-from shared.modeling.weights import WHISPER_BASE
+from shared.modeling.weights import transcriber
 from training.checkpoints import checkpoint_folder, read_weights, with_weights
 
 WEIGHTS = "classifier.safetensors"
@@ -194,7 +194,7 @@ def write_bundle(
         name=name,
         version="1",
         label_space=space,
-        asr=WHISPER_BASE,
+        asr=transcriber(),
         classifier=classifier.model_copy(update={"files": digests}),
         calibration=Calibration(),
         metrics={},

@@ -1,11 +1,11 @@
 """Train a fusion: on the cached features of frozen encoders, or together with encoders that learn."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning
 import numpy as np
@@ -37,7 +37,7 @@ from training.data.dataset import (
 )
 from training.data.labels import SCHEMES, LabelScheme, scheme_named
 from training.data.load import load
-from training.data.splits import SplitPlan
+from training.data.splits import SplitPlan, is_training
 from training.lit_fusion import LitFusion
 from training.losses import Loss, LossConfig
 
@@ -51,6 +51,7 @@ class Run(BaseModel):
     fusion: FusionConfig
     labels: LabelScheme = SCHEMES["ekman7"]
     split: SplitPlan = SplitPlan()
+    loss: LossConfig = LossConfig()
     text: TextBranch | None = None
     voice: VoiceBranch | None = None
 
@@ -66,10 +67,14 @@ class Run(BaseModel):
     def utterances(self, data: Path) -> list[Utterance]:
         """The corpora as the run saw them: its labels, its splits, and only what its branches read.
 
+        Where the loss is multi-label, each of an utterance's categories counts whole, and not by its share.
+
         Raises:
             ValueError: a corpus has nothing for the branches, or a branch reads nothing of any corpus.
         """
         found = self.split.apply(load(data, self.corpora, self.labels))
+        if self.loss.multi_label:
+            found = [replace(u, target=tuple(float(share > 0) for share in u.target or ())) for u in found]
         if self.live:
             found = [self._as_read(utterance) for utterance in found]
             found = [u for u in found if u.text is not None or u.audio is not None]
@@ -134,6 +139,7 @@ def train(
     augmentations: Sequence[str] = ("speed", "noise", "telephone"),
     corpus_weights: dict[str, float] | None = None,
     gaps: float = 0.3,
+    bands: float = 0.0,
     mixup: float = 0.3,
     own_words: float = 0.35,
     matching_words: float = 0.25,
@@ -175,6 +181,8 @@ def train(
         corpus_weights: how often a corpus is drawn, against the others with the same modality, 1 if not named; None
             takes every utterance once an epoch.
         gaps: the longest of two spans left out of every voice, as a share of it.
+        bands: the widest of two bands of cached features held at the clip's mean, as a share of all, which is the other
+            half of SpecAugment (Park et al. 2019); 0 masks none.
         mixup: how much voices are mixed with one another, see `Batch.mixed`.
         own_words: share of the spoken utterances that come with their own words; where all do, no choice is made by how
             well voices are read without.
@@ -201,15 +209,15 @@ def train(
         resume: go on from the last checkpoint in `out`, if there is one.
 
     Raises:
-        ValueError: neither a cache nor a branch is given, or both.
+        ValueError: neither a cache nor a branch is given, or both, or bands of features that are not cached.
     """
-    if (cache is None) != (text is not None or voice is not None):
-        raise ValueError("give either a cache of frozen encoders' features, or the branches text and voice to train")
+    _check_given(cache, text, voice, bands)
     lightning.seed_everything(seed, workers=True)
     branches = Branches(text, voice, gaps) if cache is None else None
-    run = _run(corpora, fusion, scheme_named(labels), split, branches, text, voice)
+    run = _run(corpora, fusion, scheme_named(labels), split, loss, branches, text, voice)
     utterances = run.utterances(data)
     training = [u for u in utterances if is_training(u, fold, folds)]
+    held_out = [u for u in utterances if u.split is Split.validation and fold is None]
     source = run.source(utterances, cache, ["original", *augmentations], seed)
     device = lightning.Fabric(accelerator=accelerator, devices=1).device
     known = _speakers([u for u in training if u.audio], source, branches, augmentations, run.fusion, device)
@@ -224,6 +232,7 @@ def train(
         corpus_weights=corpus_weights,
         augmentations=augmentations,
         gaps=gaps,
+        bands=bands,
         own_words=own_words,
         matching_words=matching_words,
         neutral_words=neutral_words,
@@ -231,7 +240,6 @@ def train(
         earlier_turns=earlier_turns if run.fusion.relative else (0,),
         seed=seed,
     )
-    held_out = [u for u in utterances if u.split is Split.validation and fold is None]
     validation = _validation(source, run.fusion, branches, held_out, voices_alone=own_words < 1)
     module = LitFusion(
         run.fusion,
@@ -247,29 +255,25 @@ def train(
         known if branches is not None and run.fusion.relative else None,
     )
     measure(module.to(device), source, training, known, seed)
-    trainer = lightning.Trainer(
+    trainer = _trainer(
+        out,
+        patience,
+        validated=bool(validation),
         max_epochs=epochs,
         limit_train_batches=steps_per_epoch or batches.steps_per_epoch,
         accumulate_grad_batches=accumulate,
-        precision=precision,  # pyright: ignore[reportArgumentType] - the values are Lightning's to check
+        precision=precision,
         accelerator=accelerator,
-        devices=1,
-        gradient_clip_val=1.0,
-        callbacks=_callbacks(out, patience, validated=bool(validation)),
-        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="")],
-        num_sanity_val_steps=0,
-        log_every_n_steps=20,
     )
-    last = out / "last.ckpt"
-    trainer.fit(
-        module,
-        DataLoader(batches, batch_size=None),
-        list(validation.values()) or None,
-        ckpt_path=last if resume and last.exists() else None,
-    )
-    if validation:
-        _load_best(trainer, module)
+    _fit(trainer, module, batches, validation, out / "last.ckpt" if resume else None)
     _write(run, module, out)
+
+
+def _check_given(cache: Path | None, text: TextBranch | None, voice: VoiceBranch | None, bands: float) -> None:
+    if (cache is None) != (text is not None or voice is not None):
+        raise ValueError("give either a cache of frozen encoders' features, or the branches text and voice to train")
+    if bands and cache is None:
+        raise ValueError(f"bands is {bands}, but it masks cached features, and no cache is given")
 
 
 def _run(
@@ -277,6 +281,7 @@ def _run(
     fusion: FusionConfig,
     labels: LabelScheme,
     split: SplitPlan,
+    loss: LossConfig,
     branches: Branches | None,
     text: TextBranch | None,
     voice: VoiceBranch | None,
@@ -284,7 +289,7 @@ def _run(
     """The run with the fusion's shapes that follow from the labels and the encoders."""
     fusion = fusion.model_copy(update={"categories": len(labels.space.categories)})
     fusion = fusion if branches is None else branches.shaped(fusion)
-    return Run(corpora=tuple(corpora), fusion=fusion, labels=labels, split=split, text=text, voice=voice)
+    return Run(corpora=tuple(corpora), fusion=fusion, labels=labels, split=split, loss=loss, text=text, voice=voice)
 
 
 def _index_of_neutral(labels: LabelScheme) -> int | None:
@@ -294,6 +299,36 @@ def _index_of_neutral(labels: LabelScheme) -> int | None:
 def _together(branches: Branches | None, fusion: FusionConfig) -> Callable[[Sequence[Example]], Batch | Unencoded]:
     """How examples become a batch."""
     return partial(collate, config=fusion) if branches is None else unencoded
+
+
+def _trainer(out: Path, patience: int, *, validated: bool, **options: Any) -> lightning.Trainer:  # noqa: ANN401 - Lightning's
+    return lightning.Trainer(
+        devices=1,
+        gradient_clip_val=1.0,
+        callbacks=_callbacks(out, patience, validated=validated),
+        logger=[CSVLogger(out, name="", version=""), TensorBoardLogger(out, name="", version="")],
+        num_sanity_val_steps=0,
+        log_every_n_steps=20,
+        **options,
+    )
+
+
+def _fit(
+    trainer: lightning.Trainer,
+    module: LitFusion,
+    batches: TrainingBatches[Any],
+    validation: Mapping[str, DataLoader[object]],
+    last: Path | None,
+) -> None:
+    """Train, from the last checkpoint where there is one, and go back to the best epoch where that is known."""
+    trainer.fit(
+        module,
+        DataLoader(batches, batch_size=None),
+        list(validation.values()) or None,
+        ckpt_path=last if last is not None and last.exists() else None,
+    )
+    if validation:
+        _load_best(trainer, module)
 
 
 def _callbacks(out: Path, patience: int, *, validated: bool) -> list[Callback]:
@@ -383,19 +418,6 @@ def encoded_summary(
     """What `Speakers` asks for, of encoders that learn."""
     batch = branches(unencoded([Example(utterance, None, source.voice(utterance, way))]), fusion)
     return summaries(batch.voice)[0].half().cpu().numpy()
-
-
-def is_training(utterance: Utterance, fold: int | None, folds: int) -> bool:
-    """Whether to train on it: its corpus says so, or for spoken ones in cross-validation, it is not in the fold."""
-    if fold is None or utterance.audio is None:
-        return utterance.split is Split.train
-    return utterance.split is not Split.test and fold_of(utterance, folds) != fold
-
-
-def fold_of(utterance: Utterance, folds: int) -> int:
-    """The fold of an utterance's speaker: the digits of the name, else its letters, count round."""
-    digits = "".join(letter for letter in utterance.group if letter.isdecimal())
-    return (int(digits) if digits else sum(map(ord, utterance.group))) % folds
 
 
 def _validation(

@@ -6,18 +6,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from numpy.typing import NDArray
 from pydantic import BaseModel
 from rich.progress import track
 from safetensors.torch import save_file
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ResNetConfig, ResNetModel
@@ -26,10 +23,9 @@ from shared.audio import decode
 from training.data.corpus import Utterance
 from training.data.load import load
 from training.data.spectrogram import picture
+from training.data.splits import Folding, folds, groups_of
 from training.lit_resnet import LitResNet
-from training.recipes.classical import Scores, scores
-
-Strategy = Literal["random", "speaker"]
+from training.metrics import Scores, scores
 
 
 class Phase(BaseModel):
@@ -44,12 +40,16 @@ class Phase(BaseModel):
 
 
 class Report(BaseModel):
-    """What was trained on and tested; `speakers_in_both` counts the target's speakers on both sides of the split."""
+    """What was trained on and tested; `speakers_in_both` counts the target's speakers on both sides of the split.
 
-    split: Strategy
+    It is None where they are not known. The scores' confusion matrices are in the order of `labels`, each corpus's own.
+    """
+
+    split: Folding
     train_clips: int
     test_clips: int
-    speakers_in_both: int
+    speakers_in_both: int | None
+    labels: dict[str, list[str]]
     phases: dict[str, Phase]
 
 
@@ -61,10 +61,10 @@ class Parts:
         labels: the classes' names.
     """
 
-    labels: NDArray[np.str_]
+    labels: list[str]
     train: TensorDataset
     test: TensorDataset
-    speakers_in_both: int
+    speakers_in_both: int | None
 
 
 def transfer(
@@ -72,7 +72,7 @@ def transfer(
     out: Path,
     source: str,
     target: str = "urdu_latif",
-    split: Strategy = "random",
+    split: Folding = "random",
     folds: int = 5,
     source_epochs: int = 2,
     head_epochs: int = 10,
@@ -119,7 +119,8 @@ def transfer(
 
     Raises:
         CorpusMissing: a corpus is not there.
-        ValueError: a corpus is not known, or has clips without recordings.
+        ValueError: a corpus is not known, has clips without recordings, or is to be split by speakers that it does not
+            name.
     """
     lightning.seed_everything(seed, workers=True)
     parts = {name: _parts(load(data, [name], scheme=None), size, split, folds, seed) for name in (source, target)}
@@ -153,6 +154,7 @@ def transfer(
         train_clips=len(parts[target].train),
         test_clips=len(parts[target].test),
         speakers_in_both=parts[target].speakers_in_both,
+        labels={name: part.labels for name, part in parts.items()},
         phases=phases,
     )
     (out / "report.json").write_text(report.model_dump_json(indent=1))
@@ -180,22 +182,20 @@ def _trainer(folder: Path, epochs: int, precision: str, accelerator: str) -> lig
 def _scores(trainer: lightning.Trainer, module: LitResNet, part: Parts, batch_size: int) -> Scores:
     batches = trainer.predict(module, DataLoader(part.test, batch_size))
     predicted = torch.cat([batch for batch in batches or [] if isinstance(batch, torch.Tensor)])
-    return scores(part.labels[part.test.tensors[1]], part.labels[predicted.cpu()])
+    return scores(part.test.tensors[1].numpy(), predicted.cpu().numpy(), part.labels)
 
 
-def _parts(utterances: Sequence[Utterance], size: int, split: Strategy, folds: int, seed: int) -> Parts:
+def _parts(utterances: Sequence[Utterance], size: int, split: Folding, count: int, seed: int) -> Parts:
     labels, classes = np.unique([utterance.label_name for utterance in utterances], return_inverse=True)
-    speakers = np.array([utterance.group for utterance in utterances])
-    kind = StratifiedKFold if split == "random" else StratifiedGroupKFold
-    groups = None if split == "random" else speakers
-    train, test = next(kind(folds, shuffle=True, random_state=seed).split(classes, classes, groups))
+    speakers = groups_of(utterances)
+    train, test = next(folds(classes, speakers, split, count, seed))
     pictures = torch.stack([_picture(utterance, size) for utterance in track(utterances, utterances[0].corpus)])
     everything = TensorDataset(pictures, torch.from_numpy(classes))
     return Parts(
-        labels=labels,
+        labels=labels.tolist(),
         train=TensorDataset(*everything[train]),
         test=TensorDataset(*everything[test]),
-        speakers_in_both=len(np.intersect1d(speakers[train], speakers[test])),
+        speakers_in_both=None if speakers is None else len({speakers[i] for i in train} & {speakers[i] for i in test}),
     )
 
 

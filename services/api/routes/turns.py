@@ -147,7 +147,6 @@ def _store_audio(res: Resources, session: Session, body: TurnIn, upload: UploadF
 def _claim(
     res: Resources, session: Session, body: TurnIn, upload: UploadFile, uri: str, info: audio.AudioInfo
 ) -> tuple[AnalyzedTurn, Message]:
-    upload.file.seek(0)
     sha256 = res.blobs.put(uri, upload.file)
     with res.database.transaction() as transaction:
         transaction.conversations.hold(session.tenant_id, session.id)

@@ -1,0 +1,32 @@
+# A worker, for CPU or CUDA, with the shipped bundle and Whisper base: with these nothing is fetched when it runs.
+#   docker build -f docker/worker.Dockerfile -t tenor-worker .
+#   docker build -f docker/worker.Dockerfile -t tenor-worker-cuda --build-arg TORCH=cu126 .
+FROM python:3.11.13-slim-bookworm AS dependencies
+# CTranslate2's wheels are built for CUDA 12, so PyTorch's must be too; both then share its cuBLAS and cuDNN.
+ARG TORCH=cpu
+RUN python -m venv /opt/tenor
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE docker/constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/tenor/bin/pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/${TORCH} torch && \
+    /opt/tenor/bin/pip install --constraint constraints.txt ".[models,offline]"
+
+FROM python:3.11.13-slim-bookworm
+RUN useradd --system --uid 10001 --home-dir /var/lib/tenor --create-home tenor
+ENV PATH=/opt/tenor/bin:$PATH \
+    PYTHONPATH=/srv/tenor \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    LD_LIBRARY_PATH=/opt/tenor/lib/python3.11/site-packages/nvidia/cublas/lib:/opt/tenor/lib/python3.11/site-packages/nvidia/cudnn/lib \
+    TENOR_DATA_DIR=/var/lib/tenor
+COPY --from=dependencies /opt/tenor /opt/tenor
+WORKDIR /srv/tenor
+# The bundle changes more seldom than the code.
+COPY shared/bundles shared/bundles
+COPY workers workers
+COPY shared shared
+USER 10001:10001
+# Through the broker, as a port for metrics would answer even where no job is taken up.
+HEALTHCHECK --interval=60s --timeout=20s --start-period=120s \
+    CMD ["sh", "-c", "celery --broker \"$TENOR_BROKER_URL\" inspect ping --destination \"celery@$(hostname)\" --timeout 10"]
+ENTRYPOINT ["python", "-m", "workers"]

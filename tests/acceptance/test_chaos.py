@@ -1,0 +1,189 @@
+"""Whatever dies under `tenor run`: every turn that was accepted ends exactly once, soon, and with no hand.
+
+With the settings that are shipped. `CHAOS_TURNS=500` (`make chaos`) is the whole of it; fewer turns by default.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString
+
+import httpx2 as httpx
+import psutil
+import psycopg
+import pytest
+
+from services.embedded import running_urls
+from shared.settings import Settings
+from tests.acceptance.conftest import ASSETS
+from tests.acceptance.test_embedded_run import running
+from tests.conftest import PATIENCE, wait_for
+from tests.sounds import tone, wav
+
+TURNS = int(os.environ.get("CHAOS_TURNS", "100"))
+RECOVERY_S = 30
+PRODUCT = {"TENOR_LEASE_S": "15"}
+"""The default: named, because `running` else shortens it."""
+
+
+@dataclass
+class Run:
+    """A `tenor run`, and one session in it."""
+
+    process: "subprocess.Popen[str]"
+    client: httpx.Client
+    data_dir: Path
+    session_id: str
+
+    def child(self, word: str) -> psutil.Process:
+        (found,) = (child for child in psutil.Process(self.process.pid).children() if word in " ".join(child.cmdline()))
+        return found
+
+    def server(self, pidfile: str) -> psutil.Process:
+        return psutil.Process(int((self.data_dir / pidfile).read_text().split()[0]))
+
+    @property
+    def url(self) -> str:
+        return f"/v1/sessions/{self.session_id}/turns"
+
+    def say(self, number: int) -> str:
+        """A turn's id once it is accepted, however often that has to be asked for."""
+        deadline = time.monotonic() + RECOVERY_S * PATIENCE
+        while True:
+            try:
+                response = self.client.post(self.url, json={"text": f"I have been waiting for {number} hours!"})
+                if response.status_code == 202:
+                    return response.json()["id"]
+                assert response.json()["retryable"], response.text
+            except httpx.TransportError:
+                pass  # the API is being started again
+            assert time.monotonic() < deadline, "nothing was accepted any more"
+            time.sleep(0.2)
+
+    @contextmanager
+    def talking(self) -> Iterator[list["Future[str]"]]:
+        """Turns that come by the hundreds meanwhile; on leaving, all are accepted."""
+        with ThreadPoolExecutor(8) as pool:
+            yield [pool.submit(self.say, number) for number in range(TURNS)]
+
+    def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
+        url = running_urls(Settings(data_dir=self.data_dir)).database_url.get_secret_value()
+        with psycopg.connect(url) as connection:
+            return connection.execute(query).fetchall()
+
+    def ended(self) -> int:
+        return self.rows("SELECT count(*) FROM jobs WHERE status NOT IN ('queued', 'running')")[0][0]
+
+    def waits_until_a_fifth_is_done(self) -> None:
+        wait_for(lambda: self.ended() >= TURNS / 5, RECOVERY_S)
+
+    def nothing_is_left(self) -> bool:
+        with suppress(psycopg.OperationalError):  # while Postgres is away
+            return self.rows("SELECT id FROM jobs WHERE status IN ('queued', 'running')") == []
+        return False
+
+    def assert_every_turn_ended_once(self, accepted: list["Future[str]"]) -> None:
+        wait_for(self.nothing_is_left, RECOVERY_S)
+        turns = {str(row[0]) for row in self.rows("SELECT id FROM turns")}
+        assert {future.result() for future in accepted} <= turns
+        statuses = self.rows("SELECT status FROM jobs GROUP BY status")
+        assert statuses == [("succeeded",)], self.rows("SELECT status, error_code, error_message FROM jobs")
+        once = self.rows("SELECT count(*), count(DISTINCT turn_id), count(DISTINCT bundle_id) FROM predictions")
+        assert once == [(len(turns), len(turns), 1)]
+
+
+@contextmanager
+def run_of(tmp_path: Path, **settings: str) -> Iterator[Run]:
+    with running(tmp_path / "data", **PRODUCT, **settings) as (process, client):
+        yield Run(process, client, tmp_path / "data", client.post("/v1/sessions", json={}).json()["id"])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with run_of(tmp_path) as running_tenor:
+        yield running_tenor
+
+
+def test_a_worker_that_is_killed(run: Run) -> None:
+    with run.talking() as accepted:
+        run.waits_until_a_fifth_is_done()
+        run.child("workers").kill()
+    run.assert_every_turn_ended_once(accepted)
+
+
+def test_an_api_that_is_killed_between_the_commit_and_the_sending(run: Run) -> None:
+    """Without a broker it accepts turns and cannot send them: so it is killed when none of them is sent."""
+    run.process.send_signal(signal.SIGSTOP)  # it would start the broker again
+    run.server("valkey/valkey.pid").kill()
+    with run.talking() as accepted:
+        pass
+    assert run.rows("SELECT count(*) FROM outbox")[0][0] >= TURNS
+    run.child("services.cli").kill()
+    run.process.send_signal(signal.SIGCONT)
+    run.assert_every_turn_ended_once(accepted)
+
+
+def test_a_broker_that_is_flushed_and_started_again(run: Run) -> None:
+    with run.talking() as accepted:
+        run.waits_until_a_fifth_is_done()
+        run.server("valkey/valkey.pid").kill()  # nothing of its memory is kept
+    run.assert_every_turn_ended_once(accepted)
+
+
+def test_a_postgres_that_is_started_again(run: Run) -> None:
+    with run.talking() as accepted:
+        run.waits_until_a_fifth_is_done()
+        run.server("postgres/postmaster.pid").send_signal(signal.SIGINT)  # a fast shutdown: every connection ends
+    run.assert_every_turn_ended_once(accepted)
+
+
+def test_an_api_that_is_killed_while_it_accepts(run: Run) -> None:
+    with run.talking() as accepted:
+        run.waits_until_a_fifth_is_done()
+        run.child("services.cli").kill()
+    run.assert_every_turn_ended_once(accepted)
+
+
+@pytest.mark.parametrize("minutes", [5, -5])
+def test_a_worker_whose_clock_is_wrong(tmp_path: Path, minutes: int) -> None:
+    """A clock that is wrong from the start, and a lease that is claimed, renewed and run out under it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'workers' in sys.orig_argv:\n"
+        "    import time, time_machine\n"
+        f"    time_machine.travel(time.time() + {60 * minutes}, tick=True).start()\n"
+    )
+    with run_of(tmp_path, PYTHONPATH=str(tmp_path)) as run:
+        with run.talking() as accepted:
+            run.waits_until_a_fifth_is_done()
+            wrong = "abs(extract(epoch FROM lease_until - now())) > 60"
+            assert run.rows(f"SELECT count(*) FROM jobs WHERE status = 'running' AND {wrong}") == [(0,)]
+            run.child("workers").kill()
+        run.assert_every_turn_ended_once(accepted)
+
+
+def test_a_full_disk_refuses_the_sound_and_half_accepts_nothing(run: Run) -> None:
+    """A limit on every file that the API writes is what a full disk is to it. What needs no disk goes on.
+
+    The longer recording does not even come in; the shorter one does, and is not stored.
+    """
+    sounds = [{"audio": ("a.wav", wav(tone(seconds)), "audio/wav")} for seconds in (1, 60)]
+    limits = resource.prlimit(run.child("services.cli").pid, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    with run.talking() as accepted:
+        refused = [run.client.post(run.url, files=sound) for sound in sounds * 5]
+    assert {(answer.status_code, answer.json()["code"]) for answer in refused} == {(507, "storage_full")}
+    assert all(answer.json()["retryable"] for answer in refused)
+    assert run.rows("SELECT count(*) FROM recordings") == [(0,)]
+    assert run.rows("SELECT count(*) FROM turns") == [(TURNS,)]
+    assert not [path for path in (run.data_dir / "blobs").rglob("*") if path.is_file()]
+    resource.prlimit(run.child("services.cli").pid, resource.RLIMIT_FSIZE, limits)
+    recording = {"audio": ("a.ogg", (ASSETS / "english.ogg").read_bytes(), "audio/ogg")}
+    assert run.client.post(run.url, files=recording).status_code == 202
+    run.assert_every_turn_ended_once(accepted)

@@ -1,0 +1,39 @@
+"""What the autoscaler asks of the database."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+
+from shared.settings import Settings
+
+SCALING = sorted((Path(__file__).parents[2] / "docker" / "kubernetes").rglob("scaling.yaml"))
+
+
+def query(path: Path) -> str:
+    (scaled,) = (item for item in yaml.safe_load_all(path.read_text()) if item["kind"] == "ScaledObject")
+    return scaled["spec"]["triggers"][0]["metadata"]["query"]
+
+
+@pytest.mark.parametrize("path", SCALING, ids=lambda path: path.parent.name)
+def test_the_autoscaler_sees_how_long_the_oldest_turn_has_waited(
+    api: TestClient, session_id: str, settings: Settings, path: Path
+) -> None:
+    with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
+
+        def asked() -> object:
+            row = connection.execute(query(path)).fetchone()  # pyright: ignore[reportArgumentType, reportCallIssue]
+            return row and row[0]
+
+        assert asked() == 0
+        for _ in range(2):
+            api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello"})
+        oldest = "SELECT id FROM jobs LIMIT 1"
+        connection.execute(f"UPDATE jobs SET created_at = now() - interval '1 hour' WHERE id = ({oldest})")
+        waited = asked()
+        assert isinstance(waited, int)
+        assert 3600 <= waited < 3700
+        connection.execute("UPDATE jobs SET status = 'running'")
+        assert asked() == 0
