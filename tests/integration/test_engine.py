@@ -223,23 +223,101 @@ def test_nothing_that_was_said_is_logged(say: Say, caplog: pytest.LogCaptureFixt
     assert SECRET not in caplog.text
 
 
-def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
-    api: TestClient, session_id: str, engine: Engine, settings: Settings
-) -> None:
+Post = Callable[[Lane], str]
+
+
+@pytest.fixture
+def post(api: TestClient, session_id: str) -> Post:
+    """Post a turn into a lane; its location."""
+
     def post(lane: Lane) -> str:
         response = api.post(f"/v1/sessions/{session_id}/turns", json={"text": "I am happy", "lane": lane.value})
         assert response.json()["lane"] == lane.value
         return response.headers["Location"]
 
-    interactive, bulk = post(Lane.interactive), [post(Lane.bulk) for _ in range(3)]
+    return post
+
+
+@pytest.fixture
+def bulk_thread(engine: Engine, settings: Settings) -> Iterator[BulkThread]:
+    """One that has to be started."""
     thread = BulkThread(celery_app(settings.broker_url), engine.run)
-    thread.start()
-    wait_for(lambda: all(api.get(location).json()["status"] == "succeeded" for location in bulk), 60)
+    yield thread
     thread.stop()
     thread.join()
-    assert api.get(interactive).json()["status"] == "queued"
+
+
+@pytest.fixture
+def waiting(settings: Settings) -> Callable[[Lane], int]:
+    """How many messages wait in a lane."""
     broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
-    assert (broker.llen(Lane.interactive.value), broker.llen(Lane.bulk.value)) == (1, 0)
+    return lambda lane: cast("int", broker.llen(lane.value))
+
+
+def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
+    api: TestClient, post: Post, bulk_thread: BulkThread, waiting: Callable[[Lane], int]
+) -> None:
+    interactive, bulk = post(Lane.interactive), [post(Lane.bulk) for _ in range(3)]
+    bulk_thread.start()
+    wait_for(lambda: all(api.get(location).json()["status"] == "succeeded" for location in bulk), 60)
+    bulk_thread.stop()
+    bulk_thread.join()
+    assert api.get(interactive).json()["status"] == "queued"
+    assert (waiting(Lane.interactive), waiting(Lane.bulk)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        "this is no message",
+        {"body": base64.b64encode(b"[[], {}, {}]").decode()},
+        {"body": base64.b64encode(f'[["{SECRET}"], {{}}, {{}}]'.encode()).decode()},
+        {"body": base64.b64encode(SECRET.encode()).decode()},
+        {"body": base64.b64encode(b"[]").decode(), "content-type": "application/x-python-serialize"},
+    ],
+    ids=["no JSON", "no id", "another id", "a body that is no JSON", "a pickle"],
+)
+def test_a_bulk_message_that_names_no_job_is_dropped_with_a_word_in_the_log_and_the_next_is_taken(
+    api: TestClient,
+    post: Post,
+    bulk_thread: BulkThread,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    malformed: str | dict[str, str],
+) -> None:
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    location = post(Lane.bulk)
+    if isinstance(malformed, dict):
+        (good,) = cast("list[bytes]", broker.lrange(Lane.bulk.value, 0, -1))
+        malformed = json.dumps({**json.loads(good), **malformed})
+    broker.rpush(Lane.bulk.value, malformed)  # taken first
+    bulk_thread.start()
+    wait_for(lambda: api.get(location).json()["status"] == "succeeded", 60)
+    bulk_thread.stop()
+    bulk_thread.join()
+    assert "the bulk lane" in caplog.text
+    assert SECRET not in caplog.text
+    assert not broker.exists(Lane.bulk.value, "unacked")
+
+
+def test_a_bulk_turn_that_a_closed_engine_does_not_take_goes_back_into_its_lane(
+    api: TestClient, post: Post, engine: Engine, bulk_thread: BulkThread, waiting: Callable[[Lane], int]
+) -> None:
+    location, refused, run = post(Lane.bulk), threading.Event(), engine.run
+
+    def run_and_note(job_id: UUID) -> bool:
+        done = run(job_id)
+        bulk_thread.stop()
+        refused.set()
+        return done
+
+    bulk_thread._run = run_and_note
+    engine.close()
+    bulk_thread.start()
+    assert refused.wait(60)
+    bulk_thread.join()
+    assert waiting(Lane.bulk) == 1
+    assert api.get(location).json()["status"] == "queued"
 
 
 def test_a_turn_that_waited_for_a_bulk_one_is_sent_into_its_own_lane(
@@ -289,16 +367,25 @@ def test_what_a_job_took_is_measured(say: Say) -> None:
 
 
 class Hangs(Hears):
-    """A transcriber that hears nothing more until it is told to go on."""
+    """A transcriber that hears nothing more in one stage until it is told to go on."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.stage = "vad"
         self.reached, self.goes_on = threading.Event(), threading.Event()
 
     def speech(self, samples: Samples) -> list[tuple[float, float]]:
-        self.reached.set()
-        assert self.goes_on.wait(30)
+        self._hang("vad")
         return super().speech(samples)
+
+    def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
+        self._hang("transcribe")
+        return super().transcribe(clips)
+
+    def _hang(self, stage: str) -> None:
+        if stage == self.stage:
+            self.reached.set()
+            assert self.goes_on.wait(30)
 
 
 @pytest.fixture
@@ -310,9 +397,11 @@ def hangs(engine: Engine) -> Iterator[Hangs]:
     hanging.goes_on.set()
 
 
+@pytest.mark.parametrize("stage", ["vad", "transcribe"])
 def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_other_threads(
-    api: TestClient, send: Send, engine: Engine, hangs: Hangs, settings: Settings
+    api: TestClient, send: Send, engine: Engine, hangs: Hangs, settings: Settings, stage: str
 ) -> None:
+    hangs.stage = stage
     engine._settings = settings.model_copy(update={"stage_limit_s": 0.1})
     (location, job_id), (written, other) = send(recording=wav()), send(text="I am happy")
     with ThreadPoolExecutor(1) as pool:
@@ -322,7 +411,7 @@ def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_o
         engine.give_up_stuck()
         turn = api.get(location).json()
         assert (turn["status"], turn["error"]["code"]) == ("queued", "stage_timeout")
-        assert "the stage 'vad' took longer than 0.1 s" in turn["error"]["message"]
+        assert f"the stage {stage!r} took longer than 0.1 s" in turn["error"]["message"]
         assert (engine.held, engine.stuck, engine.busy) == ([], 1, False)
         engine.run(other)
         assert api.get(written).json()["status"] == "succeeded"

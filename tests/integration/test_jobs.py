@@ -200,6 +200,14 @@ def test_a_job_is_sent_and_sent_again_into_its_lane(database: Database, add_turn
     assert queues() == [lane.value]
     assert sweep(database) == 1
     assert queues() == [lane.value]
+    claimed = claim(database, job)
+    assert claimed is not None
+    with database.transaction() as transaction:
+        (message,) = transaction.jobs.give_back([claimed], task=ANALYZE_TURN, lease=LEASE)
+    assert (message.queue, queues()) == (lane.value, [lane.value])
+    quarantined(database, job)
+    requeue(database, job)
+    assert queues() == [lane.value]
 
 
 def test_a_message_that_the_broker_lost_is_sent_again_less_and_less_often(
