@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from shared.domain.access import KeyRole
+from shared.domain.job import Lane
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.conftest import wait_for
@@ -55,9 +56,9 @@ class Tenor:
     def session(self) -> str:
         return self.api.post("/v1/sessions", json={}).json()["id"]
 
-    def say(self, session_id: str, recording: Path) -> None:
+    def say(self, session_id: str, recording: Path, lane: Lane = Lane.interactive) -> None:
         files = {"audio": (recording.name, recording.read_bytes(), "audio/ogg")}
-        response = self.api.post(f"/v1/sessions/{session_id}/turns", files=files)
+        response = self.api.post(f"/v1/sessions/{session_id}/turns", files=files, data={"lane": lane.value})
         assert response.status_code == 202, response.text
 
     def turns(self, session_id: str) -> list[dict[str, object]]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from shared.domain.job import Lane
 from shared.errors import EX_TEMPFAIL
 from tests.acceptance.conftest import ASSETS, Tenor
 from tests.conftest import PATIENCE, wait_for
@@ -29,9 +30,10 @@ def killed_at_the_end(worker: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 @pytest.fixture
 def session_id(tenor: Tenor) -> str:
+    """Its turns wait for one another, and every other one is in the bulk lane."""
     session_id = tenor.session()
-    for _ in range(TURNS):
-        tenor.say(session_id, SPOKEN)
+    for number in range(TURNS):
+        tenor.say(session_id, SPOKEN, Lane.bulk if number % 2 else Lane.interactive)
     return session_id
 
 
@@ -81,7 +83,7 @@ def test_what_a_worker_cannot_finish_in_time_is_given_back_at_once(tenor: Tenor,
 
 
 def test_a_worker_whose_threads_hang_ends_and_leaves_its_jobs_to_others(tenor: Tenor, session_id: str) -> None:
-    worker = tenor.start_worker(worker_threads=1, stage_limit_s=0.01)
+    worker = tenor.start_worker(worker_threads=1, bulk_threads=1, stage_limit_s=0.01)
     with killed_at_the_end(worker):
         assert worker.wait(60 * PATIENCE) == EX_TEMPFAIL
     assert any(turn["error"] and turn["error"]["code"] == "stage_timeout" for turn in tenor.turns(session_id))
