@@ -1,10 +1,11 @@
 # The API, `tenor migrate` and `tenor keys`. No model and no model library is in it.
 #   docker build -f docker/api.Dockerfile -t tenor-api .
 FROM python:3.11.13-slim-bookworm AS dependencies
+ENV PIP_CACHE_DIR=/pip-cache
 RUN python -m venv /opt/tenor
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE docker/constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     /opt/tenor/bin/pip install --constraint constraints.txt .
 
 FROM python:3.11.13-slim-bookworm

@@ -4,10 +4,11 @@
 #       train training/configs/compact.yaml --data /data --cache /runs/cache --out /runs/compact
 FROM python:3.11.13-slim-bookworm AS dependencies
 ARG TORCH=cpu
+ENV PIP_CACHE_DIR=/pip-cache
 RUN python -m venv /opt/tenor
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE docker/constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     /opt/tenor/bin/pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/${TORCH} torch && \
     /opt/tenor/bin/pip install --constraint constraints.txt ".[training,offline]"
 

@@ -4,10 +4,11 @@
 FROM python:3.11.13-slim-bookworm AS dependencies
 # CTranslate2's wheels are built for CUDA 12, so PyTorch's must be too; both then share its cuBLAS and cuDNN.
 ARG TORCH=cpu
+ENV PIP_CACHE_DIR=/pip-cache
 RUN python -m venv /opt/tenor
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE docker/constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     /opt/tenor/bin/pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/${TORCH} torch && \
     /opt/tenor/bin/pip install --constraint constraints.txt ".[models,offline]"
 

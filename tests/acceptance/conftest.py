@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -61,7 +62,7 @@ class Tenor:
         response = self.api.post(f"/v1/sessions/{session_id}/turns", files=files, data={"lane": lane.value})
         assert response.status_code == 202, response.text
 
-    def turns(self, session_id: str) -> list[dict[str, object]]:
+    def turns(self, session_id: str) -> list[dict[str, Any]]:
         return self.api.get(f"/v1/sessions/{session_id}/history", params={"limit": 200}).json()["turns"]
 
     def count(self, session_id: str, status: str) -> int:

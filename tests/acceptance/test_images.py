@@ -71,7 +71,9 @@ class Image:
         return check.returncode == 0
 
     def _here(self, text: str) -> str:
-        return re.sub(r"(?<![\w/.])/(opt/tenor|srv/tenor|build|var/lib/tenor|tmp/matplotlib)", rf"{self.root}/\1", text)
+        return re.sub(
+            r"(?<![\w/.])/(opt/tenor|srv/tenor|build|pip-cache|var/lib/tenor|tmp/matplotlib)", rf"{self.root}/\1", text
+        )
 
     def _from(self, _: str) -> None:
         self.env = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
