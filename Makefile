@@ -32,4 +32,4 @@ images: setup
 	$(BIN)/pytest -m images --numprocesses=0 tests/acceptance/test_images.py
 
 chaos: setup
-	CHAOS_TURNS=500 $(BIN)/pytest tests/acceptance/test_chaos.py
+	CHAOS_TURNS=500 CHAOS_RECOVERY_S=30 $(BIN)/pytest tests/acceptance/test_chaos.py
