@@ -1,6 +1,6 @@
 """Cached features, and the batches that are drawn from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -83,6 +83,7 @@ def batches(
         "neutral_words": 0.0,
         "neutral": EKMAN7.index("neutral"),
         "earlier_turns": [0],
+        "one_mood": 0.0,
         "seed": 0,
     }
     chosen = defaults | options
@@ -256,6 +257,61 @@ def test_an_evaluation_draws_the_same_earlier_turns_every_time(features: Feature
     assert [len(first[i].earlier) for i in range(len(SAID))] == [3, 3, 3, 3, 3, 0]
     for i in range(len(SAID)):
         np.testing.assert_array_equal(first[i].earlier, second[i].earlier)
+
+
+@pytest.fixture
+def moody(tmp_path: Path) -> tuple[Features, list[Utterance]]:
+    """One speaker, four times in joy, in fear and in anger; each voice's features are the number of its label."""
+    moods = ("joy", "fear", "anger")
+    said = [replace(spoken("ravdess", i, moods[i % 3]), group="one speaker") for i in range(12)]
+    FeatureFile.write(tmp_path / "ravdess" / "text", [(u.id, np.zeros((1, 32), np.float16)) for u in said])
+    voices = [(u.id, np.full((2, 2, 16), u.label, np.float16)) for u in said]
+    FeatureFile.write(tmp_path / "ravdess" / "original", voices)
+    return Features(tmp_path, ["ravdess"], ["original"]), said
+
+
+def heard(earlier: Sequence[NDArray[np.float16]]) -> list[str]:
+    """The emotions of the earlier turns."""
+    return [EKMAN7.categories[int(summary[0, 0, 0])] for summary in earlier]
+
+
+def test_a_baseline_of_one_mood_has_its_turns_before_all_others(moody: tuple[Features, list[Utterance]]) -> None:
+    features, said = moody
+    speakers = Speakers(said, cached_summary(features))
+    rng = np.random.default_rng(0)
+    fear = EKMAN7.index("fear")
+    assert heard(speakers.earlier(said[0], 4, rng, mood=fear)) == ["fear"] * 4
+    topped_up = heard(speakers.earlier(said[0], 6, rng, mood=fear))
+    assert topped_up[:4] == ["fear"] * 4
+    assert "fear" not in topped_up[4:]
+    assert len(speakers.earlier(said[0], 20, rng, mood=fear)) == 11
+
+
+def test_an_evaluation_in_one_mood_reads_against_turns_in_the_same_emotion(
+    moody: tuple[Features, list[Utterance]],
+) -> None:
+    features, said = moody
+    options: dict[str, Any] = {"text": False, "voice": True, "speakers": Speakers(said, cached_summary(features))}
+    hard = EvaluationSet(features, said, earlier_turns=3, one_mood=True, **options)
+    assert [heard(hard[i].earlier) for i in range(3)] == [[mood] * 3 for mood in ("joy", "fear", "anger")]
+    assert any(
+        len(set(heard(EvaluationSet(features, said, earlier_turns=3, **options)[i].earlier))) > 1 for i in (0, 1)
+    )
+
+
+def test_training_draws_as_many_baselines_of_one_mood_as_asked_half_of_the_mood_to_be_read(
+    moody: tuple[Features, list[Utterance]],
+) -> None:
+    features, said = moody
+    one_mood = {}
+    for share in (0.0, 1.0):
+        options = {"augmentations": [], "earlier_turns": [3], "one_mood": share, "voices": 600}
+        (batch,) = next(iter(batches(features, said, [], **options)))
+        alike = (batch.baseline.variance == 0).flatten(1).all(dim=1)
+        own = alike & (batch.baseline.mean[:, 0, 0, 0] == torch.tensor([u.label for u in batch.utterances]))
+        one_mood[share] = alike.float().mean().item(), own.float().mean().item()
+    assert one_mood[0.0][0] < 0.2
+    assert one_mood[1.0] == pytest.approx((1.0, 0.5 + 0.5 / 3), abs=0.06)
 
 
 @given(st.integers(1, 200), st.floats(0, 0.5), st.integers(0, 2**32 - 1))

@@ -191,19 +191,27 @@ class Speakers:
         self._summaries[utterance.corpus, utterance.id, augmentation] = summary
 
     def earlier(
-        self, utterance: Utterance, count: int, rng: np.random.Generator, augmentation: str = "original"
+        self,
+        utterance: Utterance,
+        count: int,
+        rng: np.random.Generator,
+        augmentation: str = "original",
+        mood: int | None = None,
     ) -> list[Summary]:
         """Summaries of `count` other utterances of the same speaker, as far as there are so many, drawn by `rng`.
 
-        They are recorded in the same way, as turns of one conversation are, as far as that is known of them.
+        They are recorded in the same way, as turns of one conversation are, as far as that is known of them. Those with
+        the label `mood`, where one is given, come before all others.
         """
         others = [u for u in self._of[utterance.corpus, utterance.group] if u.id != utterance.id] if count else []
-        drawn = rng.choice(len(others), min(count, len(others)), replace=False) if others else []
-        return [self._summary(others[i], augmentation) for i in drawn]
+        drawn = [others[i] for i in rng.permutation(len(others))]
+        if mood is not None:
+            drawn.sort(key=lambda other: other.label != mood)
+        return [self._summary(other, augmentation) for other in drawn[:count]]
 
-    def varies(self, utterance: Utterance) -> bool:
-        """Whether more than one emotion is heard of the speaker: else a baseline would hide the only one."""
-        return len({u.label for u in self._of[utterance.corpus, utterance.group]}) > 1
+    def moods(self, utterance: Utterance) -> list[int]:
+        """The labels of all that is heard of the speaker."""
+        return sorted({u.label for u in self._of[utterance.corpus, utterance.group]})
 
     def prior(self) -> list[Tensor]:
         """Every speaker's summaries, each of shape [utterances, 2, layers, width]."""
@@ -240,7 +248,8 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
     wherever there is a voice. Hence a spoken utterance comes with its own words, with those of a text of the same
     emotion, with neutral ones, or with none. All voices of a batch are read against baselines of equally many turns,
     from none to the most, so that one model learns to serve a conversation's first turn and its twentieth. Whoever is
-    heard in one emotion only is read without.
+    heard in one emotion only is read without. Some baselines are of turns in one mood, as many a conversation is, half
+    of these in the mood that is to be read: else a model would learn that whoever sounds as before is calm.
     """
 
     def __init__(
@@ -262,12 +271,14 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         neutral_words: float,
         neutral: int | None,
         earlier_turns: Sequence[int],
+        one_mood: float,
         seed: int,
     ) -> None:
         self._source = source
         self._speakers = speakers
         self._together = together
         self._earlier_turns = list(earlier_turns)
+        self._one_mood = one_mood
         self._spoken = list(spoken)
         self._written = list(written)
         self._voices, self._texts = voices, texts
@@ -311,9 +322,16 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         assert voice is not None
         if isinstance(voice, Tensor):
             voice = self._masked(voice)
-        earlier = earlier if earlier and self._speakers.varies(utterance) else 0
-        known = self._speakers.earlier(utterance, earlier, self._rng, way)
-        return Example(utterance, self._words(utterance), voice, known, way)
+        return Example(utterance, self._words(utterance), voice, self._earlier(utterance, earlier, way), way)
+
+    def _earlier(self, utterance: Utterance, count: int, way: str) -> Sequence[Summary]:
+        moods = self._speakers.moods(utterance) if count else []
+        if len(moods) < 2:  # a baseline would hide the only one
+            return ()
+        mood = None
+        if self._rng.random() < self._one_mood:
+            mood = utterance.label if self._rng.random() < 0.5 else moods[self._rng.integers(len(moods))]
+        return self._speakers.earlier(utterance, count, self._rng, way, mood)
 
     def _masked(self, voice: Tensor) -> Tensor:
         """Without some spans, and with some bands at the clip's own mean, which says nothing of how it moves."""
@@ -334,7 +352,10 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
 
 
 class EvaluationSet(Dataset[Example]):
-    """Utterances one by one, with the modalities asked for, and with a baseline of other utterances of the speaker."""
+    """Utterances one by one, with the modalities asked for, and with a baseline of other utterances of the speaker.
+
+    With `one_mood`, the baseline is of utterances in the emotion of the one to be read, as far as there are so many.
+    """
 
     def __init__(
         self,
@@ -345,11 +366,12 @@ class EvaluationSet(Dataset[Example]):
         voice: bool,
         speakers: Speakers | None = None,
         earlier_turns: int = 0,
+        one_mood: bool = False,
     ) -> None:
         self._source = source
         self.utterances = [u for u in utterances if (u.text or not text) and (u.audio or not voice)]
         self._text, self._voice = text, voice
-        self._speakers, self._earlier_turns = speakers, earlier_turns
+        self._speakers, self._earlier_turns, self._one_mood = speakers, earlier_turns, one_mood
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -366,10 +388,9 @@ class EvaluationSet(Dataset[Example]):
     def _earlier(self, utterance: Utterance) -> Sequence[Summary]:
         if self._speakers is None or not self._voice:
             return ()
-        # Drawn anew the same way every time.
-        return self._speakers.earlier(
-            utterance, self._earlier_turns, np.random.default_rng(crc32(utterance.id.encode()))
-        )
+        rng = np.random.default_rng(crc32(utterance.id.encode()))  # drawn anew the same way every time
+        mood = utterance.label if self._one_mood else None
+        return self._speakers.earlier(utterance, self._earlier_turns, rng, mood=mood)
 
 
 def with_gaps(tokens: Tensor, share: float, rng: np.random.Generator, count: int = 2) -> Tensor:

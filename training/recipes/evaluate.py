@@ -1,6 +1,6 @@
 """Measure trained models on held-out utterances, by corpus and by the modalities they are given."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -79,6 +79,7 @@ def evaluate(
     folds: int | None = None,
     pooled: bool = False,
     earlier_turns: Sequence[int] = EARLIER_TURNS,
+    one_mood: bool = False,
     unseen: Sequence[str] | None = None,
     accelerator: str = "auto",
 ) -> None:
@@ -95,6 +96,8 @@ def evaluate(
             which intervals then cover.
         earlier_turns: how many other utterances of the speaker a voice is read against, each measured, by models that
             read against a baseline.
+        one_mood: those utterances are all of the emotion to be read, as far as there are so many: the hardest baseline,
+            of somebody who was angry all along.
         unseen: corpora that the runs were not trained on, read whole in place of the split of those that they were.
         accelerator: Lightning's.
 
@@ -106,13 +109,14 @@ def evaluate(
     models = [_turned_to(unseen, Trained.load(run, accelerator)) for run in runs]
     run = models[0].run
     utterances = run.utterances(data)
-    reading = partial(read_views, models, cache=cache, earlier_turns=earlier_turns, pooled=pooled)
+    reading = partial(read_views, models, cache=cache, earlier_turns=earlier_turns, one_mood=one_mood, pooled=pooled)
     if folds is None:
         found = reading([u for u in utterances if unseen or u.split is split])
     else:
         found = reading(utterances, folds=folds)
     part = f"All of {', '.join(unseen)}, never trained on" if unseen else f"The {split} split"
-    what = [_what(part, folds, pooled, len(runs)), "Before calibration: the temperature is 1."]
+    mood = ["All earlier turns are in the emotion of the turn that is read."] if one_mood else []
+    what = [_what(part, folds, pooled, len(runs)), *mood, "Before calibration: the temperature is 1."]
     show(write_report(out, found, [*what, *notes(utterances, run.split.strategy)]))
 
 
@@ -138,10 +142,14 @@ class Reader:
         model: the model.
         utterances: of one split: among them are the earlier turns of each.
         cache: see `evaluate`.
+        one_mood: see `evaluate`.
     """
 
-    def __init__(self, model: Trained, utterances: Sequence[Utterance], cache: Path | None = None) -> None:
+    def __init__(
+        self, model: Trained, utterances: Sequence[Utterance], cache: Path | None = None, one_mood: bool = False
+    ) -> None:
         self.model = model
+        self._one_mood = one_mood
         self.utterances = list(utterances)
         self._source = model.run.source(utterances, cache)
 
@@ -150,7 +158,15 @@ class Reader:
         part = [u for u in self.utterances if u.corpus == corpus]
         known = self._speakers if earlier_turns and voice else None
         turns = earlier_turns or 0
-        return EvaluationSet(self._source, part, text=text, voice=voice, speakers=known, earlier_turns=turns)
+        return EvaluationSet(
+            self._source,
+            part,
+            text=text,
+            voice=voice,
+            speakers=known,
+            earlier_turns=turns,
+            one_mood=self._one_mood,
+        )
 
     @torch.inference_mode()
     def answers(self, examples: EvaluationSet) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
@@ -178,11 +194,13 @@ def read_views(
     folds: int | None = None,
     pooled: bool = False,
     earlier_turns: Sequence[int] = EARLIER_TURNS,
+    one_mood: bool = False,
 ) -> list[Predictions]:
     """What models make of every view of the utterances, see `evaluate`."""
     if folds is not None:
         utterances = [u for u in utterances if u.audio and u.split is not Split.test]
-    seeds = _readers(models, utterances, cache, folds, pooled)
+    reader = partial(Reader, cache=cache, one_mood=one_mood)
+    seeds = _readers(reader, models, utterances, folds, pooled)
     found: list[Predictions] = []
     for name, (corpus, text, voice) in views(utterances).items():
         for turns in earlier_turns if voice and models[0].run.fusion.relative else (None,):
@@ -193,14 +211,18 @@ def read_views(
 
 
 def _readers(
-    models: Sequence[Trained], utterances: Sequence[Utterance], cache: Path | None, folds: int | None, pooled: bool
+    reader: Callable[[Trained, Sequence[Utterance]], Reader],
+    models: Sequence[Trained],
+    utterances: Sequence[Utterance],
+    folds: int | None,
+    pooled: bool,
 ) -> list[Parts]:
     """For each seed whose answers count for themselves, who reads what."""
     if folds is not None:
         parts = [[u for u in utterances if fold_of(u, folds) == i] for i in range(len(models))]
-        return [[[Reader(model, part, cache)] for model, part in zip(models, parts, strict=True)]]
-    readers = [Reader(model, utterances, cache) for model in models]
-    return [[[reader]] for reader in readers] if pooled else [[readers]]
+        return [[[reader(model, part)] for model, part in zip(models, parts, strict=True)]]
+    readers = [reader(model, utterances) for model in models]
+    return [[[one]] for one in readers] if pooled else [[readers]]
 
 
 def _pooled(seeds: Sequence[Predictions]) -> Predictions:

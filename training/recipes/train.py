@@ -145,6 +145,7 @@ def train(
     matching_words: float = 0.25,
     neutral_words: float = 0.0,
     earlier_turns: Sequence[int] = (0, 0, 0, 1, 2, 3, 5, 8, 12, 16, 20),
+    one_mood: float = 0.0,
     voices: int = 32,
     texts: int = 64,
     accumulate: int = 1,
@@ -189,6 +190,7 @@ def train(
         matching_words: share that come with words of the same emotion from another corpus.
         neutral_words: share that come with neutral words from another corpus, whatever the voice says.
         earlier_turns: how many other utterances of the speaker a voice is read against; each batch draws one of these.
+        one_mood: share of the baselines that are of turns in one emotion, as far as the speaker has so many.
         voices: spoken utterances a batch.
         texts: texts a batch.
         accumulate: batches a step.
@@ -238,6 +240,7 @@ def train(
         neutral_words=neutral_words,
         neutral=_index_of_neutral(run.labels),
         earlier_turns=earlier_turns if run.fusion.relative else (0,),
+        one_mood=one_mood,
         seed=seed,
     )
     validation = _validation(source, run.fusion, branches, held_out, voices_alone=own_words < 1)
