@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -69,8 +70,9 @@ def formatter(log_format: Literal["text", "json"]) -> logging.Formatter:
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         known = " ".join(f"{name}={value}" for name, value in ids().items())
-        record.about = f" [{known}]" if known else ""
-        return super().format(record)
+        line = copy(record)  # which other handlers are given too
+        line.about = f" [{known}]" if known else ""
+        return super().format(line)
 
 
 class _Json(JsonFormatter):
