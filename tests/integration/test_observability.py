@@ -103,7 +103,7 @@ def lines() -> Iterator[Lines]:
         logger.setLevel(logging.NOTSET)
 
 
-def send(api: TestClient, session_id: str, lane: Lane = Lane.interactive, **headers: str) -> str:
+def send(api: TestClient, session_id: str, lane: Lane = Lane.interactive, headers: dict[str, str] | None = None) -> str:
     """Send a spoken turn; its location."""
     url, sound = f"/v1/sessions/{session_id}/turns", {"audio": ("a.wav", wav(), "audio/wav")}
     response = api.post(url, files=sound, data={"lane": lane.value}, headers=headers)
@@ -151,7 +151,7 @@ def test_errors_of_every_kind_name_the_request(
 def test_every_line_of_a_turn_names_its_request(
     api: TestClient, session_id: str, engine: Engine, hears: Hears, broker: redis.Redis, lines: Lines
 ) -> None:
-    send(api, session_id, **{"X-Request-ID": "call-17"})
+    send(api, session_id, headers={"X-Request-ID": "call-17"})
     job_id = take(broker)
     hears.broken = True
     engine.run(job_id)
@@ -175,7 +175,7 @@ def test_an_attempt_whose_end_cannot_be_written_names_its_request(
     def broken(*_: object) -> None:
         raise ValueError(SECRET)
 
-    send(api, session_id, **{"X-Request-ID": "call-17"})
+    send(api, session_id, headers={"X-Request-ID": "call-17"})
     monkeypatch.setattr(engine, "_finish", broken)
     monkeypatch.setattr(engine, "_put_back", broken)
     engine.run(take(broker))
@@ -193,7 +193,7 @@ def test_the_id_outlives_the_message(
     settings: Settings,
     database: Database,
 ) -> None:
-    send(api, session_id, **{"X-Request-ID": "call-17"})
+    send(api, session_id, headers={"X-Request-ID": "call-17"})
     broker.flushdb()
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
@@ -227,7 +227,7 @@ def samples(registry: CollectorRegistry = REGISTRY) -> Iterator[tuple[str, dict[
             yield sample.name, sample.labels, sample.value
 
 
-def value(name: str, registry: CollectorRegistry = REGISTRY, **labels: str) -> float:
+def value(name: str, labels: dict[str, str], registry: CollectorRegistry = REGISTRY) -> float:
     return next((number for other, its, number in samples(registry) if (other, its) == (name, labels)), 0.0)
 
 
@@ -235,8 +235,8 @@ def test_requests_are_counted_and_timed_by_route(api: TestClient, session_id: st
     labels = {"method": "GET", "route": "/v1/sessions/{session_id}"}
 
     def counts() -> list[float]:
-        found = [value("tenor_http_requests_total", **labels, status=status) for status in ("200", "404")]
-        return [*found, value("tenor_http_request_seconds_count", **labels)]
+        found = [value("tenor_http_requests_total", {**labels, "status": status}) for status in ("200", "404")]
+        return [*found, value("tenor_http_request_seconds_count", labels)]
 
     before = counts()
     api.get(f"/v1/sessions/{session_id}")
@@ -257,9 +257,9 @@ def test_what_waits_is_counted_by_lane_with_the_age_of_the_oldest(
         api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello", "lane": lane.value})
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET created_at = now() - interval '1 hour' WHERE lane = 'bulk'")
-    assert [value("tenor_queue_depth", registry, lane=lane) for lane in ("interactive", "bulk")] == [1, 2]
-    assert 0 < value("tenor_queue_oldest_seconds", registry, lane="interactive") < 60
-    assert 3600 <= value("tenor_queue_oldest_seconds", registry, lane="bulk") < 3700
+    assert [value("tenor_queue_depth", {"lane": lane}, registry) for lane in ("interactive", "bulk")] == [1, 2]
+    assert 0 < value("tenor_queue_oldest_seconds", {"lane": "interactive"}, registry) < 60
+    assert 3600 <= value("tenor_queue_oldest_seconds", {"lane": "bulk"}, registry) < 3700
 
 
 def test_what_waits_is_found_without_reading_every_job(
@@ -362,7 +362,7 @@ def test_a_trace_goes_from_the_request_over_the_queue_through_every_stage(
 ) -> None:
     thread = BulkThread(celery_app(settings.broker_url), engine.run)
     thread.start()
-    location = send(traced, session_id, Lane.bulk, traceparent=TRACEPARENT)
+    location = send(traced, session_id, Lane.bulk, {"traceparent": TRACEPARENT})
     wait_for(lambda: traced.get(location).json()["status"] == "succeeded", 60)
     thread.stop()
     thread.join()
