@@ -55,6 +55,7 @@ def configure_logging(log_format: Literal["text", "json"] = "text", level: int =
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(log_format))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.captureWarnings(True)
     for package in ("services", "workers", "shared", "training"):
         logging.getLogger(package).setLevel(level)
 

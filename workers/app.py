@@ -59,6 +59,7 @@ def run(settings: Settings) -> None:
     worker_shutdown.connect(lambda **_: stop_tracing(), weak=False)
     app.worker_main(
         [
+            "--quiet",  # else it prints a banner among the logs
             "worker",
             "--pool=threads",
             f"--concurrency={settings.worker_threads}",
