@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -24,12 +24,8 @@ from pydantic import SecretStr
 from services.api.app import create_app
 from services.api.telemetry import Lanes
 from services.embedded import free_port
-from shared.audio import Samples
 from shared.blobs import BlobFolder
 from shared.domain.job import Lane
-from shared.domain.transcript import Segment, Transcript, TranscriptSource
-from shared.modeling.pipeline import Pipeline
-from shared.modeling.transcriber import Clip, Transcriber
 from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
@@ -38,7 +34,7 @@ from shared.tracing import stop_tracing
 from tests.collector import Collector, Received, collecting
 from tests.conftest import wait_for
 from tests.sounds import wav
-from tests.unit.tiny import write_bundle
+from tests.unit.tiny import Heard, pipeline, write_bundle
 from workers.bulk import BulkThread
 from workers.engine import Engine
 from workers.stages import Stages
@@ -52,34 +48,21 @@ TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 Lines = Callable[[], list[dict[str, Any]]]
 
 
-class Hears:
-    """A transcriber that always hears the secret, or fails with it in its message."""
-
-    def __init__(self) -> None:
-        self.broken = False
-
-    def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
-        if self.broken:
-            raise ValueError(f"cannot decode {SECRET!r}")
-        segments = (Segment(start=0.0, end=1.0, text=SECRET),)
-        heard = Transcript(language="en", language_probability=0.9, segments=segments, source=TranscriptSource.asr)
-        return [heard for _ in clips]
-
-    def speech(self, samples: Samples) -> list[tuple[float, float]]:
-        return [(0.0, 1.0)]
+@pytest.fixture
+def heard() -> Heard:
+    return Heard(SECRET)
 
 
 @pytest.fixture
-def hears() -> Hears:
-    return Hears()
-
-
-@pytest.fixture
-def engine(settings: Settings, database: Database, tmp_path: Path, hears: Hears) -> Iterator[Engine]:
-    pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
-    stages = Stages(pipeline, settings.batches)
-    yield Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), pipeline, stages)
+def engine(settings: Settings, database: Database, tmp_path: Path, heard: Heard) -> Iterator[Engine]:
+    tiny = pipeline(write_bundle(tmp_path / "bundle"), heard)
+    stages = Stages(tiny, settings.batches)
+    yield Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), tiny, stages)
     stages.close()
+
+
+def broken(*_: object, **__: object) -> None:
+    raise ValueError(f"cannot decode {SECRET!r}")
 
 
 @pytest.fixture
@@ -132,9 +115,6 @@ def test_the_answer_names_the_request(api: TestClient) -> None:
 def test_errors_of_every_kind_name_the_request(
     api: TestClient, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ValueError(SECRET)
-
     headers, url = {"X-Request-ID": "call-17"}, f"/v1/sessions/{session_id}/turns"
     answers = [
         api.post(url, json={"text": 1}, headers=headers),
@@ -149,13 +129,19 @@ def test_errors_of_every_kind_name_the_request(
 
 
 def test_every_line_of_a_turn_names_its_request(
-    api: TestClient, session_id: str, engine: Engine, hears: Hears, broker: redis.Redis, lines: Lines
+    api: TestClient,
+    session_id: str,
+    engine: Engine,
+    heard: Heard,
+    broker: redis.Redis,
+    lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     send(api, session_id, headers={"X-Request-ID": "call-17"})
     job_id = take(broker)
-    hears.broken = True
-    engine.run(job_id)
-    hears.broken = False
+    with monkeypatch.context() as patch:
+        patch.setattr(heard, "transcribe", broken)
+        engine.run(job_id)
     engine.run(job_id)
     answered, failed, succeeded = (line for line in lines() if line.get("correlation_id") == "call-17")
     assert (answered["logger"], answered["level"]) == ("services.api.telemetry", "INFO")
@@ -172,9 +158,6 @@ def test_every_line_of_a_turn_names_its_request(
 def test_an_attempt_whose_end_cannot_be_written_names_its_request(
     api: TestClient, session_id: str, engine: Engine, broker: redis.Redis, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
-        raise ValueError(SECRET)
-
     send(api, session_id, headers={"X-Request-ID": "call-17"})
     monkeypatch.setattr(engine, "_finish", broken)
     monkeypatch.setattr(engine, "_put_back", broken)
@@ -182,30 +165,6 @@ def test_an_attempt_whose_end_cannot_be_written_names_its_request(
     (left,) = (line for line in lines() if "left to the sweeper" in line["message"])
     assert left["correlation_id"] == "call-17"
     assert SECRET not in json.dumps(lines())
-
-
-def test_the_id_outlives_the_message(
-    api: TestClient,
-    session_id: str,
-    engine: Engine,
-    broker: redis.Redis,
-    lines: Lines,
-    settings: Settings,
-    database: Database,
-) -> None:
-    send(api, session_id, headers={"X-Request-ID": "call-17"})
-    broker.flushdb()
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
-        connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
-    with database.transaction() as transaction:
-        transaction.jobs.sweep(task="analyze_turn", lease=settings.lease, max_attempts=5)
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
-        connection.execute("UPDATE outbox SET created_at = now() - interval '1 minute'")
-    blobs = BlobFolder(settings.blob_dir)
-    Sweeper(settings, database, Queue(settings.broker_url), blobs, "bundle").sweep()
-    engine.run(take(broker))
-    (done,) = (line for line in lines() if "succeeded" in line["message"])
-    assert done["correlation_id"] == "call-17"
 
 
 def test_a_path_is_not_logged_and_neither_are_probes(api: TestClient, lines: Lines) -> None:
@@ -384,15 +343,44 @@ def test_a_trace_goes_from_the_request_over_the_queue_through_every_stage(
     assert not any(word in body for body in collector.bodies for word in (SECRET.encode(), session_id.encode()))
 
 
+def test_id_and_trace_outlive_the_message(
+    traced: TestClient,
+    session_id: str,
+    engine: Engine,
+    broker: redis.Redis,
+    lines: Lines,
+    settings: Settings,
+    database: Database,
+    collector: Collector,
+) -> None:
+    send(traced, session_id, headers={"X-Request-ID": "call-17", "traceparent": TRACEPARENT})
+    broker.flushdb()
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
+    with database.transaction() as transaction:
+        transaction.jobs.sweep(task="analyze_turn", lease=settings.lease, max_attempts=5)
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE outbox SET created_at = now() - interval '1 minute'")
+    blobs = BlobFolder(settings.blob_dir)
+    Sweeper(settings, database, Queue(settings.broker_url), blobs, "bundle").sweep()
+    engine.run(take(broker))
+    (done,) = (line for line in lines() if "succeeded" in line["message"])
+    assert done["correlation_id"] == "call-17"
+    stop_tracing()
+    names = sorted(span.name for span in collector.spans() if span.trace.hex() == TRACE and span.name not in STAGES)
+    assert names == ["POST /v1/sessions/{session_id}/turns", "attempt", "send", "send"]
+
+
 def test_of_an_attempt_that_failed_the_trace_says_where_and_never_what_was_said(
     traced: TestClient,
     session_id: str,
     engine: Engine,
-    hears: Hears,
+    heard: Heard,
     broker: redis.Redis,
     collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hears.broken = True
+    monkeypatch.setattr(heard, "transcribe", broken)
     send(traced, session_id)
     engine.run(take(broker))
     stop_tracing()
