@@ -6,7 +6,7 @@ RUN python -m venv /opt/tenor
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE docker/constraints.txt ./
 RUN --mount=type=cache,target=/pip-cache \
-    /opt/tenor/bin/pip install --constraint constraints.txt .
+    /opt/tenor/bin/pip install --constraint constraints.txt ".[tracing]"
 
 FROM python:3.11.13-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/tenor --create-home tenor

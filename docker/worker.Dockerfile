@@ -10,7 +10,7 @@ WORKDIR /build
 COPY pyproject.toml README.md LICENSE docker/constraints.txt ./
 RUN --mount=type=cache,target=/pip-cache \
     /opt/tenor/bin/pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/${TORCH} torch && \
-    /opt/tenor/bin/pip install --constraint constraints.txt ".[models,offline]"
+    /opt/tenor/bin/pip install --constraint constraints.txt ".[models,offline,tracing]"
 
 FROM python:3.11.13-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /var/lib/tenor --create-home tenor

@@ -14,7 +14,7 @@ from datetime import timedelta
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -29,7 +29,7 @@ from shared.domain.job import JobStatus, ListedJob
 from shared.errors import EX_CONFIG, JobNotFound, SetupError, TenorError, WrongJobStatus
 from shared.settings import Settings, get_settings
 from shared.store.database import Database, Transaction
-from shared.telemetry import configure_logging
+from shared.telemetry import configure_logging, serve_metrics
 
 if TYPE_CHECKING:
     from services.analyze import Analyzer, Row
@@ -79,9 +79,9 @@ def run(
     from services.embedded import EmbeddedServers
     from services.supervisor import Supervisor
 
-    configure_logging()
     with _reported():
         settings = get_settings()
+    configure_logging(settings.log_format)
     with _reported(), EmbeddedServers(settings.data_dir) as servers:
         database = Database(servers.database_url)
         database.migrate()
@@ -101,19 +101,24 @@ def serve(
 ) -> None:
     """Run the API alone. It needs TENOR_DATABASE_URL and TENOR_BROKER_URL, but no model."""
     import uvicorn
+    from prometheus_client import REGISTRY
 
     from services.api.app import create_app
+    from services.api.telemetry import Lanes
 
-    configure_logging()
     with _reported():
         settings = get_settings()
+        configure_logging(settings.log_format)
         application = create_app(settings)
-        Database(settings.database_url).check_tables()
+        database = Database(settings.database_url, pool_size=1)
+        database.check_tables()
         open_blobs(settings).check()
+        if settings.metrics_port is not None:
+            REGISTRY.register(Lanes(database))
+            serve_metrics(settings.metrics_port)
     drain_s = max(1, round(settings.drain_s))  # it waits for good where none is given
-    uvicorn.run(
-        application, host=host, port=port, access_log=False, log_level="warning", timeout_graceful_shutdown=drain_s
-    )
+    quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "log_config": None}
+    uvicorn.run(application, host=host, port=port, timeout_graceful_shutdown=drain_s, **quiet)
 
 
 @app.command(epilog="Example: `TENOR_WORKER_THREADS=8 tenor worker`")
@@ -370,6 +375,31 @@ def drop_jobs(
         transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=get_settings().lease)
 
     _each_job(job_ids, tenant, drop, output)
+
+
+@app.command(epilog="Example: `tenor status --patience 10 --format json`")
+def status(
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds for which a turn that somebody waits for may have waited.")
+    ] = 60,
+    output: Output = Format.table,
+) -> None:
+    """Show whether Tenor works: what it rests on, its workers, and what waits.
+
+    Exit status 1 where something is wrong, which is named on stderr; turns in quarantine are not.
+    """
+    from services.status import look, tables
+
+    with _reported():
+        found = look(_reachable(), patience)
+    if output is Format.json:
+        sys.stdout.write(found.model_dump_json() + "\n")
+    else:
+        for table in tables(found):
+            _out.print(table)
+    for trouble in found.wrong:
+        _err.print(trouble, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if found.wrong else 0)
 
 
 @app.command(epilog="Example: `tenor audit 5a0e0df1-4f0d-4dd6-a7a8-2b8bb2f5f7a4 --format json`")

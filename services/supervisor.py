@@ -115,6 +115,9 @@ class Supervisor:
             stop_left_over(folder / f"{name}.pid", word)
         _check_free(host, port)
         self._api = Child("api", serve, env, folder)
+        # On one machine both cannot answer Prometheus on one port.
+        if settings.metrics_port is not None:
+            env = {**env, "TENOR_METRICS_PORT": str(settings.metrics_port + 1)}
         self._worker = Child("worker", [sys.executable, "-m", "workers"], env, folder)
 
     def run(self, on_ready: Callable[[], None]) -> None:

@@ -15,6 +15,8 @@ from pydantic import SecretStr
 
 from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
+from shared.telemetry import about
+from shared.tracing import span
 
 ANALYZE_TURN = "analyze_turn"
 STANDIN, STANDIN_DONE = "standin", "standin_done"
@@ -87,15 +89,22 @@ class Queue:
         """Send what can be sent; the messages that the broker took. The rest is for the sweeper to send again."""
         sent: list[Message] = []
         for message in messages:
-            try:
+            with about(correlation_id=message.correlation_id, job_id=message.job_id):
+                if not self._sent(message):
+                    break
+            sent.append(message)
+        return sent
+
+    def _sent(self, message: Message) -> bool:
+        try:
+            with span("send", "PRODUCER", message.traceparent, lane=message.queue):
                 self._app.send_task(
                     message.task, args=[str(message.job_id)], task_id=str(message.id), queue=message.queue, retry=False
                 )
-            except _BROKER_ERRORS as error:
-                _log.warning("the queue took no message: %s", type(error).__name__)
-                break
-            sent.append(message)
-        return sent
+        except _BROKER_ERRORS as error:
+            _log.warning("the queue took no message: %s", type(error).__name__)
+            return False
+        return True
 
     def ping(self) -> None:
         """Raises Unavailable unless the broker answers."""

@@ -78,7 +78,14 @@ class Settings(BaseSettings):
     worker_threads: int = Field(default=4, ge=1, description="interactive turns that a worker has in hand at once")
     bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise; 0: it takes none")
     batches: Batches = Batches()
-    metrics_port: int | None = Field(default=None, description="where a worker answers Prometheus; unset: nowhere")
+
+    log_format: Literal["text", "json"] = Field(default="text", description="lines for people or for programs")
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="where the API, or a worker, answers Prometheus; unset: nowhere"
+    )
+    otlp_endpoint: str | None = Field(
+        default=None, description="OpenTelemetry's collector, as http://collector:4318; unset: nothing is traced"
+    )
 
     max_turn_s: float = Field(default=300, gt=0, description="longest recording of one turn, in seconds")
     max_text_chars: int = Field(default=10_000, gt=0)
@@ -138,6 +145,13 @@ class Settings(BaseSettings):
     def _a_folder_or_a_bucket(cls, url: str | None) -> str | None:
         if url and "://" in url and not re.match("s3://[^/]+", url):
             raise ValueError("should be a folder or s3://bucket/prefix")
+        return url
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _over_http(cls, url: str | None) -> str | None:
+        if url and not re.match("https?://[^/]+", url):
+            raise ValueError("should begin with http:// or https://, as http://collector:4318")
         return url
 
     @model_validator(mode="after")

@@ -8,9 +8,10 @@ from shared.telemetry import configure_logging
 from workers.app import run
 
 if __name__ == "__main__":
-    configure_logging()
     try:
-        run(get_settings())
+        settings = get_settings()
+        configure_logging(settings.log_format)
+        run(settings)
     except TenorError as error:
         sys.stderr.write(f"{error.title}: {error.detail}\n")
         sys.exit(EX_CONFIG if isinstance(error, SetupError) else 1)

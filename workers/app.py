@@ -2,10 +2,10 @@
 
 from uuid import UUID
 
+import torch
 from celery import Celery
 from celery.exceptions import Reject
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
-from prometheus_client import start_http_server
 
 from shared.blobs import open_blobs
 from shared.domain.job import Lane
@@ -13,6 +13,8 @@ from shared.modeling.pipeline import load_pipeline
 from shared.queue import ANALYZE_TURN, Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
+from shared.telemetry import serve_metrics
+from shared.tracing import start_tracing, stop_tracing
 from workers.bulk import BulkThread
 from workers.engine import Engine
 from workers.lifetime import Lifetime
@@ -26,9 +28,11 @@ def run(settings: Settings) -> None:
     Prefork is never used: CUDA does not survive a fork.
 
     Raises:
-        SetupError: the tables are an earlier version's, or the models cannot be loaded.
+        SetupError: the tables are an earlier version's, the models cannot be loaded, what a setting asks for is not
+            installed, or the port for metrics is taken.
         Unavailable: Postgres or the store of recordings cannot be reached.
     """
+    start_tracing(settings, "tenor-worker")
     database = Database(settings.database_url, pool_size=settings.worker_threads + settings.bulk_threads + 2)
     database.check_tables()
     blobs = open_blobs(settings)
@@ -36,10 +40,10 @@ def run(settings: Settings) -> None:
     pipeline = load_pipeline(settings)
     pipeline.warm_up()
     if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port)
+        serve_metrics(settings.metrics_port)
     queue = Queue(settings.broker_url)
     engine = Engine(settings, database, queue, blobs, pipeline, Stages(pipeline, settings.batches))
-    sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, held=lambda: engine.held)
+    sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, _device(settings), held=lambda: engine.held)
     app = celery_app(settings.broker_url)
     register(app, engine)
     bulk = [BulkThread(app, engine.run) for _ in range(settings.bulk_threads)]
@@ -52,8 +56,10 @@ def run(settings: Settings) -> None:
     for thread in bulk:
         worker_shutdown.connect(lambda thread=thread, **_: thread.join(), weak=False)
     worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
+    worker_shutdown.connect(lambda **_: stop_tracing(), weak=False)
     app.worker_main(
         [
+            "--quiet",  # else it prints a banner among the logs
             "worker",
             "--pool=threads",
             f"--concurrency={settings.worker_threads}",
@@ -73,3 +79,9 @@ def register(app: Celery, engine: Engine) -> None:
     def analyze_turn(job_id: str) -> None:
         if not engine.run(UUID(job_id)):
             raise Reject(requeue=True)
+
+
+def _device(settings: Settings) -> str:
+    """What the models run on, for people."""
+    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    return "cpu" if on_cpu else torch.cuda.get_device_name()

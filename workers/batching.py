@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shared.domain.job import Lane
 from shared.errors import Unavailable
 from shared.settings import BatchLimits
 from shared.telemetry import BATCH_SIZE, STAGE_SECONDS
+from shared.tracing import begin
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,12 +100,13 @@ class MicroBatcher(Generic[Item, Result]):
             Unavailable: the lane was full all the time, or the stage is closed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        call = _Call[Item, Result](item, self._size(item), lane)
+        call, traced = _Call[Item, Result](item, self._size(item), lane), begin(self._name)
         if not self._room[lane].acquire(timeout=timeout_s):
             raise Unavailable(f"the stage {self._name} took no more for {timeout_s} s")
         with self._changed:
             if self._closed:
                 raise Unavailable(f"the stage {self._name} is closed")
+            call.future.add_done_callback(_ending(traced))
             self._waiting.append(call)
             self._changed.notify()
         return lambda: self._result(call, deadline)
@@ -202,6 +204,10 @@ class MicroBatcher(Generic[Item, Result]):
         self._budget = min(self._budget, _cost(batch) / 2)
         _log.warning("stage %s ran out of memory: its batches cost at most %.1f now", self._name, self._budget)
         self._free()
+
+
+def _ending(end: Callable[[BaseException | None], None]) -> Callable[[Future[Any]], None]:
+    return lambda future: end(CancelledError() if future.cancelled() else future.exception())
 
 
 def _cost(batch: Sequence[_Call[Item, Result]]) -> float:

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -20,7 +20,8 @@ from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, Su
 from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
-from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, STAGE_SECONDS, type_and_place
+from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, STAGE_SECONDS, about, type_and_place
+from shared.tracing import Span, span
 from workers.stages import Stages
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class Engine:
         with self._lock:
             over = [held for held in self._held.values() if time.monotonic() - held.since > limit and not held.given_up]
         for held in over:
-            self._put_back(held.job, StageTimeout(f"the stage {held.stage!r} took longer than {limit:g} s"))
+            with _about(held.job):
+                self._put_back(held.job, StageTimeout(f"the stage {held.stage!r} took longer than {limit:g} s"))
             held.given_up = True
 
     def give_back(self) -> None:
@@ -113,10 +115,8 @@ class Engine:
                 return False
             self._running += 1
         try:
-            self._run(job_id)
-        except Exception as error:
-            # Not left to Celery, which would log the message, and with it perhaps what a person said.
-            _log.error("job %s is left to the sweeper: %s", job_id, type_and_place(error))
+            with about(job_id=job_id), _rest_left_to_sweeper():
+                self._run(job_id)
         finally:
             with self._lock:
                 self._running -= 1
@@ -130,14 +130,20 @@ class Engine:
         if work.job.attempts == 1:
             # Both times are the database's. Later attempts also waited for their turn to be tried again.
             QUEUE_WAIT.labels(work.job.lane).observe((work.job.updated_at - work.job.created_at).total_seconds())
-        with self._holding(work.job), JOB_SECONDS.time():
-            try:
-                self._finish(work.job, self._analyze(work))
-            except RequestError as error:
-                _log.info("job %s failed: %s", job_id, error.code)
-                self._end(work.job, "failed", lambda transaction, error=error: transaction.jobs.fail(work.job, error))
-            except Exception as error:
-                self._put_back(work.job, error)
+        with _about(work.job), _rest_left_to_sweeper(), self._holding(work.job), _attempt(work.job) as attempt:
+            self._do(work, attempt)
+
+    @JOB_SECONDS.time()
+    def _do(self, work: Work, attempt: Span) -> None:
+        try:
+            self._finish(work.job, self._analyze(work))
+        except RequestError as error:
+            attempt.error = error
+            _log.info("the job failed: %s", error.code)
+            self._end(work.job, "failed", lambda transaction, error=error: transaction.jobs.fail(work.job, error))
+        except Exception as error:
+            attempt.error = error
+            self._put_back(work.job, error)
 
     def _analyze(self, work: Work) -> Analysis:
         return self._pipeline.analyze(
@@ -155,7 +161,7 @@ class Engine:
         self._enter("decode")
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was analysed")
-        with STAGE_SECONDS.labels("decode").time(), self._blobs.open(work.recording.uri) as recording:
+        with span("decode"), STAGE_SECONDS.labels("decode").time(), self._blobs.open(work.recording.uri) as recording:
             return decode(recording, self._settings.max_turn_s)
 
     def _finish(self, job: Job, analysis: Analysis) -> None:
@@ -167,11 +173,11 @@ class Engine:
             )
 
         written = self._end(job, "succeeded", write)
-        _log.info("job %s %s", job.id, "succeeded" if written else "was no longer ours: result dropped")
+        _log.info("the job %s", "succeeded" if written else "was no longer ours: its result is dropped")
 
     def _end(self, job: Job, outcome: str, write: Callable[[Transaction], bool]) -> bool:
         """Write how a job ended, then send for those that waited for it. False where it was no longer ours."""
-        with self._database.transaction() as transaction:
+        with span("store"), self._database.transaction() as transaction:
             written = write(transaction)
             lease = self._settings.lease
             messages = transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=lease) if written else []
@@ -187,8 +193,8 @@ class Engine:
             transaction.jobs.sent(sent)
 
     def _put_back(self, job: Job, error: Exception) -> None:
-        _log.error("job %s, attempt %d: %s", job.id, job.attempts, type_and_place(error))
-        _log.debug("job %s: %s", job.id, error)
+        _log.error("attempt %d: %s", job.attempts, type_and_place(error))
+        _log.debug("attempt %d: %s", job.attempts, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
         if job.attempts >= self._settings.max_attempts:
             self._end(job, "quarantined", lambda transaction: transaction.jobs.quarantine(job, known))
@@ -228,6 +234,23 @@ class Engine:
             return result
 
         return entered
+
+
+def _about(job: Job) -> AbstractContextManager[None]:
+    return about(correlation_id=job.correlation_id, job_id=job.id)
+
+
+def _attempt(job: Job) -> AbstractContextManager[Span]:
+    return span("attempt", "CONSUMER", job.traceparent, lane=job.lane.value, attempt=job.attempts)
+
+
+@contextmanager
+def _rest_left_to_sweeper() -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Not left to Celery, which would log the message, and with it perhaps what a person said.
+        _log.error("the job is left to the sweeper: %s", type_and_place(error))
 
 
 def backoff(attempts: int) -> timedelta:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from shared.errors import EX_TEMPFAIL, Unavailable
 from shared.settings import Settings
+from shared.tracing import stop_tracing
 from workers.bulk import BulkThread
 from workers.engine import Engine
 
@@ -51,6 +52,7 @@ class Lifetime:
         for thread in self._bulk:
             thread.stop()
         self._drain()
+        stop_tracing()
         logging.shutdown()
         os._exit(self._status)
 

@@ -1,6 +1,5 @@
 """The pipeline's stages as this process runs them: those of many turns together, each on its own thread."""
 
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ from shared.domain.job import Lane
 from shared.modeling.pipeline import Pipeline, Stage, Submit, at_once
 from shared.settings import Batches
 from shared.telemetry import STAGE_SECONDS
+from shared.tracing import span
 from workers.batching import MicroBatcher
 
 Item = TypeVar("Item")
@@ -44,10 +44,8 @@ class Stages:
         def submit(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
             if batcher := self._batchers.get(stage.name):
                 return batcher.submit(item, lane, timeout_s)
-            started = time.monotonic()
-            wait = at_once(stage, item)
-            STAGE_SECONDS.labels(stage.name).observe(time.monotonic() - started)
-            return wait
+            with span(stage.name), STAGE_SECONDS.labels(stage.name).time():
+                return at_once(stage, item)
 
         return submit
 

@@ -4,6 +4,7 @@ Every worker sweeps; rows are locked as they are taken, so that several sweepers
 """
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,6 +30,7 @@ class Sweeper:
         queue: Queue,
         blobs: Blobs,
         bundle_id: str,
+        device: str | None = None,
         held: Callable[[], list[Job]] = list,
     ) -> None:
         self._settings = settings
@@ -36,6 +38,7 @@ class Sweeper:
         self._queue = queue
         self._blobs = blobs
         self._bundle_id = bundle_id
+        self._device = device
         self._held = held
         self._worker_id: UUID = uuid4()
         self._stopping = threading.Event()
@@ -58,7 +61,9 @@ class Sweeper:
         """One round: sign of life, lost jobs, unsent messages, sound whose time is up."""
         settings = self._settings
         with self._database.transaction() as transaction:
-            transaction.jobs.worker_seen(self._worker_id, self._bundle_id)
+            transaction.jobs.worker_seen(
+                self._worker_id, self._bundle_id, host=socket.gethostname(), device=self._device
+            )
             transaction.jobs.forget_workers(settings.lease * 10)
             transaction.jobs.renew(self._held(), settings.lease)
         with self._database.transaction() as transaction:

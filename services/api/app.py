@@ -10,10 +10,12 @@ from services.api import errors
 from services.api.body import BodyLimit
 from services.api.dependencies import Resources
 from services.api.routes import health, sessions, turns
+from services.api.telemetry import Telemetry
 from shared.blobs import open_blobs
 from shared.queue import Queue
 from shared.settings import Settings, get_settings
 from shared.store.database import Database
+from shared.tracing import start_tracing, stop_tracing
 
 _DESCRIPTION = """
 Send what people say, as text or as recordings, and read back what they feel.
@@ -25,10 +27,18 @@ Send what people say, as text or as recordings, and read back what they feel.
 Every error is an RFC 9457 problem document with a stable `code`.
 """
 
+# FastAPI's own tells paths, queries and errors' messages, which may hold what people said.
+_NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application, for any ASGI server."""
+    """The application, for any ASGI server.
+
+    Raises:
+        SetupError: it is to be traced, and what that needs is not installed.
+    """
     settings = settings or get_settings()
+    start_tracing(settings, "tenor-api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,14 +51,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
         yield
         database.close()
+        stop_tracing()
 
     # Its pages of documentation come from here and not from a CDN, which a clinic's network may not reach.
     app = FastAPIOffline(
-        title="Tenor", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, responses=errors.RESPONSES
+        title="Tenor",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        responses=errors.RESPONSES,
+        telemetry=_NO_TELEMETRY,
     )
     errors.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(errors.Unexpected)
+    app.add_middleware(Telemetry)
     for router in (health.router, sessions.router, turns.router):
         app.include_router(router)
     return app

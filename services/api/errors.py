@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import InvalidRequest, NotFound, RequestError, TenorError, Unavailable
-from shared.telemetry import type_and_place
+from shared.telemetry import ids, type_and_place
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +26,10 @@ class Problem(BaseModel):
     detail: str = Field(examples=["there is no session 5a0e0df1-4f0d-4dd6-a7a8-2b8bb2f5f7a4"])
     code: str = Field(examples=["session_not_found"])
     retryable: bool = Field(examples=[False], description="whether the same request may go well later")
+    correlation_id: str | None = Field(
+        examples=["8b2f7b7c9c3d4b0f9a53c5d2f4f1e6aa"],
+        description="names the request in Tenor's logs, as the header X-Request-ID does",
+    )
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -41,7 +45,12 @@ class ProblemResponse(JSONResponse):
 
     def __init__(self, error: TenorError) -> None:
         problem = Problem(
-            title=error.title, status=error.status, detail=error.detail, code=error.code, retryable=error.retryable
+            title=error.title,
+            status=error.status,
+            detail=error.detail,
+            code=error.code,
+            retryable=error.retryable,
+            correlation_id=ids().get("correlation_id"),
         )
         super().__init__(problem.model_dump(), status_code=error.status, headers=_headers(error))
 
@@ -91,7 +100,7 @@ class Unexpected:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            _log.error("%s %s: %s", scope["method"], scope["path"], type_and_place(error))
+            _log.error("the request failed: %s", type_and_place(error))
             if not started:
                 await ProblemResponse(TenorError("this is our mistake, not yours"))(scope, receive, send)
 

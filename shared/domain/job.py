@@ -33,7 +33,8 @@ class Job(BaseModel):
 
     `claims` counts the times that a worker took it up, and `attempts` those of them that count against its limit.
     `lease_until`: while queued, when its message counts as lost and is sent again; while running, when its worker
-    counts as dead. Both by the database's clock.
+    counts as dead. Both by the database's clock. `correlation_id` and `traceparent` (W3C Trace Context) are those of
+    the request that it came with.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -47,6 +48,8 @@ class Job(BaseModel):
     lease_until: datetime
     error_code: str | None
     error_message: str | None
+    correlation_id: str | None
+    traceparent: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -63,7 +66,7 @@ class ListedJob(Job):
 
 
 class Message(BaseModel):
-    """What goes over the queue: a task's name, and an id."""
+    """What goes over the queue: a task's name, and a job's id. The rest is known of the job, and does not."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
@@ -71,3 +74,39 @@ class Message(BaseModel):
     task: str
     job_id: UUID
     queue: str
+    correlation_id: str | None = None
+    traceparent: str | None = None
+
+
+class Waiting(BaseModel):
+    """What waits in a lane: how many jobs, and for how many seconds the oldest of them."""
+
+    lane: Lane
+    jobs: int
+    oldest_s: float
+
+
+class JobCount(BaseModel):
+    """How many jobs of a lane are in a status, and how many of them came lately."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    lane: Lane
+    status: JobStatus
+    jobs: int
+    last_minute: int
+    last_hour: int
+
+
+class Worker(BaseModel):
+    """A worker that announced itself, and took no leave."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    host: str | None
+    device: str | None
+    bundle_id: str
+    started_at: datetime
+    seen_at: datetime
+    unseen_s: float

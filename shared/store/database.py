@@ -95,6 +95,15 @@ class Database:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
+    def revision(self) -> str | None:
+        """The migration that the tables are at; None where there are none.
+
+        Raises:
+            Unavailable: Postgres cannot be reached.
+        """
+        with self._connection() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
     def check_tables(self) -> None:
         """Find out whether the tables are this version's, or a later one's: those of a rolling update, which migrates
         while processes of the version before still run.
@@ -104,8 +113,7 @@ class Database:
             Unavailable: Postgres cannot be reached.
         """
         scripts = ScriptDirectory.from_config(_alembic())
-        with self._connection() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
+        current = self.revision()
         newest, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
         if current is None or current in known - {newest}:
             stands = f"are at {current}" if current else "have not been made"

@@ -12,13 +12,26 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, RowMapping, delete, exists, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    RowMapping,
+    delete,
+    exists,
+    extract,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.conversation import Recording, Turn
 from shared.domain.emotion import Reading
 from shared.domain.history import CONTEXT_TURNS, LONGEST_BASELINE, Work
-from shared.domain.job import OPEN, Job, JobStatus, Lane, ListedJob, Message
+from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, Message, Waiting, Worker
 from shared.domain.transcript import Transcript
 from shared.errors import AttemptsExhausted, JobDropped, TenorError, WrongJobStatus
 from shared.store.order import next_in_line, waits
@@ -36,6 +49,9 @@ from shared.store.tables import (
     workers,
 )
 
+_MOST_COUNTED = 1_000_000
+_REQUEST = (jobs.c.correlation_id, jobs.c.traceparent)
+
 
 class Jobs:
     def __init__(self, connection: Connection) -> None:
@@ -43,10 +59,22 @@ class Jobs:
 
     # the way in
 
-    def enqueue(self, turn_id: UUID, *, task: str, lane: Lane, lease: timedelta) -> tuple[Job, Message]:
+    def enqueue(
+        self,
+        turn_id: UUID,
+        *,
+        task: str,
+        lane: Lane,
+        lease: timedelta,
+        correlation_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> tuple[Job, Message]:
         """A job for a turn, and the message to send once this transaction is committed."""
+        request = {"correlation_id": correlation_id, "traceparent": traceparent}
         row = self._connection.execute(
-            insert(jobs).values(turn_id=turn_id, lane=lane.value, lease_until=func.now() + lease).returning(jobs)
+            insert(jobs)
+            .values(turn_id=turn_id, lane=lane.value, lease_until=func.now() + lease, **request)
+            .returning(jobs)
         ).one()
         (message,) = self._sent_for([row.id], task)
         return Job.model_validate(row), message
@@ -54,10 +82,11 @@ class Jobs:
     def unsent(self, older_than: timedelta, limit: int = 500) -> Sequence[Message]:
         """Messages that nobody has sent. They stay locked until this transaction ends."""
         rows = self._connection.execute(
-            select(outbox)
+            select(outbox, *_REQUEST)
+            .join(jobs)
             .where(outbox.c.created_at <= func.now() - older_than)
             .order_by(outbox.c.created_at)
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True, of=outbox)
             .limit(limit)
         )
         return [Message.model_validate(row) for row in rows]
@@ -250,8 +279,9 @@ class Jobs:
     def _sent_for(self, job_ids: Collection[UUID], task: str) -> Sequence[Message]:
         """A message for each job, into its lane."""
         each = select(jobs.c.id, literal(task), jobs.c.lane).where(jobs.c.id.in_(job_ids))
-        written = insert(outbox).from_select(["job_id", "task", "queue"], each).returning(outbox)
-        return [Message.model_validate(row) for row in self._connection.execute(written)]
+        written = insert(outbox).from_select(["job_id", "task", "queue"], each).returning(outbox).cte("written")
+        messages = select(written, *_REQUEST).join(jobs, jobs.c.id == written.c.job_id)
+        return [Message.model_validate(row) for row in self._connection.execute(messages)]
 
     def _overdue(self, which: ColumnElement[bool], limit: int) -> list[Job]:
         rows = self._connection.execute(
@@ -372,13 +402,37 @@ class Jobs:
         )
         return True
 
+    # what is going on
+
+    def waiting(self) -> list[Waiting]:
+        """What waits in each lane, counted up to a million; of bounded cost, however many jobs there are."""
+        return [self._waiting(lane) for lane in Lane]
+
+    def counts(self) -> list[JobCount]:
+        """How many jobs there are by lane and status. It reads all of them."""
+        lately = {"last_minute": timedelta(minutes=1), "last_hour": timedelta(hours=1)}
+        came = [func.count().filter(jobs.c.created_at >= func.now() - ago).label(name) for name, ago in lately.items()]
+        each = select(jobs.c.lane, jobs.c.status, func.count().label("jobs"), *came)
+        rows = self._connection.execute(each.group_by(jobs.c.lane, jobs.c.status).order_by(jobs.c.lane, jobs.c.status))
+        return [JobCount.model_validate(row) for row in rows]
+
+    def _waiting(self, lane: Lane) -> Waiting:
+        of_lane = (jobs.c.lane == lane.value, jobs.c.status == JobStatus.queued.value)
+        counted = select(jobs.c.id).where(*of_lane).limit(_MOST_COUNTED).subquery()
+        oldest = select(func.min(jobs.c.created_at)).where(*of_lane).scalar_subquery()
+        age = func.coalesce(extract("epoch", func.now() - oldest), 0)
+        row = self._connection.execute(select(func.count().label("jobs"), age.label("oldest_s")).select_from(counted))
+        return Waiting(lane=lane, **row.mappings().one())
+
     # workers
 
-    def worker_seen(self, worker_id: UUID, bundle_id: str) -> None:
+    def worker_seen(
+        self, worker_id: UUID, bundle_id: str, *, host: str | None = None, device: str | None = None
+    ) -> None:
         """Announce a worker, or renew its sign of life."""
         self._connection.execute(
             upsert(workers)
-            .values(id=worker_id, bundle_id=bundle_id)
+            .values(id=worker_id, bundle_id=bundle_id, host=host, device=device)
             .on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()})
         )
 
@@ -393,6 +447,12 @@ class Jobs:
         """How many workers gave a sign of life lately."""
         count = select(func.count()).where(workers.c.seen_at >= func.now() - seen_within)
         return self._connection.execute(count).scalar_one()
+
+    def fleet(self) -> list[Worker]:
+        """Every worker that was not forgotten yet, the one that was seen last first."""
+        unseen = extract("epoch", func.now() - workers.c.seen_at).label("unseen_s")
+        rows = self._connection.execute(select(workers, unseen).order_by(workers.c.seen_at.desc(), workers.c.id))
+        return [Worker.model_validate(row) for row in rows]
 
 
 def _held(job: Job) -> tuple[ColumnElement[bool], ...]:

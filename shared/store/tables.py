@@ -179,11 +179,14 @@ jobs = Table(
     Column("lease_until", DateTime(timezone=True), nullable=False),
     Column("error_code", String(50)),
     Column("error_message", Text),
+    Column("correlation_id", String(128), comment="of the request that it came with"),
+    Column("traceparent", String(55), comment="likewise, as W3C Trace Context puts it"),
     _now(),
     _now("updated_at"),
     Index(None, "turn_id"),
     Index(None, "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
     Index(None, "updated_at", postgresql_where=text("status = 'quarantined'")),
+    Index(None, "lane", "created_at", postgresql_where=text("status = 'queued'")),
 )
 
 outbox = Table(
@@ -211,6 +214,8 @@ workers = Table(
     metadata,
     _id(),
     Column("bundle_id", String(100), nullable=False),
+    Column("host", String(255)),
+    Column("device", String(100)),
     _now("started_at"),
     _now("seen_at"),
 )

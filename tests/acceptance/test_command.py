@@ -229,6 +229,7 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
         "jobs show",
         "jobs retry",
         "jobs drop",
+        "status",
         "audit",
     ],
 )

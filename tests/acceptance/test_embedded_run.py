@@ -1,5 +1,6 @@
 """`tenor run`, as its user meets it."""
 
+import json
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from services.embedded import free_port
 from tests.acceptance.conftest import ASSETS
+from tests.collector import collecting
 from tests.conftest import PATIENCE
 
 READY_S = 90
@@ -97,6 +99,33 @@ def test_what_a_killed_run_left_behind_is_stopped_at_the_next_start(tmp_path: Pa
         servers = [psutil.Process(int(pidfile.read_text().split()[0])) for pidfile in pidfiles]
     for server in servers:
         assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_happens_in_a_run_can_be_seen(tmp_path: Path) -> None:
+    data_dir, port = tmp_path / "data", free_port()
+    with collecting() as collector:
+        watched = {"TENOR_METRICS_PORT": str(port), "TENOR_OTLP_ENDPOINT": collector.url, "TENOR_LOG_FORMAT": "json"}
+        with running(data_dir, **watched) as (_, client):
+            session_id = client.post("/v1/sessions", json={}).json()["id"]
+            url = f"/v1/sessions/{session_id}/turns"
+            sent = client.post(url, json={"text": "I am happy"}, headers={"X-Request-ID": "call-17"})
+            client.get(sent.headers["Location"], params={"wait": 30})
+            env = {**os.environ, "TENOR_DATA_DIR": str(data_dir)}
+            command = [sys.executable, "-m", "services.cli", "status", "--format", "json"]
+            status = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+            api, worker = (httpx.get(f"http://127.0.0.1:{place}/metrics").text for place in (port, port + 1))
+    assert (status.returncode, status.stderr) == (0, "")
+    (alive,) = json.loads(status.stdout)["stored"]["workers"]
+    assert alive["device"]
+    assert 'tenor_queue_depth{lane="bulk"} 0.0' in api
+    assert 'tenor_jobs_total{outcome="succeeded"} 1.0' in worker
+    # Both sent what they had before they ended.
+    (trace,) = {span.trace for span in collector.spans() if span.name == "attempt"}
+    assert {span.service for span in collector.spans() if span.trace == trace} == {"tenor-api", "tenor-worker"}
+    for name in ("api", "worker"):
+        said = (data_dir / "logs" / f"{name}.log").read_text().splitlines()
+        lines = [json.loads(line) for line in said if line not in ("", "worker: Warm shutdown (MainProcess)")]
+        assert any(line.get("correlation_id") == "call-17" for line in lines), name
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -39,7 +39,9 @@ def add_job(database: Database) -> AddJob:
             turn = transaction.conversations.add_turn(
                 tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="x"
             )
-            job, _ = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=LEASE)
+            job, _ = transaction.jobs.enqueue(
+                turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=LEASE, correlation_id="call-17"
+            )
             if quarantined:
                 work = transaction.jobs.claim(job.id, LEASE, "bundle")
                 assert work is not None
@@ -67,7 +69,7 @@ def test_what_is_in_quarantine_is_listed_with_its_reason(tenor: Tenor, add_job: 
     assert (found["status"], found["attempts"], found["error_code"]) == ("quarantined", 1, "attempts_exhausted")
     assert "ValueError" in found["error_message"]
     shown = tenor("show", job.id)
-    assert all(str(word) in shown.stdout for word in (job.id, job.turn_id, "acme", "attempts_exhausted"))
+    assert all(str(word) in shown.stdout for word in (job.id, job.turn_id, "acme", "attempts_exhausted", "call-17"))
     assert json.loads(tenor("show", job.id, "--format", "json").stdout) == found
     assert str(job.id) in tenor("list").stdout
 

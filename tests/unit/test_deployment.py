@@ -1,7 +1,6 @@
 """The Dockerfiles, the compose file, the dashboard and the Kubernetes manifests, as far as they can be held without
 running them."""
 
-import json
 import re
 import subprocess
 import sys
@@ -21,16 +20,6 @@ DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 MANIFESTS = sorted(path for path in K8S.rglob("*.yaml") if path.name != "kustomization.yaml")
 COMPOSE = yaml.safe_load((DOCKER / "compose.yml").read_text())
 KUBERNETES = "1.33"
-METRICS = {
-    "tenor_jobs_total": {"outcome"},
-    "tenor_job_seconds": set(),
-    "tenor_queue_wait_seconds": {"lane"},
-    "tenor_queue_depth": {"lane"},
-    "tenor_batch_size": {"stage"},
-    "tenor_stage_seconds": {"stage"},
-    "tenor_http_requests_total": {"method", "route", "status"},
-    "tenor_http_request_seconds": {"route"},
-}
 
 
 def tool(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -73,7 +62,7 @@ def test_the_images_packages_are_all_pinned() -> None:
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["models"], *extras["offline"], *extras["training"]]
+    asked = [*project["dependencies"], *extras["models"], *extras["offline"], *extras["training"], *extras["tracing"]]
     assert {canonicalize_name(Requirement(line).name) for line in asked} - pinned == {"tenor"}
     ours = set((ROOT / "constraints.txt").read_text().splitlines()[1:])
     assert ours <= set((DOCKER / "constraints.txt").read_text().splitlines())
@@ -109,29 +98,38 @@ def test_what_waits_for_a_service_waits_for_what_that_service_says_of_itself() -
             assert wait["condition"] != "service_healthy" or "healthcheck" in services[name], name
 
 
-def test_the_dashboard_asks_for_metrics_and_labels_that_there_are() -> None:
-    dashboard = json.loads((DOCKER / "grafana/dashboards/tenor.json").read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    shown = set()
-    for query in queries:
-        (name,) = set(re.findall(r"tenor_\w+?(?=_bucket|_sum|_count|\W)", query))
-        labels = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in re.split(r",\s*", group)}
-        assert labels - {"le"} <= METRICS[name], query
-        shown.add(name)
-    assert shown == set(METRICS)
-
-
-def test_prometheus_finds_every_worker_where_it_answers() -> None:
+def test_prometheus_finds_the_api_and_every_worker_where_they_answer() -> None:
     jobs = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())["scrape_configs"]
-    (found,) = next(job["dns_sd_configs"] for job in jobs if job["job_name"] == "tenor-worker")
-    for name in found["names"]:
-        assert COMPOSE["services"][name]["environment"]["TENOR_METRICS_PORT"] == found["port"]
-    workers = [item for item in everything("Deployment") if "worker" in item["metadata"]["name"]]
-    assert len(workers) == len(found["names"])
-    for item in workers:
+    found = [place for job in jobs for place in job["dns_sd_configs"]]
+    for place in found:
+        for name in place["names"]:
+            assert COMPOSE["services"][name]["environment"]["TENOR_METRICS_PORT"] == place["port"]
+    assert "9100" not in str(COMPOSE["services"]["api"]["ports"])
+    assert {name for place in found for name in place["names"]} == {"api", "worker", "worker-cuda"}
+    (port,) = {place["port"] for place in found}
+    for item in everything("Deployment"):
         (container,) = item["spec"]["template"]["spec"]["containers"]
-        assert {"name": "TENOR_METRICS_PORT", "value": str(found["port"])} in container["env"]
-        assert [port["containerPort"] for port in container["ports"]] == [found["port"]]
+        assert {"name": "TENOR_METRICS_PORT", "value": str(port)} in container["env"]
+        assert {"name": "metrics", "containerPort": port} in container["ports"]
+    (service,) = everything("Service")
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
+
+
+def test_only_who_watches_reaches_the_metrics_of_every_pod_that_tells_any() -> None:
+    rules = {item["metadata"]["name"]: item["spec"] for item in everything("NetworkPolicy")}
+    (who,) = rules["tenor-metrics"]["podSelector"]["matchExpressions"]
+    assert set(who["values"]) == {item["metadata"]["name"] for item in everything("Deployment")}
+    (watcher,) = rules["tenor-metrics"]["ingress"]
+    assert watcher["from"]
+    assert watcher["ports"] == [{"protocol": "TCP", "port": 9100}]
+    assert rules["tenor-api"]["ingress"] == [{"ports": [{"protocol": "TCP", "port": "http"}]}]
+
+
+def test_what_runs_in_production_logs_for_programs() -> None:
+    (config,) = everything("ConfigMap")
+    assert config["data"]["TENOR_LOG_FORMAT"] == "json"
+    for name in ("api", "worker", "worker-cuda"):
+        assert COMPOSE["services"][name]["environment"]["TENOR_LOG_FORMAT"] == "json"
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: f"{path.parent.name}-{path.stem}")

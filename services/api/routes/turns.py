@@ -23,6 +23,8 @@ from shared.domain.job import Message
 from shared.errors import AudioTooLong, InvalidRequest, TenorError, TextTooLong, Unavailable
 from shared.queue import ANALYZE_TURN
 from shared.store.database import Transaction
+from shared.telemetry import ids
+from shared.tracing import traceparent
 
 router = APIRouter(prefix="/v1", tags=["turns"])
 
@@ -174,5 +176,12 @@ def _add(
         recording_id=recording_id,
         occurred_at=body.occurred_at,
     )
-    job, message = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=body.lane, lease=res.settings.lease)
+    job, message = transaction.jobs.enqueue(
+        turn.id,
+        task=ANALYZE_TURN,
+        lane=body.lane,
+        lease=res.settings.lease,
+        correlation_id=ids().get("correlation_id"),
+        traceparent=traceparent(),
+    )
     return AnalyzedTurn(turn=turn, job=job, transcript=None, prediction=None), message

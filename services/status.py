@@ -1,0 +1,130 @@
+"""Whether Tenor works, for a person or for a program that watches it."""
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+
+from pydantic import BaseModel
+from rich.table import Table
+
+from shared.domain.job import JobCount, JobStatus, Lane, Waiting, Worker
+from shared.errors import Unavailable
+from shared.queue import Queue
+from shared.settings import Settings
+from shared.store.database import Database
+
+
+class Stored(BaseModel):
+    """What the database knows. Of the workers, those alive gave a sign of life within a lease."""
+
+    migration: str | None
+    workers_alive: int
+    workers: list[Worker]
+    waiting: list[Waiting]
+    jobs: list[JobCount]
+    quarantined: int
+    turns_last_minute: int
+    turns_last_hour: int
+
+
+class Status(BaseModel):
+    """What `tenor status --format json` prints; `stored` is null where the database is away."""
+
+    version: str
+    database: str
+    broker: str
+    stored: Stored | None
+    wrong: list[str]
+
+
+def look(settings: Settings, patience_s: float) -> Status:
+    """How everything stands.
+
+    Args:
+        patience_s: for how long the oldest interactive turn may have waited before that is wrong. A bulk turn may wait.
+
+    Raises:
+        SetupError: the tables are an earlier version's, or there are none.
+    """
+    database = Database(settings.database_url, pool_size=1)
+    try:
+        stored, trouble = _stored(database, settings), None
+    except Unavailable as error:
+        stored, trouble = None, error.detail
+    finally:
+        database.close()
+    queue_trouble = _ping(Queue(settings.broker_url))
+    wrong = [*filter(None, (trouble, queue_trouble)), *(_worrying(stored, patience_s) if stored else ())]
+    return Status(
+        version=version("tenor"),
+        database=trouble or "ok",
+        broker=queue_trouble or "ok",
+        stored=stored,
+        wrong=wrong,
+    )
+
+
+def tables(status: Status) -> Iterator[Table]:
+    """The same for a person."""
+    rests = Table(show_header=False)
+    rests.add_row("version", status.version)
+    rests.add_row("database", status.database + (f", migration {status.stored.migration}" if status.stored else ""))
+    rests.add_row("broker", status.broker)
+    if status.stored is None:
+        yield rests
+        return
+    rests.add_row("turns", f"{status.stored.turns_last_minute} in a minute, {status.stored.turns_last_hour} in an hour")
+    rests.add_row("quarantined", str(status.stored.quarantined))
+    yield rests
+    yield _workers(status.stored.workers)
+    yield _jobs(status.stored)
+
+
+def _stored(database: Database, settings: Settings) -> Stored:
+    database.check_tables()
+    migration = database.revision()
+    with database.transaction() as transaction:
+        counts = transaction.jobs.counts()
+        return Stored(
+            migration=migration,
+            workers_alive=transaction.jobs.workers(seen_within=settings.lease),
+            workers=transaction.jobs.fleet(),
+            waiting=transaction.jobs.waiting(),
+            jobs=counts,
+            quarantined=sum(count.jobs for count in counts if count.status is JobStatus.quarantined),
+            turns_last_minute=sum(count.last_minute for count in counts),
+            turns_last_hour=sum(count.last_hour for count in counts),
+        )
+
+
+def _ping(queue: Queue) -> str | None:
+    try:
+        queue.ping()
+    except Unavailable as error:
+        return error.detail
+    return None
+
+
+def _worrying(stored: Stored, patience_s: float) -> Iterator[str]:
+    if not stored.workers_alive:
+        yield "no worker is alive: start `tenor worker`"
+    for waiting in stored.waiting:
+        if waiting.lane is Lane.interactive and waiting.oldest_s > patience_s:
+            yield f"the oldest interactive turn has waited {waiting.oldest_s:.0f} s, more than {patience_s:g} s"
+
+
+def _workers(workers: Sequence[Worker]) -> Table:
+    table = Table("worker", "host", "device", "bundle", "last seen")
+    for worker in workers:
+        seen = f"{worker.unseen_s:.0f} s ago"
+        table.add_row(str(worker.id)[:8], worker.host or "", worker.device or "", worker.bundle_id[:20], seen)
+    return table
+
+
+def _jobs(stored: Stored) -> Table:
+    """A row for each lane, a column for each status."""
+    table = Table("lane", *(status.value for status in JobStatus), "oldest waiting")
+    counted = {(count.lane, count.status): count.jobs for count in stored.jobs}
+    for waiting in stored.waiting:
+        numbers = [str(counted.get((waiting.lane, status), 0)) for status in JobStatus]
+        table.add_row(waiting.lane.value, *numbers, f"{waiting.oldest_s:.0f} s" if waiting.jobs else "")
+    return table
