@@ -7,10 +7,12 @@ from typing import Any
 
 import sentencepiece
 import torch
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from ctranslate2.converters import TransformersConverter
+from faster_whisper.tokenizer import _LANGUAGE_CODES
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
-from tokenizers.models import Unigram
+from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import UnigramTrainer
 from transformers import (
     BertConfig,
@@ -20,6 +22,7 @@ from transformers import (
     HubertConfig,
     HubertModel,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
     Wav2Vec2Config,
@@ -186,6 +189,47 @@ def whisper(folder: Path) -> Path:
         decoder_start_token_id=2,
     )
     return _saved(WhisperForConditionalGeneration(config), folder)
+
+
+def transcriber(folder: Path, bands: int = 80, languages: int = 99) -> Path:
+    """A whole Whisper as faster-whisper reads it; from large-v3 on it has 128 bands and 100 languages."""
+    tokenizer = _whisper_tokenizer(languages)
+    ids = tokenizer.get_vocab()
+    end = ids["<|endoftext|>"]
+    config = WhisperConfig(
+        vocab_size=len(ids),
+        num_mel_bins=bands,
+        d_model=WIDTH,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+    )
+    published, converted = _saved(WhisperForConditionalGeneration(config), folder / "published"), folder / "converted"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(published)
+    TransformersConverter(str(published)).convert(str(converted))
+    tokenizer.save(str(converted / "tokenizer.json"))
+    known: dict[str, object] = {"lang_ids": [ids[f"<|{code}|>"] for code in _LANGUAGE_CODES[:languages]]}
+    _write(converted / "config.json", known | {"alignment_heads": [[1, 0], [1, 1]], "suppress_ids": [], "suppress_ids_begin": []})
+    return converted
+
+
+def _whisper_tokenizer(languages: int) -> Tokenizer:
+    """Bytes alone, filled up to the published size; by the empty piece CTranslate2 knows one of many languages."""
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"piece {number}" for number in range(50_000)), ""]
+    tokenizer = Tokenizer(BPE({piece: id_ for id_, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = ["endoftext", "startoftranscript", *_LANGUAGE_CODES[:languages], "translate", "transcribe", "startoflm"]
+    marks += ["startofprev", "nospeech", "notimestamps", *(f"{step * 0.02:.2f}" for step in range(1501))]
+    tokenizer.add_special_tokens([f"<|{mark}|>" for mark in marks])
+    return tokenizer
 
 
 TEXT: dict[str, Callable[[Path], Path]] = {

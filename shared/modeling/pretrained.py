@@ -273,7 +273,7 @@ class PretrainedSpeechEncoder(nn.Module):
     def _padded_states(self, waves: Sequence[Samples]) -> list[Tensor]:
         """For every wave a tensor of shape [frames, layers given, width]."""
         device = self.model.device
-        padded = pad_sequence([torch.from_numpy(wave).to(device) for wave in waves], batch_first=True)
+        padded = pad_sequence([torch.from_numpy(wave).to(device, self.model.dtype) for wave in waves], batch_first=True)
         lengths = torch.tensor([wave.size for wave in waves], device=device)
         mask = length_mask(lengths, padded.shape[1]).long() if len(lengths.unique()) > 1 else None
         hidden = self.model(padded, attention_mask=mask, output_hidden_states=True).hidden_states
