@@ -73,25 +73,21 @@ _LAYER_NORM: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_no
 
 
 def xlm_roberta(folder: Path, layers: int = LAYERS, positions: int = POSITIONS) -> Path:
-    tokenizer = Tokenizer(Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = UnigramTrainer(vocab_size=120, special_tokens=marks, unk_token="<unk>", show_progress=False)  # pyright: ignore[reportCallIssue] - its stub is empty
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
-    size = tokenizer.get_vocab_size()
     # As published: two positions more than tokens, the padding's id being 1.
     config = XLMRobertaConfig(
-        vocab_size=size,
+        vocab_size=_xlm_r_vocabulary(folder),
         max_position_embeddings=positions + 2,
         pad_token_id=1,
         type_vocab_size=1,
         **_deep(_LAYERS, layers),
     )
     return _saved(XLMRobertaModel(config), folder)
+
+
+def multilingual_e5(folder: Path) -> Path:
+    """The small model's shape: a BERT over XLM-R's vocabulary."""
+    config = BertConfig(vocab_size=_xlm_r_vocabulary(folder), max_position_embeddings=POSITIONS, **_LAYERS)
+    return _saved(BertModel(config), folder)
 
 
 def roberta(folder: Path, layers: int = LAYERS, positions: int = POSITIONS) -> Path:
@@ -159,7 +155,13 @@ def xls_r(folder: Path, layers: int = LAYERS) -> Path:
     return _saved(Wav2Vec2Model(Wav2Vec2Config(**_deep(_WAVES, layers), **_LAYER_NORM)), folder)
 
 
+def wavlm_base(folder: Path) -> Path:
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=False).save_pretrained(folder)
+    return _saved(WavLMModel(WavLMConfig(**_WAVES)), folder)
+
+
 def wavlm(folder: Path, layers: int = LAYERS) -> Path:
+    """The large model's shape."""
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
     return _saved(WavLMModel(WavLMConfig(**_deep(_WAVES, layers), **_LAYER_NORM)), folder)
 
@@ -167,6 +169,11 @@ def wavlm(folder: Path, layers: int = LAYERS) -> Path:
 def hubert(folder: Path) -> Path:
     Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
     return _saved(HubertModel(HubertConfig(**_WAVES)), folder)
+
+
+def hubert_large(folder: Path) -> Path:
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return _saved(HubertModel(HubertConfig(**_WAVES, **_LAYER_NORM)), folder)
 
 
 def whisper(folder: Path) -> Path:
@@ -216,7 +223,10 @@ def transcriber(folder: Path, bands: int = 80, languages: int = 99) -> Path:
     TransformersConverter(str(published)).convert(str(converted))
     tokenizer.save(str(converted / "tokenizer.json"))
     known: dict[str, object] = {"lang_ids": [ids[f"<|{code}|>"] for code in _LANGUAGE_CODES[:languages]]}
-    _write(converted / "config.json", known | {"alignment_heads": [[1, 0], [1, 1]], "suppress_ids": [], "suppress_ids_begin": []})
+    _write(
+        converted / "config.json",
+        known | {"alignment_heads": [[1, 0], [1, 1]], "suppress_ids": [], "suppress_ids_begin": []},
+    )
     return converted
 
 
@@ -236,15 +246,32 @@ TEXT: dict[str, Callable[[Path], Path]] = {
     "XLM-R": xlm_roberta,
     "RoBERTa": roberta,
     "BERT": bert,
+    "multilingual E5": multilingual_e5,
     "DeBERTa v3": deberta,
 }
 SPEECH: dict[str, Callable[[Path], Path]] = {
     "wav2vec 2.0": wav2vec2,
     "XLS-R": xls_r,
+    "WavLM base": wavlm_base,
     "WavLM": wavlm,
     "HuBERT": hubert,
+    "HuBERT large": hubert_large,
     "Whisper": whisper,
 }
+
+
+def _xlm_r_vocabulary(folder: Path) -> int:
+    """Writes a tokenizer of XLM-R's kind; the size of its vocabulary."""
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = UnigramTrainer(vocab_size=120, special_tokens=marks, unk_token="<unk>", show_progress=False)  # pyright: ignore[reportCallIssue] - its stub is empty
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
+    return tokenizer.get_vocab_size()
 
 
 def _deep(shape: dict[str, Any], layers: int) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """How models are run: on which device, and the pretrained ones in which precision, compiled or as they are."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shared.errors import SetupError
-from shared.modeling.pretrained import PretrainedSpeechEncoder, PretrainedTextEncoder
+from shared.modeling.pretrained import PretrainedSpeechEncoder, PretrainedTextEncoder, transformer_layers
 from shared.settings import Settings
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,7 +40,9 @@ class Execution:
         return cls(device, _precision(settings.precision, device), settings.compile)
 
     def place(self, module: Module) -> Module:
-        """The module, changed in place to be run so."""
+        """The module, changed in place to be run so, and for nothing else."""
+        if isinstance(module, PretrainedSpeechEncoder):
+            module.drop_unused_layers()
         if isinstance(module, PretrainedTextEncoder | PretrainedSpeechEncoder):
             module.to(self.precision)
             if self.compiled:
@@ -51,13 +55,17 @@ ON_CPU = Execution()
 
 
 def _compile_layers(encoder: nn.Module) -> None:
-    """Compile layer by layer: alike, they share what is compiled, and what is between them has data in its shapes.
+    """Compile layer by layer: layers alike share what is compiled, and between them shapes depend on data.
 
-    It is their `forward` that is compiled, so that transformers' hooks, which catch what every layer gives, see it.
+    Only a layer's own `forward` is compiled, within what transformers puts around it: that is one function for all
+    kinds of layers, of which PyTorch compiles but a few versions, and hooks on it catch what every layer gives.
     """
-    for layer in encoder.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = torch.compile(layer.forward, dynamic=True)
+    compiled: dict[type[nn.Module], Callable[..., Any]] = {}
+    for layer in transformer_layers(encoder):
+        kind = type(layer)
+        if kind not in compiled:
+            compiled[kind] = torch.compile(inspect.unwrap(kind.forward), dynamic=True)
+        layer.forward = partial(compiled[kind], layer)
 
 
 def _check_compiler(device: str) -> None:

@@ -247,7 +247,7 @@ KINDS = {"up to large-v2": (80, 99), "from large-v3 on": (128, 100)}
 """How many bands they hear, and how many languages they know."""
 
 
-@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(scope="module", params=KINDS.values(), ids=list(KINDS))
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Transcriber:
     """Of random weights: it hears nonsense, but in the bands and with the tokens of its kind."""
     return Transcriber.load(checkpoints.transcriber(tmp_path_factory.mktemp("whisper"), *request.param), device="cpu")
