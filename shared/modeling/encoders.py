@@ -287,11 +287,10 @@ def mel_states(
     Returns:
         For every window a tensor of shape [frames of 20 ms, layers, width].
     """
-    device = encoder.conv1.weight.device
-    mels = [_mel(extractor, window).to(device) for window in windows]
-    frames = torch.tensor([len(mel) for mel in mels], device=device)
+    mels = [_mel(extractor, window).to(encoder.conv1.weight) for window in windows]
+    frames = torch.tensor([len(mel) for mel in mels], device=mels[0].device)
     hidden, mask = _frames(encoder, pad_sequence(mels, batch_first=True), frames)
-    bias = torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
+    bias = hidden.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min)
     given = {0: hidden}
     for number, layer in enumerate(encoder.layers, start=1):
         hidden = layer(hidden, attention_mask=bias[:, None, None, :].expand(-1, 1, hidden.shape[1], -1))

@@ -11,18 +11,19 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shared.audio import SAMPLE_RATE, Samples
-from shared.domain.bundle import ModelBundle
+from shared.domain.bundle import Component, ModelBundle
 from shared.domain.emotion import Reading
 from shared.domain.transcript import Transcript
-from shared.errors import SetupError
 from shared.modeling.baseline import Summary
+from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.lazy import Lazy
 from shared.modeling.loading import bundle_folder, read_manifest, verify_files
 from shared.modeling.readers import NOTHING_TO_READ, Encoded, Reader, Said, load_reader
 from shared.modeling.transcriber import MARGIN_S, Clip, Span, Transcriber
-from shared.modeling.weights import whisper_folder
+from shared.modeling.weights import configured_transcriber, whisper_folder, whisper_name
 from shared.settings import Settings
 
 Item = TypeVar("Item")
@@ -95,15 +96,29 @@ class Pipeline:
         self.fuse = Stage("fuse", reader.fuse, _tokens_encoded)
 
     @classmethod
-    def load(cls, folder: Path, load_transcriber: Callable[[], Transcriber], device: str = "cpu") -> Self:
+    def load(
+        cls,
+        folder: Path,
+        load_transcriber: Callable[[], Transcriber],
+        execution: Execution = ON_CPU,
+        asr: Component | None = None,
+    ) -> Self:
         """The pipeline of the bundle in `folder`.
+
+        Args:
+            folder: the bundle's.
+            load_transcriber: called when the first sound comes.
+            execution: how the models are run.
+            asr: what is loaded as the transcriber, where it is not the bundle's; the bundle's id tells of it.
 
         Raises:
             BundleError: the bundle is not whole, not valid, or not one that this Tenor knows.
         """
         bundle = read_manifest(folder)
         verify_files(folder, bundle)
-        return cls(bundle, load_reader(folder, bundle, device), load_transcriber)
+        if asr is not None:
+            bundle = bundle.model_copy(update={"asr": asr})
+        return cls(bundle, load_reader(folder, bundle, execution), load_transcriber)
 
     def analyze(
         self,
@@ -149,11 +164,15 @@ class Pipeline:
         return self._transcriber.get().utterances(samples)
 
     def warm_up(self) -> None:
-        """Load everything and run it once, so that the first turn is as fast as the next."""
+        """Load everything and run it, so that the first turn is as fast as the next."""
         self._transcriber.get().warm_up()
-        words = self._reader.encode_words([Said("warm")])[0] if self._reader.knows("warm") else None
-        (voice,) = self._reader.encode_voices([np.zeros(SAMPLE_RATE, np.float32)])
-        self._reader.fuse([Encoded(words, voice)])
+        # One item, items of one length and of several: for each of them there is code to be compiled.
+        for lengths in ((1,), (1, 1), (1, 2, 3)):
+            voices = self._reader.encode_voices([np.zeros(size * SAMPLE_RATE, np.float32) for size in lengths])
+            words: list[Tensor | None] = [None for _ in lengths]
+            if self._reader.knows("warm"):
+                words = [*self._reader.encode_words([Said("warm " * size) for size in lengths])]
+            self._reader.fuse([Encoded(*of) for of in zip(words, voices, strict=True)])
 
     def _speech(self, sounds: Sequence[Samples]) -> list[list[Span]]:
         transcriber = self._transcriber.get()
@@ -168,19 +187,21 @@ def load_pipeline(settings: Settings) -> Pipeline:
 
     Raises:
         BundleError: the bundle cannot be used.
-        SetupError: the device is not there.
-        WeightsMissing: raised when sound comes first: Whisper is nowhere to be had.
+        SetupError: the device is not there, or does not run models as the settings say.
+        WeightsMissing: Whisper is nowhere to be had. Raised when sound comes first, but at once for an unknown name.
     """
     # One thread a call: the worker's own threads use the cores, and two pools of threads that wait for one another
     # on the same cores make a text of 16 ms last a second.
     torch.set_num_threads(1)
-    device = _device(settings.device)
+    execution = Execution.of(settings)
+    folder = bundle_folder(settings.bundle)
+    asr = configured_transcriber(settings.whisper, settings.whisper_dir) or read_manifest(folder).asr
 
     def load_transcriber() -> Transcriber:
-        folder = whisper_folder(settings.whisper_dir, settings.data_dir / "models")
-        return Transcriber.load(folder, device=device)
+        whisper = whisper_folder(settings.whisper_dir, settings.data_dir / "models", whisper_name(asr))
+        return Transcriber.load(whisper, execution.device, settings.whisper_compute)
 
-    return Pipeline.load(bundle_folder(settings.bundle), load_transcriber, device)
+    return Pipeline.load(folder, load_transcriber, execution, asr)
 
 
 def _seconds(samples: Samples) -> float:
@@ -193,10 +214,3 @@ def _tokens_said(said: Said) -> float:
 
 def _tokens_encoded(turn: Encoded) -> float:
     return LEAST_TOKENS + sum(len(features) for features in (turn.words, turn.voice) if features is not None)
-
-
-def _device(configured: str) -> str:
-    available = torch.cuda.is_available()
-    if configured == "cuda" and not available:
-        raise SetupError("TENOR_DEVICE is cuda, but this PyTorch finds no CUDA device: use auto or cpu")
-    return "cuda" if available and configured != "cpu" else "cpu"

@@ -63,6 +63,8 @@ PICKLED_FILES = (*PICKLED, "pytorch_model-*-of-*.bin")
 """What is fetched beside them of a repository without safetensors."""
 NOT_USED = re.compile(r"(^|\.)(pooler\.|masked_spec_embed)")
 """Weights that a checkpoint may lack: the encoders do without, or training makes them."""
+LAYERS = ("layer", "layers")
+"""What architectures call their list of transformer layers."""
 SHORTEST_S = 0.25
 """Shorter sound is filled up with silence: SpecAugment's spans of ten frames must fit into it."""
 HUB_TIMEOUT_S = 5.0
@@ -236,6 +238,11 @@ class PretrainedSpeechEncoder(nn.Module):
         _save(self.model, folder)
         self._extractor.save_pretrained(folder)
 
+    def drop_unused_layers(self) -> None:
+        """Forget the layers behind the last whose output is given: without them, the encoder can only be run."""
+        # One is needed: its input is what layer 0 means.
+        del transformer_layers(self.model)[max(1, *self.layers) :]
+
     @property
     def layers_given(self) -> int:
         return len(self.layers)
@@ -273,7 +280,7 @@ class PretrainedSpeechEncoder(nn.Module):
     def _padded_states(self, waves: Sequence[Samples]) -> list[Tensor]:
         """For every wave a tensor of shape [frames, layers given, width]."""
         device = self.model.device
-        padded = pad_sequence([torch.from_numpy(wave).to(device) for wave in waves], batch_first=True)
+        padded = pad_sequence([torch.from_numpy(wave).to(device, self.model.dtype) for wave in waves], batch_first=True)
         lengths = torch.tensor([wave.size for wave in waves], device=device)
         mask = length_mask(lengths, padded.shape[1]).long() if len(lengths.unique()) > 1 else None
         hidden = self.model(padded, attention_mask=mask, output_hidden_states=True).hidden_states
@@ -281,6 +288,22 @@ class PretrainedSpeechEncoder(nn.Module):
         for kernel, stride in zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True):
             lengths = (lengths - kernel) // stride + 1
         return [states[:count] for states, count in zip(stacked, lengths.tolist(), strict=True)]
+
+
+def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
+    """The layers of any encoder, without the convolutions before them.
+
+    Raises:
+        ValueError: it has not exactly one list of them.
+    """
+    found = [
+        module
+        for name, module in encoder.named_modules()
+        if name.rpartition(".")[2] in LAYERS and isinstance(module, nn.ModuleList)
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{type(encoder).__name__} has {len(found)} lists of layers; an encoder has one")
+    return found[0]
 
 
 def _feels_padding(settings: PreTrainedConfig) -> bool:

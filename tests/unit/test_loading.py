@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from shared.domain.bundle import Component
 from shared.errors import BundleError
-from shared.modeling import loading
+from shared.modeling import loading, weights
 from shared.modeling.loading import MANIFEST, SHIPPED, bundle_folder, read_manifest, verify_files
+from shared.modeling.pipeline import Pipeline, load_pipeline
+from shared.settings import Settings
+from tests import checkpoints
+from tests.sounds import tone
 from tests.unit.tiny import write_bundle
 
 LIMIT_BYTES = 120_000_000
@@ -110,6 +115,58 @@ def test_bundles_that_predict_differently_have_different_ids(folder: Path) -> No
     assert read_manifest(folder).id == before
     edit(folder, calibration={"temperature": 2.0})
     assert read_manifest(folder).id != before
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The repositories of Whisper models that the hub was asked for, one of which knows how to hear nonsense."""
+    found: list[str] = []
+    model = checkpoints.transcriber(tmp_path / "whisper", bands=128, languages=100)
+
+    def download(repository: str, **_: object) -> str:
+        found.append(repository)
+        return str(model)
+
+    monkeypatch.setattr(weights, "download_model", download)
+    return found
+
+
+def loaded(folder: Path, **settings: object) -> Pipeline:
+    return load_pipeline(Settings.model_validate({"bundle": str(folder), "device": "cpu", **settings}))
+
+
+def test_the_bundles_whisper_is_loaded_unless_another_is_named(folder: Path, asked: list[str]) -> None:
+    edit(folder, asr=weights.transcriber("large-v3-turbo").model_dump())
+    for settings in ({}, {"whisper": "small"}, {"whisper": f"someone/whisper@{'0a' * 20}"}):
+        assert loaded(folder, **settings).utterances(tone(0.5)) == [(0, 0.5)]
+    assert asked == [
+        "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+        "Systran/faster-whisper-small",
+        "someone/whisper",
+    ]
+
+
+def test_a_bundles_id_tells_who_transcribes(folder: Path, tmp_path: Path) -> None:
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for place in (one, other):
+        place.mkdir()
+        (place / "model.bin").write_text(place.name)
+    settings = ({}, {"whisper": "small"}, {"whisper": "large-v3"}, {"whisper_dir": one}, {"whisper_dir": other})
+    ids = [loaded(folder, **some).bundle.id for some in settings]
+    assert len(set(ids)) == len(ids)
+    assert ids[0] == read_manifest(folder).id
+    assert loaded(folder, whisper_dir=one.rename(tmp_path / "moved")).bundle.id == ids[3]
+
+
+def test_two_whispers_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="TENOR_WHISPER and TENOR_WHISPER_DIR name two models"):
+        Settings(whisper="small", whisper_dir=tmp_path)
+
+
+def test_a_transcriber_of_an_unknown_kind_is_refused_by_name(folder: Path) -> None:
+    edit(folder, asr={"kind": "telepathy", "source": "", "licence": ""})
+    with pytest.raises(BundleError, match=r"telepathy.*faster_whisper"):
+        loaded(folder).utterances(tone(0.5))
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}")), ids=lambda p: p.name)

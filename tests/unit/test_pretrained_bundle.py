@@ -1,0 +1,143 @@
+"""A bundle whose encoders are checkpoints of transformers: its turns are read together as one by one."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from shared.domain.bundle import Component
+from shared.domain.job import Lane
+from shared.domain.transcript import Transcript
+from shared.errors import SetupError
+from shared.modeling.execution import ON_CPU, Execution
+from shared.modeling.loading import PRETRAINED, read_manifest, sha256, write_manifest
+from shared.modeling.pipeline import Analysis, Pipeline, Stage
+from shared.modeling.readers import Said
+from shared.modeling.transcriber import Clip, Transcriber
+from shared.settings import Batches, BatchLimits, Settings
+from tests import checkpoints
+from tests.sounds import tone
+from tests.unit.tiny import FUSION, Heard, write_bundle
+from workers.stages import Stages
+
+Load = Callable[..., Pipeline]
+
+SHAPES = {"text_width": checkpoints.WIDTH, "voice_width": checkpoints.WIDTH, "voice_layers": checkpoints.LAYERS + 1}
+FEW, ALL = ("XLM-R", "XLS-R"), [*checkpoints.TEXT, *checkpoints.SPEECH]
+SAID = [
+    Said("so what"),
+    Said("I am so happy that you came to see me today!", ["why did nobody tell me about it", "hello"]),
+    Said("no", ["yes"]),
+    Said("what a long and weary way it was"),
+    Said(""),
+]
+LENGTHS = (1.0, 3.1, 0.4, 1.0, 2.2, 0.05)
+VOICES = [tone(seconds, 180 + 20 * number) for number, seconds in enumerate(LENGTHS)]
+
+
+class Hears(Heard):
+    """Each clip's words are told by its length, and there is nothing to warm up."""
+
+    def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
+        return [Heard(SAID[clip.samples.size % 4].words).transcribe([clip])[0] for clip in clips]
+
+    def warm_up(self) -> None:
+        """It is warm."""
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """The pipeline of the bundle with these two encoders."""
+
+    @cache
+    def folder(text: str, speech: str) -> Path:
+        bundle = write_bundle(tmp_path_factory.mktemp("bundle"), fusion=FUSION.model_copy(update=SHAPES))
+        encoders = {
+            "text_encoder": with_checkpoint(bundle, checkpoints.TEXT[text], {"max_tokens": 40, "context_turns": 2}),
+            "speech_encoder": with_checkpoint(bundle, checkpoints.SPEECH[speech], {"max_seconds": 2}),
+        }
+        write_manifest(bundle, read_manifest(bundle).model_copy(update=encoders))
+        return bundle
+
+    def of(text: str = FEW[0], speech: str = FEW[1], execution: Execution = ON_CPU) -> Pipeline:
+        return Pipeline.load(folder(text, speech), lambda: cast("Transcriber", Hears()), execution)
+
+    return of
+
+
+def with_checkpoint(folder: Path, make: Callable[[Path], Path], options: dict[str, object]) -> Component:
+    torch.manual_seed(0)
+    made = make(folder / make.__name__)
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in made.iterdir()}
+    return Component(kind=PRETRAINED, source="random", licence="none", files=files, options=options)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_items_of_unlike_lengths_are_encoded_together_as_one_by_one(name: str, load: Load) -> None:
+    stage: Stage[Any, torch.Tensor] = load(text=name).text if name in checkpoints.TEXT else load(speech=name).speech
+    items: Sequence[Any] = SAID if name in checkpoints.TEXT else VOICES
+    alone = [stage.run([item])[0] for item in items]
+    for rows in (range(len(items)), range(len(items))[::-1]):
+        for row, features in zip(rows, stage.run([items[row] for row in rows]), strict=True):
+            assert features.dtype == torch.float32
+            torch.testing.assert_close(features, alone[row], atol=1e-4, rtol=0)
+
+
+def test_many_turns_at_once_are_read_as_one_by_one(load: Load) -> None:
+    subject = load()
+    turns = [(VOICES[row % len(VOICES)], None if row % 3 else SAID[row % len(SAID)].words) for row in range(24)]
+    alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
+    # Long waits, so that batches fill up.
+    stages = Stages(subject, Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields}))
+
+    def together(turn: tuple[np.ndarray, str | None]) -> Analysis:
+        return subject.analyze(samples=turn[0], text=turn[1], submit=stages.lane(Lane.interactive, timeout_s=60))
+
+    with ThreadPoolExecutor(len(turns)) as threads:
+        for one, other in zip(threads.map(together, turns), alone, strict=True):
+            assert_like(one, other)
+    stages.close()
+
+
+def assert_like(one: Analysis, other: Analysis, tolerance: float = 1e-4) -> None:
+    assert one.transcript == other.transcript
+    assert one.reading.modalities_used == other.reading.modalities_used
+    for read, also in (
+        (one.reading.scores, other.reading.scores),
+        (one.reading.text_only, other.reading.text_only),
+        (one.reading.audio_only, other.reading.audio_only),
+    ):
+        assert (read is None) == (also is None)
+        if read is not None and also is not None:
+            assert read.categories == pytest.approx(also.categories, abs=tolerance)
+            assert read.dimensions == pytest.approx(also.dimensions, abs=tolerance)
+
+
+def test_in_half_precision_a_turn_is_read_nearly_alike(load: Load) -> None:
+    exact, rounded = load(), load(execution=Execution(precision=torch.bfloat16))
+    for voice, said in zip(VOICES, SAID, strict=False):
+        assert_like(*(subject.analyze(samples=voice, text=said.words) for subject in (rounded, exact)), tolerance=0.05)
+
+
+def test_a_compiled_pipeline_is_warm_for_every_length_and_reads_the_same(load: Load) -> None:
+    try:
+        execution = Execution.of(Settings(device="cpu", compile=True))
+    except SetupError as error:
+        pytest.skip(error.detail)
+    subject, plain = load(execution=execution), load()
+    subject.warm_up()
+
+    def later(rows: Sequence[int]) -> list[torch.Tensor]:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            return [*subject.text.run([SAID[row] for row in rows]), *subject.speech.run([VOICES[row] for row in rows])]
+
+    with ThreadPoolExecutor(1) as stage:  # as in a worker, the thread is not the one that warmed up
+        for rows in ((0,), (3,), (0, 0), (1, 2, 3), (4, 0, 2, 1)):
+            expected = plain.text.run([SAID[row] for row in rows]), plain.speech.run([VOICES[row] for row in rows])
+            for one, other in zip(stage.submit(later, rows).result(), [*expected[0], *expected[1]], strict=True):
+                torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
