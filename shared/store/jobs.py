@@ -7,7 +7,7 @@ Whoever ends a turn holds its session, and its subject, until the commit, as who
 does: so the next turn is there to be sent for, or is added once this one has ended and need not wait.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -45,11 +45,19 @@ class Jobs:
 
     def enqueue(self, turn_id: UUID, *, task: str, lane: Lane, lease: timedelta) -> tuple[Job, Message]:
         """A job for a turn, and the message to send once this transaction is committed."""
-        row = self._connection.execute(
-            insert(jobs).values(turn_id=turn_id, lane=lane.value, lease_until=func.now() + lease).returning(jobs)
-        ).one()
-        (message,) = self._sent_for([row.id], task)
-        return Job.model_validate(row), message
+        return self.enqueue_all({turn_id: lane}, task=task, lease=lease)[turn_id]
+
+    def enqueue_all(
+        self, lanes: Mapping[UUID, Lane], *, task: str, lease: timedelta
+    ) -> dict[UUID, tuple[Job, Message]]:
+        """As `enqueue`, for turns with their lanes; by turn."""
+        if not lanes:
+            return {}
+        each = [{"turn_id": turn_id, "lane": lane.value} for turn_id, lane in lanes.items()]
+        queued = insert(jobs).values(lease_until=func.now() + lease).returning(jobs)
+        new = [Job.model_validate(row) for row in self._connection.execute(queued, each)]
+        messages = {message.job_id: message for message in self._sent_for([job.id for job in new], task)}
+        return {job.turn_id: (job, messages[job.id]) for job in new}
 
     def unsent(self, older_than: timedelta, limit: int = 500) -> Sequence[Message]:
         """Messages that nobody has sent. They stay locked until this transaction ends."""
