@@ -49,6 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(errors.Unexpected)
-    for router in (health.router, sessions.router, turns.router):
+    # They are tried in order, and most of what comes is turns.
+    for router in (turns.router, sessions.router, health.router):
         app.include_router(router)
     return app

@@ -1,4 +1,4 @@
-"""Request bodies: how much is read, and what a turn may be sent as: JSON, or a form with `audio` and the same fields."""
+"""Request bodies: how much is read, and what a turn may be sent as."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress

@@ -17,12 +17,12 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url
 
 from shared.blobs import BlobFolder, new_uri
-from shared.domain.conversation import Consent, Recording, SpeakerRole
+from shared.domain.conversation import Consent, NewTurn, Recording, SpeakerRole, Turn
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Job, JobStatus, Lane
 from shared.domain.transcript import Transcript
-from shared.errors import AudioUndecodable, TenorError, Unavailable, WrongJobStatus
+from shared.errors import AudioUndecodable, SessionNotFound, TenorError, Unavailable, WrongJobStatus
 from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
@@ -373,6 +373,37 @@ def test_indexes_are_gapless_when_many_turns_arrive_at_once(database: Database, 
 
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(add, range(40))) == list(range(40))
+
+
+def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
+    database: Database, tenant_id: UUID
+) -> None:
+    with database.transaction() as transaction:
+        mine = [transaction.conversations.create_session(tenant_id, Consent()).id for _ in range(2)]
+        other_tenant = transaction.accounts.ensure_tenant("globex")
+        theirs = transaction.conversations.create_session(other_tenant, Consent()).id
+    places = [mine[0], mine[1], theirs, mine[0], uuid4(), mine[0]]
+    with database.transaction() as transaction:
+        new = [NewTurn(tenant_id, place, "Ana", SpeakerRole.user, text=str(n)) for n, place in enumerate(places)]
+        added = transaction.conversations.add_turns(new)
+        turns = [turn for turn in added if isinstance(turn, Turn)]
+        assert [(turn.session_id, turn.index, turn.text) for turn in turns] == [
+            (mine[0], 0, "0"),
+            (mine[1], 0, "1"),
+            (mine[0], 1, "3"),
+            (mine[0], 2, "5"),
+        ]
+        assert [isinstance(turn, SessionNotFound) for turn in added] == [place not in mine for place in places]
+        lanes = {turn.id: lane for turn, lane in zip(turns, [*Lane, *Lane], strict=True)}
+        queued = transaction.jobs.enqueue_all(lanes, task=ANALYZE_TURN, lease=LEASE)
+    assert {turn_id: (job.turn_id, job.lane) for turn_id, (job, _) in queued.items()} == {
+        turn_id: (turn_id, lane) for turn_id, lane in lanes.items()
+    }
+    assert all(message.job_id == job.id and message.queue == job.lane for job, message in queued.values())
+    with database.transaction() as transaction:
+        (turn,) = transaction.conversations.add_turns([new[0]])
+    assert isinstance(turn, Turn)
+    assert turn.index == 3
 
 
 @pytest.fixture
