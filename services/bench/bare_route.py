@@ -10,6 +10,8 @@ from uuid import UUID
 
 import uvicorn
 from fastapi import FastAPI
+from psycopg import Connection
+from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 from pydantic import BaseModel
 
@@ -29,7 +31,7 @@ class Turn(BaseModel):
     text: str
 
 
-def create_app(pool: ConnectionPool) -> FastAPI:
+def create_app(pool: ConnectionPool[Connection[TupleRow]]) -> FastAPI:
     app = FastAPI()
 
     @app.post("/sessions/{session_id}/turns", status_code=201)
@@ -44,7 +46,7 @@ def create_app(pool: ConnectionPool) -> FastAPI:
 
 
 if __name__ == "__main__":
-    with ConnectionPool(os.environ[URL], min_size=10, max_size=20) as pool:
+    with ConnectionPool[Connection[TupleRow]](os.environ[URL], min_size=10, max_size=20) as pool:
         with pool.connection() as connection:
             connection.execute(TABLE)
         app = create_app(pool)
