@@ -209,7 +209,7 @@ def bench_clips(files: Clips, rounds: Rounds = 5, output: Output = Format.table)
         from services.bench import clips
 
         settings = get_settings()
-        figures = [clips.api_start(rounds)]
+        figures = [clips.api_start(settings, rounds)]
         figures += clips.as_a_service(settings, files, rounds)
         figures += clips.in_process(settings, files, rounds)
     _show(figures, output)

@@ -1,11 +1,8 @@
 """`tenor bench accepts`: what a durable accept costs, against a route that inserts one row and promises nothing."""
 
-import contextlib
-import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,11 +13,10 @@ import httpx2 as httpx
 from services.bench import bare_route
 from services.bench.figures import Figure
 from services.bench.load import Load, Result
-from services.bench.service import TEXT, authorization, servers, turns_of_new_session
-from services.embedded import EmbeddedServers, free_port
+from services.bench.service import TEXT, authorization, servers, serving, serving_api, turns_of_new_session
+from services.embedded import EmbeddedServers
 from shared.settings import Settings
 
-START_S = 60.0
 WARM_UP_S = 1.0
 
 
@@ -75,13 +71,8 @@ def _at_half(name: str, target: Target, rates: list[float], seconds: float) -> F
 
 @contextmanager
 def _tenor(settings: Settings, running: EmbeddedServers, connections: int) -> Iterator[Target]:
-    env = {
-        "TENOR_DATA_DIR": str(settings.data_dir),
-        "TENOR_DATABASE_URL": running.database_url.get_secret_value(),
-        "TENOR_BROKER_URL": running.broker_url.get_secret_value(),
-    }
     headers = authorization(running)
-    with _serving(["services.cli", "serve", "--port"], env) as url:
+    with serving_api(settings, running) as url:
         with httpx.Client(base_url=url, headers=headers) as http:
             places = [url + turns_of_new_session(http) for _ in range(connections)]
         yield Target(places, headers)
@@ -90,30 +81,5 @@ def _tenor(settings: Settings, running: EmbeddedServers, connections: int) -> It
 @contextmanager
 def _bare(running: EmbeddedServers, connections: int) -> Iterator[Target]:
     env = {bare_route.URL: running.database_url.get_secret_value()}
-    with _serving(["services.bench.bare_route"], env) as url:
+    with serving(["services.bench.bare_route"], env) as url:
         yield Target([f"{url}/sessions/{uuid4()}/turns" for _ in range(connections)], {})
-
-
-@contextmanager
-def _serving(module: list[str], env: dict[str, str]) -> Iterator[str]:
-    """A server in a process of its own, which takes its port last."""
-    port = free_port()
-    command = [sys.executable, "-m", *module, str(port)]
-    process = subprocess.Popen(command, env=os.environ | env, stderr=subprocess.DEVNULL)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _await(url)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _await(url: str) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):
-            httpx.get(f"{url}/openapi.json")
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"a server to be measured did not start within {START_S:.0f} s")

@@ -1,18 +1,15 @@
 """`tenor bench clips`: time per clip and text, in process and as a service, and memory."""
 
 import contextlib
-import subprocess
-import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
 
-import httpx2 as httpx
 import psutil
 
 from services.bench.figures import Figure, timed
-from services.bench.service import TEXT, Service, embedded
-from services.embedded import EmbeddedServers, free_port
+from services.bench.service import TEXT, Service, embedded, servers, serving_api
+from services.embedded import EmbeddedServers
 from shared.settings import Settings
 
 _MB = 2**20
@@ -36,9 +33,16 @@ def in_process(settings: Settings, files: list[Path], rounds: int) -> Generator[
     yield Figure.of("analyze, a text", "ms", texts)
 
 
-def api_start(rounds: int) -> Figure:
-    """From the start of `tenor serve` until /healthz answers."""
-    return Figure.of("API start", "s", [timed(_start_api) for _ in range(rounds)])
+def api_start(settings: Settings, rounds: int) -> Figure:
+    """From the start of `tenor serve` until it answers."""
+    with servers(settings) as (own, running):
+
+        def start() -> float:
+            started = time.perf_counter()
+            with serving_api(own, running):
+                return time.perf_counter() - started
+
+        return Figure.of("API start", "s", [start() for _ in range(rounds)])
 
 
 def as_a_service(settings: Settings, files: list[Path], rounds: int) -> list[Figure]:
@@ -65,20 +69,3 @@ def _memory(servers: EmbeddedServers) -> Figure:
             memory = process.memory_full_info()
             total += getattr(memory, "pss", memory.rss)
     return Figure.of("service, resident memory", "MiB", [total / _MB])
-
-
-def _start_api() -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "services.cli", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"http://127.0.0.1:{port}/healthz").is_success:
-                    return
-            time.sleep(0.01)
-        raise RuntimeError("the API did not start within a minute")
-    finally:
-        process.terminate()
-        process.wait()

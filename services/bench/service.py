@@ -1,5 +1,8 @@
 """An embedded run to be measured, and the turns that its clients send."""
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -18,6 +21,8 @@ from shared.settings import Settings
 from shared.store.database import Database
 
 TEXT = "I have been waiting for an hour and nobody calls me back!"
+START_S = 60.0
+"""Longest that a server may take to answer."""
 PATIENCE_S = 300.0
 """Longest that a turn of a benchmark may take."""
 
@@ -106,6 +111,50 @@ def servers(settings: Settings) -> Generator[tuple[Settings, EmbeddedServers]]:
             database.migrate()
             database.close()
             yield own, running
+
+
+@contextmanager
+def serving_api(settings: Settings, running: EmbeddedServers) -> Generator[str]:
+    """The URL of an API alone, on these servers."""
+    env = {
+        "TENOR_DATA_DIR": str(settings.data_dir),
+        "TENOR_DATABASE_URL": running.database_url.get_secret_value(),
+        "TENOR_BROKER_URL": running.broker_url.get_secret_value(),
+    }
+    with serving(["services.cli", "serve", "--port"], env) as url:
+        yield url
+
+
+@contextmanager
+def serving(module: list[str], env: dict[str, str]) -> Generator[str]:
+    """The URL of an HTTP server in a process of its own, which takes its port last, once it answers.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", *module, str(port)], env=os.environ | env, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + START_S
+        while not _answers(url):
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError(f"{module[0]} did not start: it ended, or did not answer for {START_S:.0f} s")
+            time.sleep(0.01)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/healthz")
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def authorization(servers: EmbeddedServers) -> dict[str, str]:
