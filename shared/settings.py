@@ -37,6 +37,9 @@ class Batches(BaseModel):
     text: BatchLimits = BatchLimits(budget=4096)
     speech: BatchLimits = BatchLimits(budget=240)
     fuse: BatchLimits = BatchLimits(budget=16384)
+    courtesy_s: float = Field(
+        default=1.0, ge=0, description="longest that a bulk turn stands back before each stage for interactive ones"
+    )
 
 
 class Settings(BaseSettings):

@@ -146,14 +146,15 @@ class Engine:
             self._put_back(work.job, error)
 
     def _analyze(self, work: Work) -> Analysis:
-        return self._pipeline.analyze(
-            samples=self._samples(work),
-            text=work.turn.text,
-            language=work.language_hint,
-            earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier],
-            context=work.context,
-            submit=self._entering(self._stages.lane(work.job.lane)),
-        )
+        with self._stages.turn(work.job.lane) as submit:
+            return self._pipeline.analyze(
+                samples=self._samples(work),
+                text=work.turn.text,
+                language=work.language_hint,
+                earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier],
+                context=work.context,
+                submit=self._entering(submit),
+            )
 
     def _samples(self, work: Work) -> Samples | None:
         if work.recording is None:

@@ -1,6 +1,8 @@
 """The pipeline's stages as this process runs them: those of many turns together, each on its own thread."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +16,36 @@ from workers.batching import MicroBatcher
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Courtesy:
+    """Bulk turns stand back before each stage while an interactive turn is under way, but for `longest_s` at most.
+
+    Going first into the next batch is not enough where all stages share a few cores: one that is busy with bulk slows
+    down the others.
+    """
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._under_way = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def expected(self) -> Generator[None]:
+        """Meanwhile, an interactive turn is under way."""
+        with self._changed:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def stand_back(self) -> None:
+        """Wait until no interactive turn is under way, or long enough."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way, self._longest_s)
 
 
 class Stages:
@@ -32,6 +64,16 @@ class Stages:
             )
             for stage in stages
         }
+        self._courtesy = Courtesy(limits.courtesy_s)
+
+    @contextmanager
+    def turn(self, lane: Lane) -> Generator[Submit]:
+        """How a turn of a lane goes through a stage, as long as it is under way."""
+        if lane is Lane.bulk:
+            yield self.lane(lane)
+        else:
+            with self._courtesy.expected():
+                yield self.lane(lane)
 
     def lane(self, lane: Lane, timeout_s: float | None = None) -> Submit:
         """How a turn of a lane goes through a stage.
@@ -42,6 +84,8 @@ class Stages:
         """
 
         def submit(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
+            if lane is Lane.bulk:
+                self._courtesy.stand_back()
             if batcher := self._batchers.get(stage.name):
                 return batcher.submit(item, lane, timeout_s)
             with span(stage.name), STAGE_SECONDS.labels(stage.name).time():

@@ -1,11 +1,12 @@
 """`python -m workers.standin THREADS`: a worker whose model is a pause of 20 ms, so that all the rest can be measured.
 
-As many threads as told hand their items to one micro-batcher. What is done is counted in the broker.
+As many threads as told hand their items to one micro-batcher; one thread alone, as one would write it without, pauses
+by itself. What is done is counted in the broker.
 """
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import redis
 from celery import Celery
@@ -22,21 +23,29 @@ def run(threads: int) -> None:
     """Work until SIGTERM."""
     settings = get_settings()
     app = celery_app(settings.broker_url)
-    register(app, redis.Redis.from_url(settings.broker_url.get_secret_value()))
+    register(app, redis.Redis.from_url(settings.broker_url.get_secret_value()), _batched() if threads > 1 else _alone)
     options = ["--pool=threads", f"--concurrency={threads}", f"--queues={Lane.interactive.value}"]
     app.worker_main(
         ["worker", *options, "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
     )
 
 
-def register(app: Celery, broker: redis.Redis) -> None:
-    """The one task, which is done with others."""
-    batcher = MicroBatcher[str, str]("standin", _pause, BatchLimits(items=16, budget=16))
+def register(app: Celery, broker: redis.Redis, model: Callable[[str], object]) -> None:
+    """The one task."""
 
     @app.task(name=STANDIN)
     def standin(item: str) -> None:
-        batcher.submit(item)()
+        model(item)
         broker.incr(STANDIN_DONE)
+
+
+def _batched() -> Callable[[str], object]:
+    batcher = MicroBatcher[str, str]("standin", _pause, BatchLimits(items=16, budget=16))
+    return lambda item: batcher.submit(item)()
+
+
+def _alone(item: str) -> object:
+    return _pause([item])
 
 
 def _pause(items: Sequence[str]) -> Sequence[str]:

@@ -66,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(errors.Unexpected)
     app.add_middleware(Telemetry)
-    for router in (health.router, sessions.router, turns.router):
+    # They are tried in order, and most of what comes is turns.
+    for router in (turns.router, sessions.router, health.router):
         app.include_router(router)
     return app

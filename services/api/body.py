@@ -63,28 +63,38 @@ class BodyLimit:
             await ProblemResponse(refusal)(scope, receive, send)
 
 
-@asynccontextmanager
-async def turn_body(request: Request) -> AsyncIterator[tuple[TurnIn, UploadFile | None]]:
-    """What was sent as a turn: JSON, or a form with `audio` and the same fields. The upload is closed on leaving.
+async def written_turn(request: Request) -> TurnIn | None:
+    """The turn that was sent as JSON; None where it comes as a form, and `spoken_turn` reads it.
 
     Raises:
-        UnsupportedMediaType: neither, or the file is declared to be something else than sound.
+        UnsupportedMediaType: neither.
+        InvalidRequest: a field is missing or wrong, or its text is not UTF-8.
+    """
+    media_type, _ = parse_options_header(request.headers.get("content-type", ""))
+    if media_type == b"application/json":
+        return _turn(await request.body())
+    if media_type == b"multipart/form-data":
+        return None
+    raise UnsupportedMediaType(
+        f"a turn is sent as application/json or multipart/form-data, not as {media_type.decode('latin-1')!r}"
+    )
+
+
+@asynccontextmanager
+async def spoken_turn(request: Request) -> AsyncIterator[tuple[TurnIn, UploadFile]]:
+    """The turn that was sent as a form, with its recording, which is closed on leaving.
+
+    Raises:
+        UnsupportedMediaType: the file is declared to be something else than sound.
         InvalidRequest: a field is missing or wrong, or its text is not UTF-8.
         StorageFull: there is no room to take the recording in.
     """
-    media_type, parameters = parse_options_header(request.headers.get("content-type", ""))
-    if media_type == b"application/json":
-        yield _turn(await request.body()), None
-    elif media_type == b"multipart/form-data":
-        fields, audio = await _form(request, parameters.get(b"boundary", b""))
-        try:
-            yield _turn(fields), _sound(audio)
-        finally:
-            await audio.close()
-    else:
-        raise UnsupportedMediaType(
-            f"a turn is sent as application/json or multipart/form-data, not as {media_type.decode('latin-1')!r}"
-        )
+    _, parameters = parse_options_header(request.headers.get("content-type", ""))
+    fields, audio = await _form(request, parameters.get(b"boundary", b""))
+    try:
+        yield _turn(fields), _sound(audio)
+    finally:
+        await audio.close()
 
 
 def _turn(body: bytes | dict[str, str]) -> TurnIn:

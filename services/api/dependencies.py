@@ -3,14 +3,18 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from services.api.accepting import Accepting, Arrival
+from services.api.together import Together
 from shared.blobs import Blobs
 from shared.domain.access import ApiKey, Permission
-from shared.errors import Forbidden, Unauthenticated, Unavailable
+from shared.domain.history import AnalyzedTurn
+from shared.errors import Forbidden, TenorError, Unauthenticated, Unavailable
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
@@ -27,6 +31,25 @@ class Resources:
     queue: Queue
     blobs: Blobs
 
+    @cached_property
+    def accepting(self) -> Accepting:
+        return Accepting(self.database, self.queue, self.settings.lease)
+
+    @cached_property
+    def written(self) -> Together[Arrival, AnalyzedTurn]:
+        """Accepts turns without a recording."""
+        return Together(self.accepting.accept)
+
+    @cached_property
+    def keys(self) -> Together[str, ApiKey]:
+        """Finds the valid key that a clear text is."""
+        return Together(self._keys)
+
+    def _keys(self, clear_texts: Sequence[str]) -> list[ApiKey | TenorError]:
+        with self.database.transaction() as transaction:
+            found = transaction.accounts.keys(clear_texts)
+        return [key or Unauthenticated("the API key is unknown or was revoked") for key in found]
+
     def delete_sound(self, uris: Sequence[str]) -> None:
         """Delete doomed blobs before the answer goes out. What cannot be deleted now, the sweeper deletes."""
         try:
@@ -38,7 +61,8 @@ class Resources:
             _log.warning("deletion is left to the sweeper: %s", error.detail)
 
 
-def resources(request: Request) -> Resources:
+# These are coroutines, though they wait for little or nothing: a function would take a thread each.
+async def resources(request: Request) -> Resources:
     return cast("Resources", request.app.state.resources)
 
 
@@ -46,15 +70,11 @@ Res = Annotated[Resources, Depends(resources)]
 _bearer = HTTPBearer(auto_error=False, description="an API key, made with `tenor keys create`")
 
 
-def api_key(res: Res, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiKey:
+async def api_key(res: Res, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiKey:
     """Raises Unauthenticated unless the request carries a valid key."""
     if credentials is None:
         raise Unauthenticated("send an API key: Authorization: Bearer tnr_...")
-    with res.database.transaction() as transaction:
-        key = transaction.accounts.key(credentials.credentials)
-    if key is None:
-        raise Unauthenticated("the API key is unknown or was revoked")
-    return key
+    return await res.keys.do(credentials.credentials)
 
 
 Key = Annotated[ApiKey, Depends(api_key)]
@@ -66,7 +86,7 @@ class Allowed:
     def __init__(self, permission: Permission) -> None:
         self._permission = permission
 
-    def __call__(self, key: Key) -> ApiKey:
+    async def __call__(self, key: Key) -> ApiKey:
         if self._permission not in key.role.permissions:
             raise Forbidden(f"a key with the role {key.role.value!r} may not {self._permission.value}")
         return key

@@ -1,5 +1,6 @@
 """Who spoke, when, and what they sent."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -82,6 +83,19 @@ class Recording(BaseModel):
     duration_s: float | None
     channels: int | None
     expires_at: datetime | None
+
+
+@dataclass(frozen=True)
+class NewTurn:
+    """What somebody says next in a session of the tenant's. `occurred_at` None: now."""
+
+    tenant_id: UUID
+    session_id: UUID
+    speaker: str
+    role: SpeakerRole
+    text: str | None
+    recording_id: UUID | None = None
+    occurred_at: datetime | None = None
 
 
 class Turn(BaseModel):

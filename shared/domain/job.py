@@ -65,6 +65,17 @@ class ListedJob(Job):
     session_id: UUID
 
 
+class NewJob(BaseModel):
+    """A turn to be analysed, and the request that it came with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    turn_id: UUID
+    lane: Lane
+    correlation_id: str | None = None
+    traceparent: str | None = None
+
+
 class Message(BaseModel):
     """What goes over the queue: a task's name, and a job's id. The rest is known of the job, and does not."""
 

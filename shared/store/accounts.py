@@ -1,5 +1,6 @@
 """Tenants, their API keys, and the record of who read what."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -34,10 +35,16 @@ class Accounts:
 
     def key(self, clear_text: str) -> ApiKey | None:
         """The valid key that `clear_text` is, if any."""
-        row = self._connection.execute(
-            select(api_keys).where(api_keys.c.hash == key_hash(clear_text), api_keys.c.revoked_at.is_(None))
-        ).one_or_none()
-        return None if row is None else ApiKey.model_validate(row)
+        return self.keys([clear_text])[0]
+
+    def keys(self, clear_texts: Sequence[str]) -> list[ApiKey | None]:
+        """The valid key that each is, if any."""
+        hashes = [key_hash(clear_text) for clear_text in clear_texts]
+        rows = self._connection.execute(
+            select(api_keys).where(api_keys.c.hash.in_(set(hashes)), api_keys.c.revoked_at.is_(None))
+        )
+        found = {row.hash: ApiKey.model_validate(row) for row in rows}
+        return [found.get(its) for its in hashes]
 
     def all_keys(self) -> list[tuple[str, ApiKey]]:
         """Every key with its tenant's name, oldest first."""

@@ -1,19 +1,19 @@
 """Sessions and their turns, always read through the tenant they belong to."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, RowMapping, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.conversation import Consent, Session, SpeakerRole, Turn
+from shared.domain.conversation import Consent, NewTurn, Session, SpeakerRole, Turn
 from shared.domain.emotion import Prediction
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Job, JobStatus
 from shared.domain.transcript import Transcript
-from shared.errors import SessionClosed, SessionNotFound, TurnNotFound
+from shared.errors import SessionClosed, SessionNotFound, TenorError, TurnNotFound
 from shared.store.tables import doomed_blobs, jobs, predictions, recordings, sessions, subjects, transcripts, turns
 
 
@@ -98,39 +98,40 @@ class Conversations:
         recording_id: UUID | None = None,
         occurred_at: datetime | None = None,
     ) -> Turn:
-        """Append a turn; its index is the next of the session, also when many arrive at once.
+        """Append a turn.
 
         Raises:
             SessionNotFound: the tenant has no such session.
             SessionClosed: it takes no more turns.
         """
-        taken = self._connection.execute(
-            update(sessions)
-            .where(sessions.c.id == session_id, sessions.c.tenant_id == tenant_id)
-            .values(turn_count=sessions.c.turn_count + 1)
-            .returning(sessions)
-        ).one_or_none()
-        if taken is None:
-            raise SessionNotFound(f"there is no session {session_id}")
-        if taken.closed_at is not None:
-            raise SessionClosed(f"session {session_id} was closed at {taken.closed_at.isoformat()}")
-        scope_id, position = (None, None) if recording_id is None else self._place(taken, role)
-        row = self._connection.execute(
-            insert(turns)
-            .values(
-                session_id=session_id,
-                index=taken.turn_count - 1,
-                scope_id=scope_id,
-                position=position,
-                speaker=speaker,
-                role=role.value,
-                text=text,
-                recording_id=recording_id,
-                occurred_at=func.now() if occurred_at is None else occurred_at,
-            )
-            .returning(turns)
-        ).one()
-        return Turn.model_validate(row)
+        (turn,) = self.add_turns([NewTurn(tenant_id, session_id, speaker, role, text, recording_id, occurred_at)])
+        if isinstance(turn, TenorError):
+            raise turn
+        return turn
+
+    def add_turns(self, new: Sequence[NewTurn]) -> list[Turn | TenorError]:
+        """Append turns; each one's index is the next of its session, also when many arrive at once.
+
+        One whose session its tenant has not, or that takes no more, is answered with the error, as `add_turn` raises
+        it; the others are added.
+        """
+        held = self._hold_sessions({turn.session_id for turn in new})
+        counts = {session.id: session.turn_count for session in held.values()}
+        answers: list[int | TenorError] = []
+        rows: list[dict[str, Any]] = []
+        for turn in new:
+            answer = _refusal(turn, held.get(turn.session_id))
+            if answer is None:
+                answer = counts[turn.session_id]
+                counts[turn.session_id] += 1
+                rows.append(self._row(turn, held[turn.session_id], answer))
+            answers.append(answer)
+        self._count(counts)
+        added = self._inserted(rows)
+        return [
+            answer if isinstance(answer, TenorError) else added[turn.session_id, answer]
+            for turn, answer in zip(new, answers, strict=True)
+        ]
 
     def turn(self, tenant_id: UUID, turn_id: UUID) -> AnalyzedTurn:
         """Raises TurnNotFound where the tenant has no such turn."""
@@ -153,7 +154,41 @@ class Conversations:
         ).mappings()
         return [_analyzed_turn(row) for row in rows]
 
-    def _place(self, session: Row[Any], role: SpeakerRole) -> tuple[UUID, int] | tuple[None, None]:
+    def _hold_sessions(self, ids: Collection[UUID]) -> dict[UUID, Row[Any]]:
+        """Sessions, whose turns nobody else adds or ends until this transaction does; and the time.
+
+        In order, so that of two who hold several neither waits for the other.
+        """
+        held = select(sessions, func.now().label("now")).where(sessions.c.id.in_(ids)).order_by(sessions.c.id)
+        return {row.id: row for row in self._connection.execute(held.with_for_update(key_share=True))}
+
+    def _row(self, turn: NewTurn, session: Row[Any], index: int) -> dict[str, Any]:
+        scope_id, position = (None, None) if turn.recording_id is None else self._place(session, turn.role, index)
+        return {
+            "session_id": turn.session_id,
+            "index": index,
+            "scope_id": scope_id,
+            "position": position,
+            "speaker": turn.speaker,
+            "role": turn.role.value,
+            "text": turn.text,
+            "recording_id": turn.recording_id,
+            "occurred_at": turn.occurred_at or session.now,
+        }
+
+    def _count(self, counts: Mapping[UUID, int]) -> None:
+        if counts:
+            counted = update(sessions).where(sessions.c.id == bindparam("its")).values(turn_count=bindparam("count"))
+            self._connection.execute(counted, [{"its": its, "count": count} for its, count in counts.items()])
+
+    def _inserted(self, rows: Sequence[dict[str, Any]]) -> dict[tuple[UUID, int], Turn]:
+        """Turns by their session and index."""
+        if not rows:
+            return {}
+        added = [Turn.model_validate(row) for row in self._connection.execute(insert(turns).returning(turns), rows)]
+        return {(turn.session_id, turn.index): turn for turn in added}
+
+    def _place(self, session: Row[Any], role: SpeakerRole, index: int) -> tuple[UUID, int] | tuple[None, None]:
         """Scope and position of the session's newest turn among those that its voice may be read against.
 
         The row that counts stays locked until the turn is committed: none is ever seen before an earlier one.
@@ -161,7 +196,7 @@ class Conversations:
         if not Consent.model_validate(session.consent).keep_voice_summary:
             return None, None
         if session.subject_id is None or not role.is_subject:
-            return session.id, session.turn_count - 1
+            return session.id, index
         counted = self._connection.execute(
             update(subjects)
             .where(subjects.c.id == session.subject_id)
@@ -195,6 +230,15 @@ class Conversations:
             .on_conflict_do_update(index_elements=["tenant_id", "external_ref"], set_={"external_ref": external_ref})
             .returning(subjects.c.id)
         ).scalar_one()
+
+
+def _refusal(turn: NewTurn, session: Row[Any] | None) -> TenorError | None:
+    """Why a turn cannot be added to the session it names, if so."""
+    if session is None or session.tenant_id != turn.tenant_id:
+        return SessionNotFound(f"there is no session {turn.session_id}")
+    if session.closed_at is not None:
+        return SessionClosed(f"session {turn.session_id} was closed at {session.closed_at.isoformat()}")
+    return None
 
 
 def _analyzed_turns() -> Select[Any]:

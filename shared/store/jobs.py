@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from shared.domain.conversation import Recording, Turn
 from shared.domain.emotion import Reading
 from shared.domain.history import CONTEXT_TURNS, LONGEST_BASELINE, Work
-from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, Message, Waiting, Worker
+from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, Message, NewJob, Waiting, Worker
 from shared.domain.transcript import Transcript
 from shared.errors import AttemptsExhausted, JobDropped, TenorError, WrongJobStatus
 from shared.store.order import next_in_line, waits
@@ -59,25 +59,16 @@ class Jobs:
 
     # the way in
 
-    def enqueue(
-        self,
-        turn_id: UUID,
-        *,
-        task: str,
-        lane: Lane,
-        lease: timedelta,
-        correlation_id: str | None = None,
-        traceparent: str | None = None,
-    ) -> tuple[Job, Message]:
-        """A job for a turn, and the message to send once this transaction is committed."""
-        request = {"correlation_id": correlation_id, "traceparent": traceparent}
-        row = self._connection.execute(
-            insert(jobs)
-            .values(turn_id=turn_id, lane=lane.value, lease_until=func.now() + lease, **request)
-            .returning(jobs)
-        ).one()
-        (message,) = self._sent_for([row.id], task)
-        return Job.model_validate(row), message
+    def enqueue(self, new: Sequence[NewJob], *, task: str, lease: timedelta) -> list[tuple[Job, Message]]:
+        """Jobs for turns, and for each the message to send once this transaction is committed; in their order."""
+        if not new:
+            return []
+        queued = insert(jobs).values(lease_until=func.now() + lease).returning(jobs)
+        rows = self._connection.execute(queued, [{**job.model_dump(), "lane": job.lane.value} for job in new])
+        found = {job.turn_id: job for job in map(Job.model_validate, rows)}
+        messages = {message.job_id: message for message in self._sent_for([job.id for job in found.values()], task)}
+        stored = [found[job.turn_id] for job in new]
+        return [(job, messages[job.id]) for job in stored]
 
     def unsent(self, older_than: timedelta, limit: int = 500) -> Sequence[Message]:
         """Messages that nobody has sent. They stay locked until this transaction ends."""

@@ -39,10 +39,14 @@ FIELDS = [
 ENGLISH = decode(ASSETS / "english.ogg")
 
 
-def tenor(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def tenor(
+    *arguments: object, env: dict[str, str] | None = None, timeout: float = 180
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "services.cli", *map(str, arguments)]
     settings = {"COLUMNS": "120"} | (env or {})
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=os.environ | settings)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ | settings
+    )
 
 
 def recordings(folder: Path) -> list[Path]:
@@ -222,6 +226,9 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
         "migrate",
         "analyze",
         "bench clips",
+        "bench chain",
+        "bench transcripts",
+        "bench accepts",
         "bench lanes",
         "bench dispatch",
         "bench device",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from shared.domain.conversation import Consent, SpeakerRole
 from shared.domain.history import LONGEST_BASELINE, Work
-from shared.domain.job import Job, JobStatus, Lane
+from shared.domain.job import Job, JobStatus, Lane, NewJob
 from shared.domain.transcript import Transcript
 from shared.errors import AudioUndecodable
 from shared.queue import ANALYZE_TURN
@@ -71,7 +71,9 @@ class House:
             turn = transaction.conversations.add_turn(
                 tenant_id, session_id, speaker=speaker, role=role, text=text, recording_id=recording_id
             )
-            return transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=LEASE)[0]
+            new = NewJob(turn_id=turn.id, lane=Lane.interactive)
+            ((job, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=LEASE)
+            return job
 
     def write(self, session_id: UUID, text: str) -> Job:
         return self.say(session_id, text=text, spoken=False)

@@ -17,12 +17,12 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url
 
 from shared.blobs import BlobFolder, new_uri
-from shared.domain.conversation import Consent, Recording, SpeakerRole
+from shared.domain.conversation import Consent, NewTurn, Recording, SpeakerRole, Turn
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
 from shared.domain.history import AnalyzedTurn
-from shared.domain.job import Job, JobStatus, Lane
+from shared.domain.job import Job, JobStatus, Lane, NewJob
 from shared.domain.transcript import Transcript
-from shared.errors import AudioUndecodable, TenorError, Unavailable, WrongJobStatus
+from shared.errors import AudioUndecodable, SessionNotFound, TenorError, Unavailable, WrongJobStatus
 from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
@@ -65,7 +65,9 @@ def add_turn(database: Database, tenant_id: UUID) -> AddTurn:
             turn = transaction.conversations.add_turn(
                 tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="good news"
             )
-            return transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=lane, lease=lease)[0]
+            new = NewJob(turn_id=turn.id, lane=lane)
+            ((job, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=lease)
+            return job
 
     return add
 
@@ -375,6 +377,40 @@ def test_indexes_are_gapless_when_many_turns_arrive_at_once(database: Database, 
         assert sorted(pool.map(add, range(40))) == list(range(40))
 
 
+def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
+    database: Database, tenant_id: UUID
+) -> None:
+    with database.transaction() as transaction:
+        mine = [transaction.conversations.create_session(tenant_id, Consent()).id for _ in range(2)]
+        other_tenant = transaction.accounts.ensure_tenant("globex")
+        theirs = transaction.conversations.create_session(other_tenant, Consent()).id
+    places = [mine[0], mine[1], theirs, mine[0], uuid4(), mine[0]]
+    with database.transaction() as transaction:
+        new = [NewTurn(tenant_id, place, "Ana", SpeakerRole.user, text=str(n)) for n, place in enumerate(places)]
+        added = transaction.conversations.add_turns(new)
+        turns = [turn for turn in added if isinstance(turn, Turn)]
+        assert [(turn.session_id, turn.index, turn.text) for turn in turns] == [
+            (mine[0], 0, "0"),
+            (mine[1], 0, "1"),
+            (mine[0], 1, "3"),
+            (mine[0], 2, "5"),
+        ]
+        assert [isinstance(turn, SessionNotFound) for turn in added] == [place not in mine for place in places]
+        jobs = [
+            NewJob(turn_id=turn.id, lane=lane, correlation_id=f"call {lane}")
+            for turn, lane in zip(turns, [*Lane, *Lane], strict=True)
+        ]
+        queued = transaction.jobs.enqueue(jobs, task=ANALYZE_TURN, lease=LEASE)
+    assert [(job.turn_id, job.lane, job.correlation_id) for job, _ in queued] == [
+        (job.turn_id, job.lane, job.correlation_id) for job in jobs
+    ]
+    assert all(message.job_id == job.id and message.queue == job.lane for job, message in queued)
+    with database.transaction() as transaction:
+        (turn,) = transaction.conversations.add_turns([new[0]])
+    assert isinstance(turn, Turn)
+    assert turn.index == 3
+
+
 @pytest.fixture
 def sweeper(settings: Settings, database: Database) -> Sweeper:
     return Sweeper(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), "bundle")
@@ -442,7 +478,8 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
         turn = transaction.conversations.add_turn(
             tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text=None, recording_id=recording.id
         )
-        queued, _ = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=LEASE)
+        new = NewJob(turn_id=turn.id, lane=Lane.interactive)
+        ((queued, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=LEASE)
     sweeper.sweep()
     path = settings.blob_dir / uri
     assert path.exists()

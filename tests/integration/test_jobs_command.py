@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from services.cli import app
 from shared.domain.conversation import Consent, SpeakerRole
 from shared.domain.history import AnalyzedTurn
-from shared.domain.job import Job, Lane
+from shared.domain.job import Job, Lane, NewJob
 from shared.errors import TenorError
 from shared.queue import ANALYZE_TURN
 from shared.settings import Settings, get_settings
@@ -39,9 +39,8 @@ def add_job(database: Database) -> AddJob:
             turn = transaction.conversations.add_turn(
                 tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="x"
             )
-            job, _ = transaction.jobs.enqueue(
-                turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=LEASE, correlation_id="call-17"
-            )
+            new = NewJob(turn_id=turn.id, lane=Lane.interactive, correlation_id="call-17")
+            ((job, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=LEASE)
             if quarantined:
                 work = transaction.jobs.claim(job.id, LEASE, "bundle")
                 assert work is not None

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
@@ -11,18 +12,17 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from services.api.body import turn_body
+from services.api.accepting import Arrival
+from services.api.body import spoken_turn, written_turn
 from services.api.dependencies import Reader, Res, Resources, Writer
 from services.api.schemas import TurnIn, TurnOut
 from shared import audio
 from shared.blobs import new_uri
 from shared.domain.access import ApiKey
-from shared.domain.conversation import Session
+from shared.domain.conversation import NewTurn, Session
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Message
-from shared.errors import AudioTooLong, InvalidRequest, TenorError, TextTooLong, Unavailable
-from shared.queue import ANALYZE_TURN
-from shared.store.database import Transaction
+from shared.errors import AudioTooLong, InvalidRequest, TenorError, TextTooLong
 from shared.telemetry import ids
 from shared.tracing import traceparent
 
@@ -66,9 +66,13 @@ _BODY: dict[str, Any] = {
     openapi_extra=_BODY,
 )
 async def add_turn(session_id: UUID, request: Request, response: Response, res: Res, key: Writer) -> TurnOut:
-    session = await run_in_threadpool(_session, res, key, session_id)
-    async with turn_body(request) as (body, upload):
-        accepted = await run_in_threadpool(_accept, res, session, body, upload)
+    body = await written_turn(request)
+    if body is not None:
+        accepted = await res.written.do(_written(res, key, session_id, body))
+    else:
+        session = await run_in_threadpool(_session, res, key, session_id)
+        async with spoken_turn(request) as (body, upload):
+            accepted = await run_in_threadpool(_accept_sound, res, session, body, upload)
     response.headers["Location"] = f"/v1/turns/{accepted.turn.id}"
     return TurnOut.of(accepted)
 
@@ -107,29 +111,21 @@ def _audit(res: Resources, key: ApiKey, session_id: UUID) -> None:
         transaction.accounts.audit(key, "turn.read", session_id)
 
 
-def _accept(res: Resources, session: Session, body: TurnIn, upload: UploadFile | None) -> AnalyzedTurn:
-    """Store a turn for good, then send its message. A message that cannot be sent is left to the sweeper."""
-    if body.text is not None and len(body.text) > res.settings.max_text_chars:
-        raise TextTooLong(f"the text has {len(body.text)} characters; {res.settings.max_text_chars} are allowed")
-    if upload is None:
-        accepted, message = _store_text(res, session, body)
-    else:
-        accepted, message = _store_audio(res, session, body, upload)
-    sent = res.queue.send([message])
-    # The turn is stored, so the answer is yes: a message that could not be struck off is sent twice, and done once.
-    with suppress(Unavailable), res.database.transaction() as transaction:
-        transaction.jobs.sent(sent)
-    return accepted
-
-
-def _store_text(res: Resources, session: Session, body: TurnIn) -> tuple[AnalyzedTurn, Message]:
+def _written(res: Resources, key: ApiKey, session_id: UUID, body: TurnIn) -> Arrival:
     if body.text is None or not body.text.strip():
         raise InvalidRequest("text: a turn without a recording needs a text")
-    with res.database.transaction() as transaction:
-        return _add(transaction, res, session, body, None)
+    return _arrival(res, key.tenant_id, session_id, body)
 
 
-def _store_audio(res: Resources, session: Session, body: TurnIn, upload: UploadFile) -> tuple[AnalyzedTurn, Message]:
+def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) -> Arrival:
+    if body.text is not None and len(body.text) > res.settings.max_text_chars:
+        raise TextTooLong(f"the text has {len(body.text)} characters; {res.settings.max_text_chars} are allowed")
+    new = NewTurn(tenant_id, session_id, body.speaker, body.role, body.text, occurred_at=body.occurred_at)
+    return Arrival(new, body.lane, ids().get("correlation_id"), traceparent())
+
+
+def _accept_sound(res: Resources, session: Session, body: TurnIn, upload: UploadFile) -> AnalyzedTurn:
+    arrival = _arrival(res, session.tenant_id, session.id, body)
     info = audio.probe(upload.file)
     if info.duration_s is not None and info.duration_s > res.settings.max_turn_s:
         raise AudioTooLong(
@@ -139,16 +135,18 @@ def _store_audio(res: Resources, session: Session, body: TurnIn, upload: UploadF
     with res.database.transaction() as transaction:
         transaction.recordings.announce(uri, _UPLOAD_PATIENCE)
     try:
-        return _claim(res, session, body, upload, uri, info)
+        accepted, messages = _claim(res, session, arrival, upload, uri, info)
     except TenorError:
         # Sound that became no turn goes at once; where it cannot, it goes once its announcement is old.
         res.delete_sound([uri])
         raise
+    res.accepting.send(messages)
+    return accepted
 
 
 def _claim(
-    res: Resources, session: Session, body: TurnIn, upload: UploadFile, uri: str, info: audio.AudioInfo
-) -> tuple[AnalyzedTurn, Message]:
+    res: Resources, session: Session, arrival: Arrival, upload: UploadFile, uri: str, info: audio.AudioInfo
+) -> tuple[AnalyzedTurn, Sequence[Message]]:
     sha256 = res.blobs.put(uri, upload.file)
     with res.database.transaction() as transaction:
         transaction.conversations.hold(session.tenant_id, session.id)
@@ -161,27 +159,8 @@ def _claim(
             channels=info.channels,
             retention=res.settings.audio_retention if session.consent.retain_audio else None,
         )
-        return _add(transaction, res, session, body, recording.id)
-
-
-def _add(
-    transaction: Transaction, res: Resources, session: Session, body: TurnIn, recording_id: UUID | None
-) -> tuple[AnalyzedTurn, Message]:
-    turn = transaction.conversations.add_turn(
-        session.tenant_id,
-        session.id,
-        speaker=body.speaker,
-        role=body.role,
-        text=body.text,
-        recording_id=recording_id,
-        occurred_at=body.occurred_at,
-    )
-    job, message = transaction.jobs.enqueue(
-        turn.id,
-        task=ANALYZE_TURN,
-        lane=body.lane,
-        lease=res.settings.lease,
-        correlation_id=ids().get("correlation_id"),
-        traceparent=traceparent(),
-    )
-    return AnalyzedTurn(turn=turn, job=job, transcript=None, prediction=None), message
+        heard = replace(arrival, turn=replace(arrival.turn, recording_id=recording.id))
+        (accepted,), messages = res.accepting.store(transaction, [heard])
+        if isinstance(accepted, TenorError):
+            raise accepted  # the recording goes with it
+    return accepted, messages

@@ -1,0 +1,81 @@
+"""Turns are accepted: stored for good, then sent for."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from shared.domain.conversation import NewTurn, Turn
+from shared.domain.history import AnalyzedTurn
+from shared.domain.job import Lane, Message, NewJob
+from shared.errors import TenorError
+from shared.queue import ANALYZE_TURN, Queue
+from shared.store.database import Database, Transaction
+from shared.telemetry import type_and_place
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A turn, its lane, and the request that brings it."""
+
+    turn: NewTurn
+    lane: Lane
+    correlation_id: str | None = None
+    traceparent: str | None = None
+
+    def job(self, turn: Turn) -> NewJob:
+        """The job of the turn as it is stored."""
+        return NewJob(turn_id=turn.id, lane=self.lane, correlation_id=self.correlation_id, traceparent=self.traceparent)
+
+
+class Accepting:
+    """The way of a turn into the store and the queue.
+
+    Args:
+        lease: for how long its message counts as under way.
+    """
+
+    def __init__(self, database: Database, queue: Queue, lease: timedelta) -> None:
+        self._database = database
+        self._queue = queue
+        self._lease = lease
+
+    def accept(self, arrivals: Sequence[Arrival]) -> list[AnalyzedTurn | TenorError]:
+        """Store turns in one transaction and send for them; each one as it was stored, or why it cannot be."""
+        with self._database.transaction() as transaction:
+            stored, messages = self.store(transaction, arrivals)
+        self.send(messages)
+        return stored
+
+    def store(
+        self, transaction: Transaction, arrivals: Sequence[Arrival]
+    ) -> tuple[list[AnalyzedTurn | TenorError], list[Message]]:
+        """Store turns with their jobs, and give the messages to send once the transaction is committed."""
+        turns = transaction.conversations.add_turns([arrival.turn for arrival in arrivals])
+        new = [
+            arrival.job(turn) for arrival, turn in zip(arrivals, turns, strict=True) if not isinstance(turn, TenorError)
+        ]
+        queued = transaction.jobs.enqueue(new, task=ANALYZE_TURN, lease=self._lease)
+        jobs = {job.turn_id: job for job, _ in queued}
+        stored = [
+            turn
+            if isinstance(turn, TenorError)
+            else AnalyzedTurn(turn=turn, job=jobs[turn.id], transcript=None, prediction=None)
+            for turn in turns
+        ]
+        return stored, [message for _, message in queued]
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Send what can be sent. A message that cannot is left to the sweeper.
+
+        The turns are stored, so the answer is yes whatever happens here: a message that could not be struck off is
+        sent twice, and done once.
+        """
+        try:
+            sent = self._queue.send(messages)
+            with self._database.transaction() as transaction:
+                transaction.jobs.sent(sent)
+        except Exception as error:
+            _log.warning("messages are left to the sweeper: %s", type_and_place(error))

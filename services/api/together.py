@@ -1,0 +1,73 @@
+"""Work of many requests done at once.
+
+What a request needs of the database costs far less for thirty of them together than thirty times: one thread, one
+connection and one commit instead of thirty that fight for the same interpreter. So what comes while the work is being
+done is done next, all of it in one go. A request that comes alone waits for nobody.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from fastapi.concurrency import run_in_threadpool
+
+from shared.errors import TenorError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST = 64
+"""Items that are done in one go."""
+AT_ONCE = 2
+"""Batches that are under way: while one waits for a server, the other has the interpreter."""
+
+
+class Together(Generic[Item, Result]):
+    """Does items of one kind, for the requests of one event loop.
+
+    Args:
+        run: gives for each item its result or the error that it fails with, in their order. It is called in a thread,
+            by few batches at a time. A TenorError that it raises is everyone's. After any other error nothing must have
+            been done, and the items are done one by one, so that only those fail that are at fault.
+    """
+
+    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Result | TenorError]]) -> None:
+        self._run = run
+        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._working: set[asyncio.Task[None]] = set()
+
+    async def do(self, item: Item) -> Result:
+        """The item's result. Raises what it fails with."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if len(self._working) < AT_ONCE:
+            task = asyncio.create_task(self._work())
+            self._working.add(task)
+            task.add_done_callback(self._working.discard)
+        return await future
+
+    async def _work(self) -> None:
+        while self._waiting:
+            some, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            await self._do(some)
+
+    async def _do(self, some: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await run_in_threadpool(self._run, [item for item, _ in some])
+        except Exception as error:
+            if len(some) > 1 and not isinstance(error, TenorError):
+                for one in some:
+                    await self._do([one])
+                return
+            results = [error] * len(some)
+        for (_, future), result in zip(some, results, strict=True):
+            _settle(future, result)
+
+
+def _settle(future: "asyncio.Future[Result]", result: Result | Exception) -> None:
+    if future.cancelled():  # whoever asked is gone
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
