@@ -101,13 +101,11 @@ class Queue:
 
     def _send(self, message: Message, producer: Producer) -> None:
         with span("send", "PRODUCER", message.traceparent, lane=message.queue):
-            # Straight into the queue, which is found by its name on the nameless exchange and needs no declaration.
             self._app.send_task(
                 message.task,
                 args=[str(message.job_id)],
                 task_id=str(message.id),
-                exchange="",
-                routing_key=message.queue,
+                queue=message.queue,
                 producer=producer,
                 retry=False,
             )
