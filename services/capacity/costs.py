@@ -31,13 +31,13 @@ class StageCost(_Model):
     """How long a stage takes for a batch where nothing else runs: a line over its items and their sound.
 
     Attributes:
-        on: what it keeps busy: the worker's cores, its GPU, or its interpreter, which runs one thread at a time.
+        uses: what it keeps busy: the worker's cores, its GPU, or its interpreter, which runs one thread at a time.
         share: how much of that, in cores; 1 is the whole GPU or interpreter.
         per_second_s: for each second of a batch's longest sound times its items, as what is shorter is padded.
         size: None where turns go through the stage by themselves.
     """
 
-    on: Literal["cpu", "gpu", "interpreter"] = "cpu"
+    uses: Literal["cpu", "gpu", "interpreter"] = "cpu"
     share: float = Field(default=1, gt=0)
     fixed_s: float = Field(default=0, ge=0)
     per_item_s: float = Field(default=0, ge=0)

@@ -117,7 +117,7 @@ class LaneOutcome(BaseModel):
 class StageOutcome(BaseModel):
     """How a stage fared; `busy` is the part of the fleet's cores, GPUs or interpreters that it took."""
 
-    on: str
+    uses: str
     busy: float
     mean_batch: float
 
@@ -401,7 +401,7 @@ class _Worker:
         self.shared = {name: _Shared(env, size) for name, size in _capacities(costs).items()}
         self._stages: dict[str, _Stage] = {}
         for name, cost in costs.stages.items():
-            stage = (env, cost, self.shared[cost.on], tallies[name])
+            stage = (env, cost, self.shared[cost.uses], tallies[name])
             batched = cost.size is not None
             self._stages[name] = _BatchedStage(*stage, getattr(settings.batches, name)) if batched else _Stage(*stage)
 
@@ -471,7 +471,7 @@ class _Cell:
             lanes=lanes,
             stages={
                 name: StageOutcome(
-                    on=cost.on, busy=used[name] / capacities[cost.on], mean_batch=self._tallies[name].mean_batch
+                    uses=cost.uses, busy=used[name] / capacities[cost.uses], mean_batch=self._tallies[name].mean_batch
                 )
                 for name, cost in self._costs.stages.items()
             },
