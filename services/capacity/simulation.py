@@ -369,9 +369,13 @@ class _Queue:
         self._waiting = deque[_Turn]()
         self._idle = deque[simpy.Event]()
 
+    def __len__(self) -> int:
+        """How many nobody has taken up."""
+        return self._backlog + len(self._waiting)
+
     @property
     def untouched(self) -> int:
-        """How much of the backlog nobody has taken up."""
+        """How many of them are the backlog's."""
         return self._backlog
 
     def put(self, turn: _Turn) -> None:
@@ -513,11 +517,12 @@ class _Cell:
         counted = [turn for turn in turns if turn.done > warm]
         came, went = sum(turn.arrived > warm for turn in turns), sum(warm < turn.done < math.inf for turn in turns)
         done = sum(turn.done < math.inf for turn in turns)
+        in_hand = sum(turn.taken < math.inf and turn.done == math.inf for turn in turns)
         present = sum(min(turn.done, end) - max(turn.arrived, warm) for turn in counted)
         return LaneOutcome(
             arrived=round(times * (len(turns) + untouched)),
             done=round(times * done),
-            left=round(times * (len(turns) + untouched)) - round(times * done),
+            left=round(times * (len(self._queues[lane]) + in_hand)),
             per_s=times * went / window,
             in_system=times * present / window,
             wait=Percentiles.of([min(turn.taken, end) - turn.arrived for turn in counted]),

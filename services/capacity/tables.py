@@ -16,25 +16,29 @@ def outcome_tables(outcome: Outcome, costs: Costs) -> Iterator[Table]:
 
 
 def _lanes(outcome: Outcome, costs: Costs) -> Table:
-    followed = "" if outcome.simulated == outcome.workers else f", of which {outcome.simulated} were followed"
+    followed = "" if outcome.simulated == outcome.workers else f" ({outcome.simulated} followed)"
     table = Table(
-        "lane",
-        "turns/s",
-        "wait p50",
-        "p95",
-        "p99",
-        "latency p50",
-        "p95",
-        "p99",
-        "backlog",
+        "",
         title=f"{outcome.workers} workers{followed}: {outcome.turns_per_s:.3g} turns/s",
-        caption=f"costs of {costs.bundle} on {costs.measured_on} ({costs.measured_at}); {outcome.seconds:.0f} s",
+        caption=f"{outcome.seconds:.0f} s, at the costs of {costs.bundle} on {costs.measured_on}",
     )
+    columns = [_column(lane) for lane in outcome.lanes.values() if lane.arrived]
     for name, lane in outcome.lanes.items():
         if lane.arrived:
-            times = [*lane.wait.model_dump().values(), *lane.latency.model_dump().values()]
-            table.add_row(name, f"{lane.per_s:.3g}", *map(_seconds, times), _backlog(lane))
+            table.add_column(name)
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
     return table
+
+
+def _column(lane: LaneOutcome) -> dict[str, str]:
+    times = {"wait": lane.wait, "latency": lane.latency}
+    return {
+        "turns/s": f"{lane.per_s:.3g}",
+        **{f"{what}, {name}": _seconds(value) for what, some in times.items() for name, value in some},
+        "left at the end": f"{lane.left:,}",
+        "backlog": "stable" if lane.stable else f"grows by {lane.growth_per_s:.3g}/s",
+    }
 
 
 def _stages(outcome: Outcome) -> Table:
@@ -56,7 +60,3 @@ def _traffic(outcome: Outcome) -> Table:
 
 def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.3g} s"
-
-
-def _backlog(lane: LaneOutcome) -> str:
-    return f"{lane.left:,}, " + ("stable" if lane.stable else f"grows by {lane.growth_per_s:.3g}/s")

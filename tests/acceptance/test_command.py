@@ -222,6 +222,8 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
         "bench clips",
         "bench lanes",
         "bench dispatch",
+        "bench stages",
+        "simulate",
         "keys create",
         "keys list",
         "keys revoke",
