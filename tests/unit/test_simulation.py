@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,18 @@ def test_costs_that_cannot_be_used_name_the_file_and_what_is_wrong(tmp_path: Pat
     file.write_text(json.dumps(stored | {"stages": stored["stages"] | {"vad": {"size": {"fixed": 1}}}}))
     with pytest.raises(SetupError, match="vad should have no size"):
         Costs.load(file)
+
+
+def test_the_page_on_scaling_holds_the_shipped_costs() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    spec = spec_from_file_location("make_scaling", docs / "make_scaling.py")
+    assert spec is not None
+    assert spec.loader is not None
+    scaling = module_from_spec(spec)
+    spec.loader.exec_module(scaling)
+    blocks = {make.__name__: make(Costs.load()) for make in scaling.MEASURED}
+    page = (docs / "scaling.md").read_text()
+    assert scaling.written(page, blocks) == page, "the costs are newer than the page: python docs/make_scaling.py"
 
 
 def test_nothing_of_it_imports_torch() -> None:
