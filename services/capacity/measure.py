@@ -23,9 +23,11 @@ def measure(settings: Settings, files: Sequence[Path], rounds: int, turns: int, 
         SetupError: the models cannot be loaded.
         AudioError: a file is no recording.
     """
-    per_turn, idle = count_traffic(settings, files, turns)
     pipeline = load_pipeline(settings)
     pipeline.warm_up()
+    stages = measure_stages(settings, pipeline, files, rounds)
+    # Last, as the run that it starts takes this process's signals over, and with them Ctrl-C.
+    per_turn, idle = count_traffic(settings, files, turns)
     measured_on, cores = machine(settings)
     return Costs(
         measured_on=measured_on,
@@ -33,7 +35,7 @@ def measure(settings: Settings, files: Sequence[Path], rounds: int, turns: int, 
         command=command,
         bundle=pipeline.bundle.name,
         cores=cores,
-        stages=measure_stages(settings, pipeline, files, rounds),
+        stages=stages,
         per_turn=per_turn,
         idle=idle,
     )
