@@ -2,12 +2,13 @@
 # make test   sets up and runs every check and test
 # make images carries out the Dockerfiles without Docker, and runs what each image runs
 # make chaos  kills, flushes and fills everything that Tenor rests on, under 500 turns each
+# make scaling measures what a turn costs on this machine, and writes the numbers of docs/scaling.md
 # make setup  only creates .venv and installs
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint chaos images
+.PHONY: setup run test lint chaos images scaling
 
 setup: .venv/installed
 
@@ -33,3 +34,7 @@ images: setup
 
 chaos: setup
 	CHAOS_TURNS=500 CHAOS_RECOVERY_S=30 $(BIN)/pytest tests/acceptance/test_chaos.py
+
+scaling: setup
+	$(BIN)/tenor bench stages tests/assets/*.ogg --rounds 5 --turns 200 --out services/capacity/costs.yaml
+	$(BIN)/python docs/make_scaling.py

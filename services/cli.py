@@ -296,6 +296,68 @@ def bench_dispatch(rounds: Rounds = 3, output: Output = Format.table) -> None:
     _show(figures, output)
 
 
+@benchmarks.command("stages", epilog="Example: `tenor bench stages tests/assets/*.ogg --out costs.yaml`")
+def bench_stages(
+    files: Clips,
+    out: Annotated[Path, typer.Option(help="Where the costs are written, as YAML.")],
+    rounds: Rounds = 3,
+    turns: Annotated[int, typer.Option(min=1, help="Of which database and queue are counted.")] = 100,
+) -> None:
+    """What a turn costs in each stage, by the size of its batch, in Postgres and in Redis: for `tenor simulate`."""
+    from services.capacity.measure import measure
+
+    command = f"tenor bench stages {' '.join(map(str, files))} --rounds {rounds} --turns {turns} --out {out}"
+    with _reported(), _err.status("Measuring ..."):
+        measure(get_settings(), files, rounds, turns, command).save(out)
+
+
+@app.command(
+    epilog="Examples: `tenor simulate --conversations 1000 --workers 8`, "
+    "`tenor simulate --conversations 1000 --target-p95 2 --format json`"
+)
+def simulate(
+    conversations: Annotated[int, typer.Option(min=0, help="That go on at once.")] = 0,
+    every: Annotated[float, typer.Option(min=0.01, help="Seconds from a turn of one to its next, on average.")] = 20,
+    spoken: Annotated[float, typer.Option(min=0.01, help="Mean seconds of a turn.")] = 4,
+    spread: Annotated[float, typer.Option(min=0, help="Standard deviation of those, over the mean.")] = 0.5,
+    bulk: Annotated[float, typer.Option(min=0, help="Bulk turns that come in a second.")] = 0,
+    backlog: Annotated[int, typer.Option(min=0, help="Bulk turns that wait at the beginning.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with a device of its own.")] = 1,
+    target_p95: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Find the fewest workers that do 95 % of interactive turns in these seconds."),
+    ] = None,
+    costs: Annotated[Path | None, typer.Option(help="From `tenor bench stages`; unset: the shipped ones.")] = None,
+    turns: Annotated[int, typer.Option(min=100, help="About so many are followed: the more, the surer.")] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the chance in it.")] = 0,
+    output: Output = Format.table,
+) -> None:
+    """Foretell how a fleet of workers will do, from measured costs; threads and batches are the settings'."""
+    from services.capacity import simulation
+    from services.capacity.costs import SHIPPED, Costs
+    from services.capacity.tables import outcome_tables
+
+    with _reported():
+        measured, settings = Costs.load(costs or SHIPPED), get_settings()
+        demand = simulation.Demand(
+            conversations=conversations,
+            every_s=every,
+            spoken_s=spoken,
+            spread=spread,
+            bulk_per_s=bulk,
+            backlog=backlog,
+        )
+        if target_p95 is None:
+            outcome = simulation.simulate(demand, workers, measured, settings, turns, seed)
+        else:
+            outcome = simulation.smallest_fleet(demand, target_p95, measured, settings, turns, seed)
+    if output is Format.json:
+        sys.stdout.write(outcome.model_dump_json() + "\n")
+        return
+    for table in outcome_tables(outcome, measured):
+        _out.print(table)
+
+
 @benchmarks.command(
     "device", epilog="Examples: `tenor bench device`, `tenor bench device --bundle compact --sizes 1,8 --seconds 2`"
 )

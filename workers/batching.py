@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from shared.dispatch import Line
 from shared.domain.job import Lane
 from shared.errors import Unavailable
 from shared.settings import BatchLimits
@@ -27,12 +28,6 @@ from shared.tracing import begin
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BULK_TURN = 4
-"""While bulk items wait, one of so many batches in a row is led by the oldest of them."""
-LIKE_LENGTH = 2.0
-"""The longest item of a batch is at most so many times as long as the shortest; so less than half of it is padding."""
-PACE_MEMORY = 0.8
-"""Weight of what is known of a stage's pace against its last batch."""
 NO_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "bad_alloc")
 """How PyTorch, cuBLAS and CTranslate2 put it, who all raise a RuntimeError."""
 
@@ -68,13 +63,10 @@ class MicroBatcher(Generic[Item, Result]):
         size: Callable[[Item], float] = lambda _: 1.0,
         free: Callable[[], None] = lambda: None,
     ) -> None:
-        self._name, self._limits, self._size, self._free = name, limits, size, free
+        self._name, self._size, self._free = name, size, free
         self._stage = run
-        self._budget = limits.budget
-        self._pace = 0.0
-        self._passed_over = 0
+        self._line = Line[_Call[Item, Result]](limits)
         self._closed = False
-        self._waiting: list[_Call[Item, Result]] = []
         self._changed = threading.Condition()
         # Half the room for bulk: those who hand it in are the first who have to wait.
         self._room = {
@@ -107,7 +99,7 @@ class MicroBatcher(Generic[Item, Result]):
             if self._closed:
                 raise Unavailable(f"the stage {self._name} is closed")
             call.future.add_done_callback(_ending(traced))
-            self._waiting.append(call)
+            self._line.add(call)
             self._changed.notify()
         return lambda: self._result(call, deadline)
 
@@ -137,38 +129,16 @@ class MicroBatcher(Generic[Item, Result]):
     def _next(self) -> list[_Call[Item, Result]]:
         """The next batch, taken out of those that wait; empty once all is done and the stage closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
+            self._changed.wait_for(lambda: self._line or self._closed)
+            if not self._line:
                 return []
-            patience = self._waiting[0].since + self._limits.wait_s - time.monotonic()
-            self._changed.wait_for(lambda: len(self._waiting) >= self._limits.items or self._closed, max(0, patience))
-            batch = self._picked()
-            self._waiting = [call for call in self._waiting if call not in batch]
+            limits = self._line.limits
+            patience = self._line.first.since + limits.wait_s - time.monotonic()
+            self._changed.wait_for(lambda: len(self._line) >= limits.items or self._closed, max(0, patience))
+            batch = self._line.take()
         for call in batch:
             self._room[call.lane].release()
         return batch
-
-    def _picked(self) -> list[_Call[Item, Result]]:
-        eldest_bulk = next((call for call in self._waiting if call.lane is Lane.bulk), None)
-        lanes = [Lane.interactive, Lane.bulk]
-        if self._passed_over >= BULK_TURN - 1:
-            lanes.reverse()
-        first, *others = sorted(self._waiting, key=lambda call: lanes.index(call.lane))
-        others.sort(key=lambda call: (lanes.index(call.lane), abs(call.size - first.size)))
-        batch = [first]
-        for call in others:
-            if self._fits([*batch, call]):
-                batch.append(call)
-        self._passed_over = 0 if eldest_bulk is None or eldest_bulk in batch else self._passed_over + 1
-        return batch
-
-    def _fits(self, batch: Sequence[_Call[Item, Result]]) -> bool:
-        sizes = [call.size for call in batch]
-        cost = _cost(batch)
-        # What comes while a batch runs has to wait for its end, so bulk must not make it long.
-        brief = cost * self._pace <= self._limits.bulk_s or all(call.lane is Lane.interactive for call in batch)
-        alike = max(sizes) <= LIKE_LENGTH * min(sizes)
-        return len(batch) <= self._limits.items and cost <= self._budget and alike and brief
 
     def _run(self, batch: Sequence[_Call[Item, Result]]) -> None:
         try:
@@ -195,23 +165,18 @@ class MicroBatcher(Generic[Item, Result]):
         results = self._stage([call.item for call in batch])
         if len(results) != len(batch):
             raise RuntimeError(f"the stage {self._name} gave {len(results)} results for {len(batch)} items")
-        pace = (time.monotonic() - started) / _cost(batch)
-        self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
+        self._line.ran(batch, time.monotonic() - started)
         BATCH_SIZE.labels(self._name).observe(len(batch))
         return results
 
     def _shrink(self, batch: Sequence[_Call[Item, Result]]) -> None:
-        self._budget = min(self._budget, _cost(batch) / 2)
-        _log.warning("stage %s ran out of memory: its batches cost at most %.1f now", self._name, self._budget)
+        budget = self._line.shrink(batch)
+        _log.warning("stage %s ran out of memory: its batches cost at most %.1f now", self._name, budget)
         self._free()
 
 
 def _ending(end: Callable[[BaseException | None], None]) -> Callable[[Future[Any]], None]:
     return lambda future: end(CancelledError() if future.cancelled() else future.exception())
-
-
-def _cost(batch: Sequence[_Call[Item, Result]]) -> float:
-    return len(batch) * max(call.size for call in batch)
 
 
 def _lacks_memory(error: BaseException) -> bool:

@@ -232,6 +232,8 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
         "bench lanes",
         "bench dispatch",
         "bench device",
+        "bench stages",
+        "simulate",
         "keys create",
         "keys list",
         "keys revoke",

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.dispatch import BULK_TURN, LIKE_LENGTH
 from shared.domain.job import Lane
 from shared.errors import Unavailable
 from shared.settings import Batches, BatchLimits, Settings
-from workers.batching import BULK_TURN, LIKE_LENGTH, MicroBatcher
+from workers.batching import MicroBatcher
 from workers.stages import Courtesy
 
 LIMITS = BatchLimits(items=4, budget=100, wait_s=0, waiting=1000, bulk_s=1000)

@@ -1,0 +1,213 @@
+"""Write the numbers of docs/scaling.md and draw its picture: `python docs/make_scaling.py` from the repository's root.
+
+They all follow from the shipped costs, so this is run again whenever those were measured again: `make scaling`.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from services.capacity.costs import Costs, StageCost
+from services.capacity.simulation import Demand, Outcome, simulate, smallest_fleet
+from shared.domain.job import Lane
+from shared.settings import Settings
+
+DOCS = Path(__file__).parent
+TARGET_S = 2.0
+EVERY_S = 20.0
+SPOKEN_S = 4.0
+DAY_S = 86_400
+GPU_THREADS = 64
+
+SETTINGS = Settings(_env_file=None)  # pyright: ignore[reportCallIssue] - pydantic's own argument
+ROOM = {"transactions": 10_000.0, "wal_bytes": 200e6, "postgres_cpu_s": 8.0, "redis_cpu_s": 1.0, "api_cpu_s": 1.0}
+"""What one server is taken to bear in a second: an assumption about no machine in particular."""
+
+
+def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine(costs: Costs) -> str:
+    return f"Measured on {costs.measured_on}, {costs.measured_at}, with the bundle `{costs.bundle}`."
+
+
+def stages(costs: Costs) -> str:
+    def rows() -> Iterator[Sequence[str]]:
+        for name, cost in costs.stages.items():
+            each = [cost.seconds(items, SPOKEN_S) / items * 1000 for items in (1, 16)]
+            sixteen = f"{each[1]:.3g}" if cost.size else ""
+            line = [cost.fixed_s, cost.per_item_s, cost.per_second_s]
+            yield [
+                name,
+                cost.uses,
+                f"{cost.share:g}",
+                *(f"{1000 * part:.3g}" for part in line),
+                f"{each[0]:.3g}",
+                sixteen,
+            ]
+
+    head = ["stage", "uses", "of it", "a batch, ms", "a turn", "a second of sound", "4 s alone", "4 s in a batch of 16"]
+    return table(head, rows())
+
+
+def traffic(costs: Costs) -> str:
+    def rows() -> Iterator[Sequence[str]]:
+        idle = costs.idle.model_dump()
+        for name, value in costs.per_turn.model_dump().items():
+            yield [_words(name), f"{value:,.3g}", f"{idle[name]:,.3g}"]
+
+    return table(["", "a turn", "a second with nothing to do"], rows())
+
+
+def device(costs: Costs) -> str:
+    """What one worker does, by the arithmetic and by the simulation."""
+    cores = {items: _core_seconds(costs, items) for items in (1, 16)}
+    full = simulate(Demand(backlog=10**6), 1, costs, SETTINGS)
+    calm = simulate(Demand(conversations=1), 1, costs, SETTINGS, turns=2000)
+    measured = costs.per_turn.worker_cpu_s
+    rows = [
+        ["core-seconds of a turn of 4 s, by itself", f"{cores[1]:.3g}"],
+        ["the same in batches of 16", f"{cores[16]:.3g}"],
+        ["the worker's core-seconds a turn as counted on the run, all its other work included", f"{measured:.3g}"],
+        [f"turns/s of {costs.cores} cores, by themselves", f"{costs.cores / cores[1]:.3g}"],
+        [f"turns/s of {costs.cores} cores, in batches of 16", f"{costs.cores / cores[16]:.3g}"],
+        ["turns/s of bulk alone: `tenor simulate --backlog 1000000`", f"{full.turns_per_s:.3g}"],
+        ["latency of a turn alone, p50 and p95: `tenor simulate --conversations 1 --turns 2000`", _latency(calm)],
+    ]
+    return table(["one worker", ""], iter(rows))
+
+
+def fleets(costs: Costs) -> str:
+    def rows() -> Iterator[Sequence[str]]:
+        for conversations in (10, 1000, 100_000):
+            found = smallest_fleet(_demand(conversations), TARGET_S, costs, SETTINGS)
+            load, connections = found.traffic, found.workers * _connections()
+            growth = load.table_bytes + load.index_bytes
+            yield [
+                f"{conversations:,}",
+                f"{conversations / EVERY_S:,.3g}",
+                f"{found.workers:,}",
+                f"{found.busy['cpu']:.0%}",
+                _latency(found),
+                f"{load.transactions:,.0f}",
+                f"{load.wal_bytes / 1e6:,.3g}",
+                f"{growth * DAY_S / 1e9:,.3g}",
+                f"{connections:,}",
+                f"{load.redis_commands:,.0f}",
+                f"`tenor simulate --conversations {conversations} --target-p95 {TARGET_S:g}`",
+            ]
+
+    head = [
+        "conversations",
+        "turns/s",
+        "workers",
+        "their cores' load",
+        "latency p50, p95",
+        "transactions/s",
+        "WAL, MB/s",
+    ]
+    return table([*head, "growth, GB a day", "workers' connections", "Redis commands/s", "command"], rows())
+
+
+def ceilings(costs: Costs) -> str:
+    def rows() -> Iterator[Sequence[str]]:
+        per_turn = costs.per_turn.model_dump()
+        for name, room in ROOM.items():
+            turns_per_s = room / per_turn[name] if per_turn[name] else float("inf")
+            yield [_words(name), f"{room:,.3g}", f"{turns_per_s:,.3g}", f"{turns_per_s * EVERY_S:,.3g}"]
+
+    return table(["in a second", "one server bears", "turns/s", "conversations"], rows())
+
+
+def gpus(costs: Costs) -> str:
+    settings = SETTINGS.model_copy(update={"worker_threads": GPU_THREADS, "bulk_threads": GPU_THREADS})
+
+    def rows() -> Iterator[Sequence[str]]:
+        for times in (10, 30, 100):
+            full = simulate(Demand(backlog=10**6), 1, _on_gpu(costs, times), settings)
+            busy = [f"{full.busy[name]:.0%}" for name in ("gpu", "cpu", "interpreter")]
+            yield [f"{times} times", f"{full.turns_per_s:.3g}", *busy]
+
+    return table(["the models' speed, assumed", "turns/s", "GPU busy", "cores busy", "interpreter busy"], rows())
+
+
+def picture(costs: Costs) -> None:
+    """p95 against conversations a worker, until the backlog grows."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    limit = simulate(Demand(backlog=10**6), 1, costs, SETTINGS).turns_per_s * EVERY_S
+    loads = [max(1, round(limit * part / 20)) for part in range(1, 25)]
+    for workers, colour in ((1, "#2b6cb0"), (16, "#c05621")):
+        p95 = [_stable_p95(simulate(_demand(load * workers), workers, costs, SETTINGS)) for load in loads]
+        axes.plot(loads, p95, marker=".", color=colour, label=f"{workers} worker{'s' * (workers > 1)}")
+    axes.axhline(TARGET_S, color="#718096", linestyle="--", linewidth=1)
+    axes.set(xlabel="conversations a worker, a turn each 20 s", ylabel="latency, p95 (s)", ylim=(0, 3 * TARGET_S))
+    axes.legend()
+    figure.savefig(DOCS / "scaling.svg", metadata={"Date": None})
+
+
+def _demand(conversations: int) -> Demand:
+    return Demand(conversations=conversations, every_s=EVERY_S, spoken_s=SPOKEN_S)
+
+
+def _stable_p95(outcome: Outcome) -> float:
+    lane = outcome.lanes[Lane.interactive]
+    return lane.latency.p95 if lane.stable and lane.latency.p95 is not None else float("nan")
+
+
+def _core_seconds(costs: Costs, items: int) -> float:
+    """Of a turn of 4 s, where the stages that run in batches have so many turns in each."""
+    sizes = {name: items if cost.size else 1 for name, cost in costs.stages.items()}
+    return sum(cost.share * cost.seconds(sizes[name], SPOKEN_S) / sizes[name] for name, cost in costs.stages.items())
+
+
+def _on_gpu(costs: Costs, times: float) -> Costs:
+    """As if a GPU ran the models so many times as fast as this machine does. An assumption, not a measurement."""
+
+    def faster(cost: StageCost) -> StageCost:
+        seconds = {"fixed_s": cost.fixed_s, "per_item_s": cost.per_item_s, "per_second_s": cost.per_second_s}
+        quicker = {name: value / times for name, value in seconds.items()}
+        return cost.model_copy(update={"uses": "gpu", "share": 1.0, **quicker}) if cost.size else cost
+
+    return costs.model_copy(update={"stages": {name: faster(cost) for name, cost in costs.stages.items()}})
+
+
+def _connections() -> int:
+    """That one worker keeps open: see `workers.app`."""
+    return SETTINGS.worker_threads + SETTINGS.bulk_threads + 2
+
+
+def _latency(outcome: Outcome) -> str:
+    latency = outcome.lanes[Lane.interactive].latency
+    return f"{latency.p50:.2f} s, {latency.p95:.2f} s"
+
+
+def _words(name: str) -> str:
+    words = {"wal_bytes": "WAL bytes", "redis_cpu_s": "Redis, core-seconds", "api_cpu_s": "API, core-seconds"}
+    plain = name.replace("redis", "Redis").replace("postgres", "Postgres").replace("_cpu_s", ", core-seconds")
+    return words.get(name, plain.replace("_", " "))
+
+
+MEASURED = (machine, stages, traffic, ceilings)
+FORETOLD = (device, fleets, gpus)
+
+
+def written(page: str, blocks: dict[str, str]) -> str:
+    """The page with each block between its two marks."""
+    for name, block in blocks.items():
+        head, mark, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, tail = rest.partition("<!-- end -->")
+        assert end, f"docs/scaling.md should have the mark <!-- {name} -->, and <!-- end --> behind it"
+        page = head + mark + block + "\n" + end + tail
+    return page
+
+
+if __name__ == "__main__":
+    shipped = Costs.load()
+    page = DOCS / "scaling.md"
+    blocks = {make.__name__: make(shipped) for make in (*MEASURED, *FORETOLD)}
+    page.write_text(written(page.read_text(), blocks))
+    picture(shipped)

@@ -1,0 +1,23 @@
+"""What a turn makes the database and the queue do, counted on a real run."""
+
+from pathlib import Path
+
+import pytest
+
+from services.capacity import traffic
+from services.capacity.traffic import count_traffic
+from shared.settings import Settings
+from tests.acceptance.conftest import ASSETS
+
+
+def test_a_turns_traffic_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(traffic, "IDLE_S", 3.0)
+    monkeypatch.setattr(traffic, "SETTLE_S", 3.0)
+    per_turn, idle = count_traffic(Settings(data_dir=tmp_path), [ASSETS / "calm.ogg"], 4)
+    # A session, a turn, its job, recording, message, transcript, prediction and voice summary, at the least.
+    assert 8 <= per_turn.rows < 200
+    assert 5 <= per_turn.transactions < 200
+    assert per_turn.wal_bytes > 1000
+    assert 1 <= per_turn.redis_commands < 100
+    assert per_turn.worker_cpu_s > per_turn.redis_cpu_s
+    assert 0 < idle.transactions < 50

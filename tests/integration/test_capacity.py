@@ -1,0 +1,105 @@
+"""What is foretold of a worker, against what the workers' own stages, batches and threads do."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from prometheus_client import REGISTRY
+
+from services.capacity.costs import STAGES, Costs, Size, StageCost, Traffic
+from services.capacity.simulation import Demand, simulate
+from services.capacity.stages import measure_stages
+from shared.domain.job import Lane
+from shared.modeling.pipeline import Pipeline, Stage
+from shared.settings import Settings
+from tests.sounds import tone, wav
+from tests.unit.tiny import Heard, pipeline, write_bundle
+from workers.stages import Stages
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TURNS, THREADS = 60, 6
+SOUND_S = 2.0
+SLOW = {
+    "vad": StageCost(share=0.01, fixed_s=0.02),
+    "transcribe": StageCost(share=0.01, fixed_s=0.08, per_item_s=0.02, size=Size(fixed=SOUND_S + 3)),
+    "text": StageCost(share=0.01, fixed_s=0.03, per_item_s=0.01, size=Size(fixed=20)),
+    "speech": StageCost(share=0.01, fixed_s=0.05, per_item_s=0.01, size=Size(fixed=SOUND_S + 1)),
+    "fuse": StageCost(share=0.01, fixed_s=0.02, per_item_s=0.005, size=Size(fixed=30)),
+}
+"""Pauses, which are as long on a busy machine, and far longer than what the tiny models take beside them."""
+
+
+def slowed(stage: Stage[Item, Result]) -> Stage[Item, Result]:
+    """The same stage, after a pause."""
+
+    def run(items: Sequence[Item]) -> list[Result]:
+        time.sleep(SLOW[stage.name].seconds(len(items), SOUND_S))
+        return stage.run(items)
+
+    return replace(stage, run=run)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Pipeline:
+    models = pipeline(write_bundle(tmp_path / "bundle"), Heard())
+    models.vad, models.transcribe = slowed(models.vad), slowed(models.transcribe)
+    models.text, models.speech, models.fuse = slowed(models.text), slowed(models.speech), slowed(models.fuse)
+    models.warm_up = lambda: None
+    return models
+
+
+def batch_sizes() -> Callable[[str], float]:
+    """The mean size of the batches that a stage runs from now on."""
+
+    def counted(name: str, what: str) -> float:
+        return REGISTRY.get_sample_value(f"tenor_batch_size_{what}", {"stage": name}) or 0.0
+
+    before = {(name, what): counted(name, what) for name in SLOW for what in ("sum", "count")}
+
+    def mean(name: str) -> float:
+        items, batches = (counted(name, what) - before[name, what] for what in ("sum", "count"))
+        return items / batches
+
+    return mean
+
+
+def test_a_saturated_worker_does_what_is_foretold_of_it(slow: Pipeline) -> None:
+    settings = Settings(worker_threads=1, bulk_threads=THREADS)
+    nothing = Traffic.model_validate(dict.fromkeys(Traffic.model_fields, 0.0))
+    words = {"measured_on": "pauses", "measured_at": "2026-01-01", "command": "none", "bundle": "tiny"}
+    stages = {name: SLOW.get(name, StageCost()) for name in STAGES}
+    costs = Costs(cores=1, stages=stages, per_turn=nothing, idle=nothing, **words)
+    foretold = simulate(Demand(backlog=10**6, spoken_s=SOUND_S, spread=0), 1, costs, settings, turns=1000)
+
+    slow.analyze(samples=tone(SOUND_S), text=None)
+    running, mean = Stages(slow, settings.batches), batch_sizes()
+    submit = running.lane(Lane.bulk)
+    started = time.monotonic()
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(lambda _: slow.analyze(samples=tone(SOUND_S), text=None, submit=submit), range(TURNS)))
+    rate = TURNS / (time.monotonic() - started)
+    running.close()
+
+    # A busy machine only makes it slower, and a batch begins a little sooner or later than on paper.
+    assert 0.4 < rate / foretold.turns_per_s < 1.4
+    for name in ("transcribe", "text", "speech", "fuse"):
+        assert 0.4 < mean(name) / foretold.stages[name].mean_batch < 2.5
+
+
+def test_costs_are_measured_as_they_are(slow: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(tone(SOUND_S)))
+    measured = measure_stages(Settings(device="cpu"), slow, [tmp_path / "a.wav"], rounds=1)
+    assert tuple(measured) == STAGES
+    for name, cost in SLOW.items():
+        for items in (1, 16) if cost.size else (1,):
+            ratio = measured[name].seconds(items, SOUND_S) / cost.seconds(items, SOUND_S)
+            assert 0.8 < ratio < 2, (name, items, ratio)
+    assert measured["speech"].size == Size(fixed=1, per_second=1)
+    assert (measured["vad"].size, measured["store"].uses) == (None, "interpreter")
+    assert 0 < measured["store"].seconds(1, SOUND_S) < 5
