@@ -126,8 +126,8 @@ class Supervisor:
         Raises:
             SetupError: a process cannot work the way it is set up.
         """
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: self.stop())
+        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in ends}
         ready = False
         try:
             while not self._stopping.is_set():
@@ -141,6 +141,8 @@ class Supervisor:
         finally:
             self._api.stop(patience_s=5)
             self._worker.stop(patience_s=self._drain_s + _LAST_WORDS_S)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _works(self) -> bool:
         try:
