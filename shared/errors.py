@@ -28,7 +28,8 @@ TenorError
 │   └── StorageFull             507   storage_full: the disk of the recordings is full
 ├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
 ├── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
-└── JobDropped                  500   job_dropped: a person ended it without a result
+├── JobDropped                  500   job_dropped: a person ended it without a result
+└── BenchmarkFailed             500   benchmark_failed: nothing was measured
 """
 
 EX_TEMPFAIL = 75
@@ -205,3 +206,8 @@ class AttemptsExhausted(TenorError):
 class JobDropped(TenorError):
     code = "job_dropped"
     title = "An operator gave the turn up"
+
+
+class BenchmarkFailed(TenorError):
+    code = "benchmark_failed"
+    title = "Nothing was measured"

@@ -15,6 +15,7 @@ from services.bench.figures import Figure
 from services.bench.load import Load, Result
 from services.bench.service import TEXT, authorization, servers, serving, serving_api, turns_of_new_session
 from services.embedded import EmbeddedServers
+from shared.errors import BenchmarkFailed
 from shared.settings import Settings
 
 WARM_UP_S = 1.0
@@ -34,7 +35,7 @@ class Target:
         told = subprocess.run(command, input=load.model_dump_json(), capture_output=True, text=True, check=False)
         if told.returncode:
             last = told.stderr.strip().splitlines()[-1]
-            raise RuntimeError(f"the load could not be put on: {last}")
+            raise BenchmarkFailed(f"the load could not be put on: {last}")
         return Result.model_validate_json(told.stdout)
 
 

@@ -13,6 +13,7 @@ from statistics import median
 
 from services.bench.figures import Figure
 from services.bench.service import Client, Service, embedded
+from shared.errors import BenchmarkFailed
 from shared.settings import Settings
 
 Seconds = Callable[[list[Path]], list[float]]
@@ -84,7 +85,7 @@ def _plain_chain() -> Iterator[Seconds]:
             asked.flush()
             answer = answers.readline()
             if not answer:
-                raise RuntimeError("the plain chain ended: its reason stands above")
+                raise BenchmarkFailed("the plain chain ended: its reason stands above")
             return json.loads(answer)
 
         try:

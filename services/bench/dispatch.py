@@ -12,6 +12,7 @@ from services.bench.figures import Figure
 from services.bench.service import servers
 from services.embedded import EmbeddedServers
 from shared.domain.job import Lane
+from shared.errors import BenchmarkFailed
 from shared.queue import STANDIN, STANDIN_DONE, celery_app
 from shared.settings import Settings
 
@@ -53,6 +54,6 @@ def _counted(broker: redis.Redis, count: int) -> int:
     deadline = time.monotonic() + 120
     while (done := int(broker.get(STANDIN_DONE) or 0)) < count:  # pyright: ignore[reportArgumentType] - its async union
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the stand-in did {done} of {count} tasks in two minutes")
+            raise BenchmarkFailed(f"the stand-in did {done} of {count} tasks in two minutes")
         time.sleep(0.005)
     return done

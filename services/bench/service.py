@@ -17,6 +17,7 @@ from services.embedded import EmbeddedServers, free_port
 from services.supervisor import Supervisor
 from shared.domain.access import KeyRole
 from shared.domain.job import OPEN, Lane
+from shared.errors import BenchmarkFailed
 from shared.settings import Settings
 from shared.store.database import Database
 
@@ -50,7 +51,7 @@ class Client:
     """Sends one turn after another into a session, and waits for each one's prediction.
 
     Raises:
-        RuntimeError: a turn has none in the end.
+        BenchmarkFailed: a turn has none in the end.
     """
 
     def __init__(self, http: httpx.Client) -> None:
@@ -79,7 +80,7 @@ class Client:
         while turn["status"] in OPEN and time.monotonic() < deadline:
             turn = self._http.get(location, params={"wait": 30}).raise_for_status().json()
         if turn["status"] != "succeeded":
-            raise RuntimeError(f"a turn of the benchmark {turn['status']}: {turn['error']}")
+            raise BenchmarkFailed(f"a turn of the benchmark {turn['status']}: {turn['error']}")
 
 
 def turns_of_new_session(http: httpx.Client) -> str:
@@ -130,7 +131,7 @@ def serving(module: list[str], env: dict[str, str]) -> Generator[str]:
     """The URL of an HTTP server in a process of its own, which takes its port last, once it answers.
 
     Raises:
-        RuntimeError: it does not.
+        BenchmarkFailed: it does not.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -141,7 +142,7 @@ def serving(module: list[str], env: dict[str, str]) -> Generator[str]:
         deadline = time.monotonic() + START_S
         while not _answers(url):
             if time.monotonic() > deadline or process.poll() is not None:
-                raise RuntimeError(f"{module[0]} did not start: it ended, or did not answer for {START_S:.0f} s")
+                raise BenchmarkFailed(f"{module[0]} did not start: it ended, or did not answer for {START_S:.0f} s")
             time.sleep(0.01)
         yield url
     finally:
