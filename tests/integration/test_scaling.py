@@ -7,29 +7,36 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from shared.domain.job import Lane
 from shared.settings import Settings
 
 SCALING = sorted((Path(__file__).parents[2] / "docker" / "kubernetes").rglob("scaling.yaml"))
 
 
-def query(path: Path) -> str:
+def query(path: Path, lane: Lane) -> str:
     (scaled,) = (item for item in yaml.safe_load_all(path.read_text()) if item["kind"] == "ScaledObject")
-    return scaled["spec"]["triggers"][0]["metadata"]["query"]
+    queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    (asked,) = (query for query in queries if f"'{lane}'" in query)
+    return asked
 
 
+@pytest.mark.parametrize("lane", Lane)
 @pytest.mark.parametrize("path", SCALING, ids=lambda path: path.parent.name)
-def test_the_autoscaler_sees_how_long_the_oldest_turn_has_waited(
-    api: TestClient, session_id: str, settings: Settings, path: Path
+def test_the_autoscaler_sees_how_long_the_oldest_turn_of_a_lane_has_waited(
+    api: TestClient, session_id: str, settings: Settings, path: Path, lane: Lane
 ) -> None:
+    (other,) = set(Lane) - {lane}
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
 
         def asked() -> object:
-            row = connection.execute(query(path)).fetchone()  # pyright: ignore[reportArgumentType, reportCallIssue]
+            row = connection.execute(query(path, lane)).fetchone()  # pyright: ignore[reportArgumentType, reportCallIssue]
             return row and row[0]
 
+        api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello", "lane": other.value})
         assert asked() == 0
         for _ in range(2):
-            api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello"})
+            api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello", "lane": lane.value})
+        connection.execute("DELETE FROM jobs WHERE lane = %s", [other.value])
         oldest = "SELECT id FROM jobs LIMIT 1"
         connection.execute(f"UPDATE jobs SET created_at = now() - interval '1 hour' WHERE id = ({oldest})")
         waited = asked()

@@ -186,7 +186,7 @@ def test_each_workers_number_follows_the_queue_and_nothing_else() -> None:
     assert set(workers) == set(scaled)
     for name, item in scaled.items():
         assert "replicas" not in workers[name]["spec"]
-        (trigger,) = item["spec"]["triggers"]
-        assert (trigger["type"], trigger["metricType"]) == ("postgresql", "Value")
-        assert trigger["authenticationRef"]["name"] == login["metadata"]["name"]
-        assert {"query", "targetQueryValue"} == set(trigger["metadata"])
+        for trigger in item["spec"]["triggers"]:
+            assert (trigger["type"], trigger["metricType"]) == ("postgresql", "Value")
+            assert trigger["authenticationRef"]["name"] == login["metadata"]["name"]
+            assert {"query", "targetQueryValue"} == set(trigger["metadata"])
