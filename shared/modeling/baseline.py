@@ -84,10 +84,15 @@ class SpeakerPrior(nn.Module):
     of the earlier ones, drawn towards everybody's mean the more, the fewer they are. Without earlier turns it is
     everybody's mean.
 
-    Buffers, all of a summary's shape:
+    That holds of turns in all sorts of moods. Turns that are much alike may be in one mood, which is then not the
+    speaker's way: they are believed as far as turns that vary so little are probably not.
+
+    Buffers, the first three of a summary's shape:
         mean: over all speakers.
         between: variance of what is the speaker's own.
         within: variance of what changes from turn to turn.
+        variety: of the logistic regression that tells turns in several moods from those in one: the weights of
+            what `spread` gives, and the bias. Until it is fitted, every baseline is believed.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -98,6 +103,8 @@ class SpeakerPrior(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("between", torch.ones(shape))
         self.register_buffer("within", torch.ones(shape))
+        self.variety: Tensor
+        self.register_buffer("variety", torch.tensor([0.0, 0.0, 20.0]))
 
     def fit(self, speakers: Sequence[Tensor]) -> None:
         """Measure the summaries of some speakers, each of shape [turns, *shape].
@@ -121,7 +128,22 @@ class SpeakerPrior(nn.Module):
     def expected(self, baseline: SpeakerBaseline) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each row's next summary, both of shape [batch, *shape]."""
         count = baseline.count[:, None, None, None]
-        trust = count * self.between / (count * self.between + self.within)
+        trust = self._varied(baseline) * count * self.between / (count * self.between + self.within)
         mean = self.mean + trust * (baseline.mean - self.mean)
         within = (PRIOR_TURNS * self.within + count * baseline.variance) / (PRIOR_TURNS + count)
         return mean, (within + self.between * (1 - trust)).sqrt()
+
+    def spread(self, baseline: SpeakerBaseline) -> Tensor:
+        """How widely each baseline's turns vary: the logarithm of their variance over `within`, and 1 / their count.
+
+        Shape [batch, 2]; of a single turn it means nothing.
+        """
+        count = baseline.count
+        unbiased = baseline.variance * (count / (count - 1).clamp(min=1))[:, None, None, None]
+        ratio = (unbiased / self.within).flatten(1).mean(dim=1).clamp(min=1e-2)
+        return torch.stack([ratio.log(), 1 / count.clamp(min=1)], dim=1)
+
+    def _varied(self, baseline: SpeakerBaseline) -> Tensor:
+        """How probably each baseline's turns are in several moods, 1 for a single turn; shape [batch, 1, 1, 1]."""
+        probability = torch.sigmoid(self.spread(baseline) @ self.variety[:2] + self.variety[2])
+        return torch.where(baseline.count > 1, probability, torch.ones_like(probability))[:, None, None, None]

@@ -83,7 +83,6 @@ def batches(
         "neutral_words": 0.0,
         "neutral": EKMAN7.index("neutral"),
         "earlier_turns": [0],
-        "one_mood": 0.0,
         "seed": 0,
     }
     chosen = defaults | options
@@ -230,7 +229,7 @@ def test_a_baseline_is_of_other_turns_of_the_speaker_recorded_in_the_same_way(fe
         for known in speakers.earlier(SAID[0], 4, rng, name):
             assert known.shape == FUSION.summary_shape
             assert (known[0] == WAYS[name]).all()
-    assert [len(turns) for turns in speakers.prior()] == [5, 1]
+    assert [len(turns) for turns, _ in speakers.voices()] == [5, 1]
 
 
 def test_all_voices_of_a_batch_have_as_many_earlier_turns_as_there_are(features: Features) -> None:
@@ -297,21 +296,6 @@ def test_an_evaluation_in_one_mood_reads_against_turns_in_the_same_emotion(
     assert any(
         len(set(heard(EvaluationSet(features, said, earlier_turns=3, **options)[i].earlier))) > 1 for i in (0, 1)
     )
-
-
-def test_training_draws_as_many_baselines_of_one_mood_as_asked_half_of_the_mood_to_be_read(
-    moody: tuple[Features, list[Utterance]],
-) -> None:
-    features, said = moody
-    one_mood = {}
-    for share in (0.0, 1.0):
-        options = {"augmentations": [], "earlier_turns": [3], "one_mood": share, "voices": 600}
-        (batch,) = next(iter(batches(features, said, [], **options)))
-        alike = (batch.baseline.variance == 0).flatten(1).all(dim=1)
-        own = alike & (batch.baseline.mean[:, 0, 0, 0] == torch.tensor([u.label for u in batch.utterances]))
-        one_mood[share] = alike.float().mean().item(), own.float().mean().item()
-    assert one_mood[0.0][0] < 0.2
-    assert one_mood[1.0] == pytest.approx((1.0, 0.5 + 0.5 / 3), abs=0.06)
 
 
 @given(st.integers(1, 200), st.floats(0, 0.5), st.integers(0, 2**32 - 1))

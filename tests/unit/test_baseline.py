@@ -56,12 +56,32 @@ def test_without_earlier_turns_everybody_is_expected(prior: SpeakerPrior) -> Non
     torch.testing.assert_close(deviation[0], (prior.within + prior.between).sqrt())
 
 
+def about_ten(count: int, spread: float) -> SpeakerBaseline:
+    """Of turns around 10 that vary so widely."""
+    return SpeakerBaseline(torch.tensor([float(count)]), torch.full((1, *SHAPE), 10.0), torch.full((1, *SHAPE), spread))
+
+
+def far_from_ten(prior: SpeakerPrior, count: int, spread: float = 1.0) -> float:
+    return (prior.expected(about_ten(count, spread))[0] - 10).abs().max().item()
+
+
 def test_what_is_expected_of_a_speaker_is_drawn_towards_everybody(prior: SpeakerPrior) -> None:
-    own = np.full(SHAPE, 10, np.float16)
-    distances = [(prior.expected(baseline(*[own] * count))[0] - 10).abs().max().item() for count in (0, 1, 3, 20)]
+    distances = [far_from_ten(prior, count) for count in (0, 1, 3, 20)]
     assert distances == sorted(distances, reverse=True)
     # By hand, of variances 4 and 1: 1 / (1 + 20 x 4) of the way back to 5.
     assert distances[-1] < 0.2
+
+
+def test_turns_that_are_much_alike_are_believed_less(prior: SpeakerPrior) -> None:
+    prior.variety.copy_(torch.tensor([5.0, 0.0, 2.0]))
+    distances = [far_from_ten(prior, 10, spread) for spread in (1.5, 1.0, 0.5, 0.2)]
+    assert distances == sorted(distances)
+    assert distances[-1] > 2 * distances[0]
+
+
+def test_one_turn_alone_is_not_taken_for_a_mood(prior: SpeakerPrior) -> None:
+    prior.variety.copy_(torch.tensor([5.0, 0.0, -20.0]))
+    assert far_from_ten(prior, 1, 0.0) == pytest.approx(1, abs=0.5)  # 1 / (1 + 4) of the way back to 5
 
 
 def test_the_variances_are_told_apart(prior: SpeakerPrior) -> None:

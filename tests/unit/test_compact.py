@@ -33,7 +33,7 @@ def test_a_text_reads_as_it_always_did(compact: Pipeline) -> None:
 def test_a_voice_reads_as_it_always_did(compact: Pipeline) -> None:
     # The words are in a script that the text encoder does not know.
     reading = compact.analyze(samples=decode(ENGLISH), text="我很高兴").reading
-    golden = [0.4850, 0.0061, 0.0276, 0.0367, 0.4097, 0.0313, 0.0034, -0.4717]
+    golden = [0.4940, 0.0050, 0.0242, 0.0327, 0.4137, 0.0277, 0.0027, -0.4717]
     assert reading.text_only is None
     assert numbers(reading.scores) == pytest.approx(golden, abs=5e-3)
 
@@ -41,9 +41,9 @@ def test_a_voice_reads_as_it_always_did(compact: Pipeline) -> None:
 def test_happy_words_in_a_flat_voice_are_incongruent(compact: Pipeline) -> None:
     words = "I am so happy to see you again after all these years."
     reading = compact.analyze(samples=decode(ENGLISH), text=words).reading
-    golden = [0.4095, 0.0017, 0.0093, 0.1699, 0.3916, 0.0167, 0.0014, 0.4461]
+    golden = [0.4130, 0.0015, 0.0083, 0.1666, 0.3943, 0.0152, 0.0011, 0.4461]
     assert numbers(reading.scores) == pytest.approx(golden, abs=5e-3)
-    assert reading.incongruence == pytest.approx(0.882, abs=5e-3)
+    assert reading.incongruence == pytest.approx(0.889, abs=5e-3)
 
 
 @pytest.mark.parametrize(

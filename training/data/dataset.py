@@ -209,14 +209,17 @@ class Speakers:
             drawn.sort(key=lambda other: other.label != mood)
         return [self._summary(other, augmentation) for other in drawn[:count]]
 
-    def moods(self, utterance: Utterance) -> list[int]:
-        """The labels of all that is heard of the speaker."""
-        return sorted({u.label for u in self._of[utterance.corpus, utterance.group]})
+    def varies(self, utterance: Utterance) -> bool:
+        """Whether more than one emotion is heard of the speaker: else a baseline would hide the only one."""
+        return len({u.label for u in self._of[utterance.corpus, utterance.group]}) > 1
 
-    def prior(self) -> list[Tensor]:
-        """Every speaker's summaries, each of shape [utterances, 2, layers, width]."""
+    def voices(self) -> list[tuple[Tensor, list[int]]]:
+        """Every speaker's summaries, shape [utterances, 2, layers, width], and their labels."""
         return [
-            torch.from_numpy(np.stack([self._summary(u, "original") for u in said]).astype(np.float32))
+            (
+                torch.from_numpy(np.stack([self._summary(u, "original") for u in said]).astype(np.float32)),
+                [u.label for u in said],
+            )
             for said in self._of.values()
         ]
 
@@ -248,8 +251,7 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
     wherever there is a voice. Hence a spoken utterance comes with its own words, with those of a text of the same
     emotion, with neutral ones, or with none. All voices of a batch are read against baselines of equally many turns,
     from none to the most, so that one model learns to serve a conversation's first turn and its twentieth. Whoever is
-    heard in one emotion only is read without. Some baselines are of turns in one mood, as many a conversation is, half
-    of these in the mood that is to be read: else a model would learn that whoever sounds as before is calm.
+    heard in one emotion only is read without.
     """
 
     def __init__(
@@ -271,14 +273,12 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         neutral_words: float,
         neutral: int | None,
         earlier_turns: Sequence[int],
-        one_mood: float,
         seed: int,
     ) -> None:
         self._source = source
         self._speakers = speakers
         self._together = together
         self._earlier_turns = list(earlier_turns)
-        self._one_mood = one_mood
         self._spoken = list(spoken)
         self._written = list(written)
         self._voices, self._texts = voices, texts
@@ -322,16 +322,9 @@ class TrainingBatches(IterableDataset[tuple[Together, ...]], Generic[Together]):
         assert voice is not None
         if isinstance(voice, Tensor):
             voice = self._masked(voice)
-        return Example(utterance, self._words(utterance), voice, self._earlier(utterance, earlier, way), way)
-
-    def _earlier(self, utterance: Utterance, count: int, way: str) -> Sequence[Summary]:
-        moods = self._speakers.moods(utterance) if count else []
-        if len(moods) < 2:  # a baseline would hide the only one
-            return ()
-        mood = None
-        if self._rng.random() < self._one_mood:
-            mood = utterance.label if self._rng.random() < 0.5 else moods[self._rng.integers(len(moods))]
-        return self._speakers.earlier(utterance, count, self._rng, way, mood)
+        earlier = earlier if earlier and self._speakers.varies(utterance) else 0
+        known = self._speakers.earlier(utterance, earlier, self._rng, way)
+        return Example(utterance, self._words(utterance), voice, known, way)
 
     def _masked(self, voice: Tensor) -> Tensor:
         """Without some spans, and with some bands at the clip's own mean, which says nothing of how it moves."""

@@ -40,6 +40,7 @@ from training.data.load import load
 from training.data.splits import SplitPlan, is_training
 from training.lit_fusion import LitFusion
 from training.losses import Loss, LossConfig
+from training.variety import fit_variety
 
 Kind = TypeVar("Kind", TextBranch | None, VoiceBranch | None)
 
@@ -145,7 +146,6 @@ def train(
     matching_words: float = 0.25,
     neutral_words: float = 0.0,
     earlier_turns: Sequence[int] = (0, 0, 0, 1, 2, 3, 5, 8, 12, 16, 20),
-    one_mood: float = 0.0,
     voices: int = 32,
     texts: int = 64,
     accumulate: int = 1,
@@ -190,7 +190,6 @@ def train(
         matching_words: share that come with words of the same emotion from another corpus.
         neutral_words: share that come with neutral words from another corpus, whatever the voice says.
         earlier_turns: how many other utterances of the speaker a voice is read against; each batch draws one of these.
-        one_mood: share of the baselines that are of turns in one emotion, as far as the speaker has so many.
         voices: spoken utterances a batch.
         texts: texts a batch.
         accumulate: batches a step.
@@ -240,7 +239,6 @@ def train(
         neutral_words=neutral_words,
         neutral=_index_of_neutral(run.labels),
         earlier_turns=earlier_turns if run.fusion.relative else (0,),
-        one_mood=one_mood,
         seed=seed,
     )
     validation = _validation(source, run.fusion, branches, held_out, voices_alone=own_words < 1)
@@ -269,6 +267,9 @@ def train(
         accelerator=accelerator,
     )
     _fit(trainer, module, batches, validation, out / "last.ckpt" if resume else None)
+    if isinstance(module.fusion, Fusion) and run.fusion.relative:
+        # Afterwards: a model that trains with baselines that are half believed reads first turns worse.
+        fit_variety(module.fusion.speakers, known.voices(), seed)
     _write(run, module, out)
 
 
@@ -366,8 +367,8 @@ def measure(module: LitFusion, source: Source, utterances: Sequence[Utterance], 
     """Fit the fusion's statistics to what its encoders make of the training data by now."""
     module.eval()
     standardize(module, source, utterances, seed)
-    if isinstance(module.fusion, Fusion) and module.fusion.config.relative and (speakers := known.prior()):
-        module.fusion.speakers.fit(speakers)
+    if isinstance(module.fusion, Fusion) and module.fusion.config.relative and (speakers := known.voices()):
+        module.fusion.speakers.fit([voices for voices, _ in speakers])
     # Pretrained encoders are loaded as they are served, and Lightning leaves every module's mode as it is.
     module.train()
 
