@@ -37,9 +37,6 @@ class Batches(BaseModel):
     text: BatchLimits = BatchLimits(budget=4096)
     speech: BatchLimits = BatchLimits(budget=240)
     fuse: BatchLimits = BatchLimits(budget=16384)
-    courtesy_s: float = Field(
-        default=1.0, ge=0, description="longest that a bulk turn stands back before each stage for interactive ones"
-    )
 
 
 class Settings(BaseSettings):
@@ -100,6 +97,9 @@ class Settings(BaseSettings):
     worker_threads: int = Field(default=4, ge=1, description="interactive turns that a worker has in hand at once")
     bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise; 0: it takes none")
     batches: Batches = Batches()
+    courtesy_s: float = Field(
+        default=1.0, ge=0, description="longest that a bulk turn stands back before each stage for interactive ones"
+    )
 
     log_format: Literal["text", "json"] = Field(default="text", description="lines for people or for programs")
     metrics_port: int | None = Field(

@@ -37,12 +37,12 @@ def _is_heard_in_both(labels: Sequence[int]) -> bool:
 def _draws(speakers: Sequence[Voices], rng: np.random.Generator) -> Iterator[tuple[Tensor, bool]]:
     """Turns of a speaker, and whether they are in several moods."""
     for i in range(DRAWS):
-        summaries, labels = speakers[rng.integers(len(speakers))]
+        summaries, labels = speakers[int(rng.integers(len(speakers)))]
         order, of = rng.permutation(len(labels)), np.asarray(labels)
         if in_one := i % 2 == 0:
             moods = [label for label, count in Counter(labels).items() if count > 1]
-            order = order[of[order] == moods[rng.integers(len(moods))]]
-        chosen = order[: rng.choice(COUNTS)]
+            order = order[of[order] == moods[int(rng.integers(len(moods)))]]
+        chosen = order[: int(rng.choice(COUNTS))]
         if in_one or len(set(of[chosen])) > 1:
             yield summaries[chosen], not in_one
 

@@ -42,7 +42,7 @@ def run(settings: Settings) -> None:
     if settings.metrics_port is not None:
         serve_metrics(settings.metrics_port)
     queue = Queue(settings.broker_url)
-    engine = Engine(settings, database, queue, blobs, pipeline, Stages(pipeline, settings.batches))
+    engine = Engine(settings, database, queue, blobs, pipeline, Stages(pipeline, settings.batches, settings.courtesy_s))
     sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, _device(settings), held=lambda: engine.held)
     app = celery_app(settings.broker_url)
     register(app, engine)

@@ -55,7 +55,7 @@ class Stages:
     clip at a time, so that threads are all that makes it faster.
     """
 
-    def __init__(self, pipeline: Pipeline, limits: Batches) -> None:
+    def __init__(self, pipeline: Pipeline, limits: Batches, courtesy_s: float) -> None:
         stages: tuple[Stage[Any, Any], ...] = (pipeline.transcribe, pipeline.text, pipeline.speech, pipeline.fuse)
         self._batchers = {
             # What PyTorch keeps in store on a device, CTranslate2 cannot use.
@@ -64,7 +64,7 @@ class Stages:
             )
             for stage in stages
         }
-        self._courtesy = Courtesy(limits.courtesy_s)
+        self._courtesy = Courtesy(courtesy_s)
 
     @contextmanager
     def turn(self, lane: Lane) -> Generator[Submit]:

@@ -20,7 +20,7 @@ from services.embedded import EmbeddedServers
 from shared.audio import SAMPLE_RATE, Samples, decode
 from shared.domain.conversation import Consent, SpeakerRole
 from shared.domain.history import CONTEXT_TURNS
-from shared.domain.job import Job, Lane
+from shared.domain.job import Job, Lane, NewJob
 from shared.errors import InvalidRequest
 from shared.modeling.baseline import Summary
 from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, at_once
@@ -199,7 +199,8 @@ class _Conversation:
         with self._database.transaction() as transaction:
             recording = transaction.recordings.claim(self._id, uri=f"bench/{uuid4()}", retention=None, **sound)
             turn = transaction.conversations.add_turn(self._tenant_id, self._id, recording_id=recording.id, **said)
-            job, _ = transaction.jobs.enqueue(turn.id, task=ANALYZE_TURN, lane=Lane.interactive, lease=self._lease)
+            new = NewJob(turn_id=turn.id, lane=Lane.interactive)
+            ((job, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=self._lease)
         return job
 
     def store(self, job: Job, analysis: Analysis) -> None:

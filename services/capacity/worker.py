@@ -212,7 +212,7 @@ class Worker:
 
     def __init__(self, env: simpy.Environment, costs: Costs, settings: Settings, tallies: dict[str, Tally]) -> None:
         self._env = env
-        self._courtesy_s = settings.batches.courtesy_s
+        self._courtesy_s = settings.courtesy_s
         self._under_way = 0
         self._none_under_way = env.event()
         self.shared = {name: _Shared(env, size) for name, size in capacities(costs).items()}

@@ -78,7 +78,7 @@ def test_a_saturated_worker_does_what_is_foretold_of_it(slow: Pipeline) -> None:
     foretold = simulate(Demand(backlog=10**6, spoken_s=SOUND_S, spread=0), 1, costs, settings, turns=1000)
 
     slow.analyze(samples=tone(SOUND_S), text=None)
-    running, mean = Stages(slow, settings.batches), batch_sizes()
+    running, mean = Stages(slow, settings.batches, settings.courtesy_s), batch_sizes()
     submit = running.lane(Lane.bulk)
     started = time.monotonic()
     with ThreadPoolExecutor(THREADS) as threads:

@@ -65,7 +65,7 @@ def hears() -> Hears:
 @pytest.fixture
 def engine(settings: Settings, database: Database, tmp_path: Path, hears: Hears) -> Iterator[Engine]:
     pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
-    stages = Stages(pipeline, settings.batches)
+    stages = Stages(pipeline, settings.batches, settings.courtesy_s)
     yield Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), pipeline, stages)
     stages.close()
 

@@ -56,7 +56,7 @@ def heard() -> Heard:
 @pytest.fixture
 def engine(settings: Settings, database: Database, tmp_path: Path, heard: Heard) -> Iterator[Engine]:
     tiny = pipeline(write_bundle(tmp_path / "bundle"), heard)
-    stages = Stages(tiny, settings.batches)
+    stages = Stages(tiny, settings.batches, settings.courtesy_s)
     yield Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), tiny, stages)
     stages.close()
 

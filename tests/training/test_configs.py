@@ -120,7 +120,8 @@ def test_the_full_profile_reads_turns_in_batches_as_one_by_one(
     turns = [(tone(0.3 + 0.4 * (row % 5), 150 + 10 * row), "so happy" if row % 4 == 0 else None) for row in range(16)]
     alone = [subject.analyze(samples=sound, text=text) for sound, text in turns]
     # Long waits, so that batches fill up.
-    stages = Stages(subject, Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields}))
+    limits = Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields})
+    stages = Stages(subject, limits, courtesy_s=0)
     lane = stages.lane(Lane.interactive, timeout_s=60)
     with ThreadPoolExecutor(len(turns)) as threads:
         together = threads.map(lambda turn: subject.analyze(samples=turn[0], text=turn[1], submit=lane), turns)

@@ -93,7 +93,8 @@ def test_many_turns_at_once_are_read_as_one_by_one(load: Load) -> None:
     turns = [(VOICES[row % len(VOICES)], None if row % 3 else SAID[row % len(SAID)].words) for row in range(24)]
     alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
     # Long waits, so that batches fill up.
-    stages = Stages(subject, Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields}))
+    limits = Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields})
+    stages = Stages(subject, limits, courtesy_s=0)
 
     def together(turn: tuple[np.ndarray, str | None]) -> Analysis:
         return subject.analyze(samples=turn[0], text=turn[1], submit=stages.lane(Lane.interactive, timeout_s=60))
