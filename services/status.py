@@ -121,10 +121,11 @@ def _workers(workers: Sequence[Worker]) -> Table:
 
 
 def _jobs(stored: Stored) -> Table:
-    """A row for each lane, a column for each status."""
-    table = Table("lane", *(status.value for status in JobStatus), "oldest waiting")
+    """A row for each status, a column for each lane, which fits a narrow terminal."""
+    table = Table("turns", *(waiting.lane.value for waiting in stored.waiting))
     counted = {(count.lane, count.status): count.jobs for count in stored.jobs}
-    for waiting in stored.waiting:
-        numbers = [str(counted.get((waiting.lane, status), 0)) for status in JobStatus]
-        table.add_row(waiting.lane.value, *numbers, f"{waiting.oldest_s:.0f} s" if waiting.jobs else "")
+    for status in JobStatus:
+        table.add_row(status.value, *(str(counted.get((waiting.lane, status), 0)) for waiting in stored.waiting))
+    waits = (f"{waiting.oldest_s:.0f} s" if waiting.jobs else "" for waiting in stored.waiting)
+    table.add_row("oldest waiting", *waits)
     return table
