@@ -24,7 +24,9 @@ def fit_variety(prior: SpeakerPrior, speakers: Sequence[Voices], seed: int) -> N
     if not known:
         return
     drawn = list(_draws(known, np.random.default_rng(seed)))
-    spreads = torch.cat([prior.spread(_baseline(turns.to(prior.mean.device))).cpu() for turns, _ in drawn])
+    shape, device = tuple(prior.mean.shape), str(prior.mean.device)
+    baselines = (SpeakerBaseline.of([list(turns.half().numpy())], shape, device) for turns, _ in drawn)
+    spreads = torch.cat([prior.spread(baseline).cpu() for baseline in baselines])
     several = [in_several for _, in_several in drawn]
     fitted = LogisticRegression().fit(spreads.numpy(), several)
     prior.variety.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
@@ -45,8 +47,3 @@ def _draws(speakers: Sequence[Voices], rng: np.random.Generator) -> Iterator[tup
         chosen = order[: int(rng.choice(COUNTS))]
         if in_one or len(set(of[chosen])) > 1:
             yield summaries[chosen], not in_one
-
-
-def _baseline(turns: Tensor) -> SpeakerBaseline:
-    mean, variance = turns.mean(dim=0, keepdim=True), turns.var(dim=0, correction=0, keepdim=True)
-    return SpeakerBaseline(mean.new_tensor([len(turns)]), mean, variance)
