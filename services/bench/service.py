@@ -9,10 +9,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2 as httpx
 
-from services.bench.figures import Figure, timed
+from services.bench.figures import timed
 from services.embedded import EmbeddedServers, free_port
 from services.supervisor import Supervisor
 from shared.domain.access import KeyRole
@@ -20,6 +21,8 @@ from shared.domain.job import OPEN, Lane
 from shared.errors import BenchmarkFailed
 from shared.settings import Settings
 from shared.store.database import Database
+
+Measured = TypeVar("Measured")
 
 TEXT = "I have been waiting for an hour and nobody calls me back!"
 START_S = 60.0
@@ -34,16 +37,22 @@ class Service:
 
     Attributes:
         headers: with a key that may do everything.
+        data_dir: holds its logs, and its processes' ids.
     """
 
     url: str
     headers: dict[str, str]
     servers: EmbeddedServers
+    data_dir: Path
+
+    def connection(self) -> httpx.Client:
+        """Its API, for a caller who closes it."""
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=60)
 
     @contextmanager
     def client(self) -> Iterator["Client"]:
         """A caller with a connection and a session of its own."""
-        with httpx.Client(base_url=self.url, headers=self.headers, timeout=60) as http:
+        with self.connection() as http:
             yield Client(http)
 
 
@@ -63,8 +72,7 @@ class Client:
         self._turns = turns_of_new_session(self._http)
 
     def say(self, file: Path, lane: Lane = Lane.interactive) -> None:
-        sound = {"audio": (file.name, file.read_bytes(), "application/octet-stream")}
-        self._wait(self._http.post(self._turns, files=sound, data={"lane": lane.value}))
+        self._wait(post_sound(self._http, self._turns, file, lane))
 
     def write(self, text: str = TEXT) -> None:
         self._wait(self._http.post(self._turns, json={"text": text}))
@@ -88,18 +96,24 @@ def turns_of_new_session(http: httpx.Client) -> str:
     return f"/v1/sessions/{http.post('/v1/sessions', json={}).raise_for_status().json()['id']}/turns"
 
 
-def embedded(settings: Settings, measure: Callable[[Service], Iterable[Figure]]) -> list[Figure]:
+def post_sound(http: httpx.Client, turns: str, file: Path, lane: Lane = Lane.interactive) -> httpx.Response:
+    """Send a spoken turn, without waiting for its prediction."""
+    sound = {"audio": (file.name, file.read_bytes(), "application/octet-stream")}
+    return http.post(turns, files=sound, data={"lane": lane.value})
+
+
+def embedded(settings: Settings, measure: Callable[[Service], Iterable[Measured]]) -> list[Measured]:
     """What is measured of an embedded run with data of its own."""
-    figures: list[Figure] = []
+    found: list[Measured] = []
     with servers(settings) as (own, running):
         supervisor = Supervisor(own, running, "127.0.0.1", free_port())
 
         def measured() -> None:
-            figures.extend(measure(Service(supervisor.url, authorization(running), running)))
+            found.extend(measure(Service(supervisor.url, authorization(running), running, own.data_dir)))
             supervisor.stop()
 
         supervisor.run(on_ready=measured)
-    return figures
+    return found
 
 
 @contextmanager

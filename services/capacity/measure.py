@@ -26,7 +26,6 @@ def measure(settings: Settings, files: Sequence[Path], rounds: int, turns: int, 
     pipeline = load_pipeline(settings)
     pipeline.warm_up()
     stages = measure_stages(settings, pipeline, files, rounds)
-    # Last, as the run that it starts takes this process's signals over, and with them Ctrl-C.
     per_turn, idle = count_traffic(settings, files, turns)
     measured_on, cores = machine(settings)
     return Costs(

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.bench.service import servers
 from services.capacity.costs import STAGES, Size, StageCost
-from services.embedded import EmbeddedServers
 from shared.audio import SAMPLE_RATE, Samples, decode
 from shared.domain.conversation import Consent, SpeakerRole
 from shared.domain.history import CONTEXT_TURNS
@@ -170,9 +169,8 @@ def _decoding(files: Sequence[Path], rounds: int) -> Iterator[Run]:
 
 def _storing(settings: Settings, bundle_id: str, walks: Sequence[Walked], rounds: int) -> Iterator[Run]:
     """A turn's way through the database on the worker's side, in a conversation that grows."""
-    with tempfile.TemporaryDirectory() as folder, EmbeddedServers(Path(folder)) as servers:
-        database = Database(servers.database_url, pool_size=1)
-        database.migrate()
+    with servers(settings) as (_, running):
+        database = Database(running.database_url, pool_size=1)
         conversation = _Conversation(database, settings, bundle_id)
         for walk in rounds * list(walks):
             job = conversation.accept()

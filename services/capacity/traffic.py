@@ -1,6 +1,5 @@
 """What one spoken turn makes Postgres, Redis and the processes do, counted on an embedded run."""
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,11 @@ import psutil
 import psycopg
 import redis
 
+from services.bench.service import Service, embedded, post_sound, turns_of_new_session
 from services.capacity.costs import Traffic
-from services.embedded import EmbeddedServers, free_port
-from services.supervisor import Supervisor
-from shared.domain.access import KeyRole
+from services.embedded import EmbeddedServers
+from shared.errors import BenchmarkFailed
 from shared.settings import Settings
-from shared.store.database import Database
 
 IDLE_S = 20.0
 """For so long it is counted what goes on with nothing to do."""
@@ -43,48 +41,30 @@ def count_traffic(settings: Settings, files: Sequence[Path], turns: int) -> tupl
         files: spoken clips, which are sent by turns, each into a session of its own. Nobody waits for them.
         turns: that are sent.
     """
-    counted: list[Traffic] = []
-    with tempfile.TemporaryDirectory() as folder:
-        settings = settings.model_copy(update={"data_dir": Path(folder)})
-        with EmbeddedServers(settings.data_dir) as servers:
-            key = _key(servers)
-            supervisor = Supervisor(settings, servers, "127.0.0.1", free_port())
-
-            def count() -> None:
-                headers = {"Authorization": f"Bearer {key}"}
-                with httpx.Client(base_url=supervisor.url, headers=headers, timeout=60) as client:
-                    counted.extend(_counted(client, settings, servers, files, turns))
-                supervisor.stop()
-
-            supervisor.run(on_ready=count)
-    per_turn, idle = counted
+    per_turn, idle = embedded(settings, lambda service: _counted(service, files, turns))
     return per_turn, idle
 
 
-def _counted(
-    client: httpx.Client, settings: Settings, servers: EmbeddedServers, files: Sequence[Path], turns: int
-) -> tuple[Traffic, Traffic]:
-    _send(client, files, len(files))  # what is done but once
-    _wait_for(servers, len(files))
-    counter = _Counter(settings, servers)
-    before, began = counter.read(), time.monotonic()
-    time.sleep(IDLE_S)
-    idle, then = counter.read(), time.monotonic()
-    per_s = _less(idle, before, 1 / (then - began))
-    _send(client, files, turns)
-    _wait_for(servers, len(files) + turns)
-    after = counter.read()
+def _counted(service: Service, files: Sequence[Path], turns: int) -> tuple[Traffic, Traffic]:
+    with service.connection() as http:
+        _send(http, files, len(files))  # what is done but once
+        _wait_for(service.servers, len(files))
+        counter = _Counter(service)
+        before, began = counter.read(), time.monotonic()
+        time.sleep(IDLE_S)
+        idle, then = counter.read(), time.monotonic()
+        per_s = _less(idle, before, 1 / (then - began))
+        _send(http, files, turns)
+        _wait_for(service.servers, len(files) + turns)
+        after = counter.read()
     quiet = {name: value * (time.monotonic() - then) for name, value in per_s.items()}
     busy = _less(_less(after, idle), quiet, 1 / turns)
     return _traffic(busy), _traffic(per_s)
 
 
-def _send(client: httpx.Client, files: Sequence[Path], turns: int) -> None:
+def _send(http: httpx.Client, files: Sequence[Path], turns: int) -> None:
     for number in range(turns):
-        file = files[number % len(files)]
-        session_id = client.post("/v1/sessions", json={}).raise_for_status().json()["id"]
-        sound = {"audio": (file.name, file.read_bytes(), "application/octet-stream")}
-        client.post(f"/v1/sessions/{session_id}/turns", files=sound).raise_for_status()
+        post_sound(http, turns_of_new_session(http), files[number % len(files)]).raise_for_status()
 
 
 def _wait_for(servers: EmbeddedServers, turns: int) -> None:
@@ -94,7 +74,7 @@ def _wait_for(servers: EmbeddedServers, turns: int) -> None:
     with psycopg.connect(servers.database_url.get_secret_value()) as connection:
         while (ended := _ended(connection)) < turns:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{ended} of {turns} turns ended within {PATIENCE_S:g} s")
+                raise BenchmarkFailed(f"{ended} of {turns} turns ended within {PATIENCE_S:g} s")
             time.sleep(0.2)
     time.sleep(SETTLE_S)
 
@@ -108,11 +88,11 @@ def _ended(connection: psycopg.Connection[Any]) -> int:
 class _Counter:
     """Reads all that is counted, by its name in `Traffic`; every number only grows."""
 
-    def __init__(self, settings: Settings, servers: EmbeddedServers) -> None:
-        logs = settings.data_dir / "logs"
-        self._servers = servers
-        self._broker = redis.Redis.from_url(servers.broker_url.get_secret_value())
-        postgres, valkey = servers.pids
+    def __init__(self, service: Service) -> None:
+        logs = service.data_dir / "logs"
+        self._servers = service.servers
+        self._broker = redis.Redis.from_url(service.servers.broker_url.get_secret_value())
+        postgres, valkey = service.servers.pids
         api, worker = (int((logs / f"{name}.pid").read_text()) for name in ("api", "worker"))
         self._pids = {"postgres": postgres, "redis": valkey, "api": api, "worker": worker}
 
@@ -141,12 +121,3 @@ def _less(counted: dict[str, float], before: dict[str, float], share: float = 1.
 
 def _traffic(counted: dict[str, float]) -> Traffic:
     return Traffic(**{name: float(f"{max(0.0, value):.3g}") for name, value in counted.items()})
-
-
-def _key(servers: EmbeddedServers) -> str:
-    database = Database(servers.database_url, pool_size=1)
-    database.migrate()
-    with database.transaction() as transaction:
-        key = transaction.accounts.create_key(transaction.accounts.ensure_tenant("bench"), "bench", KeyRole.admin)
-    database.close()
-    return key
