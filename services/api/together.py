@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 MOST = 64
 """Items that are done in one go."""
-AT_ONCE = 2
+AT_ONCE = 1
 """Batches that are under way: while one waits for a server, the other has the interpreter."""
 
 
@@ -27,29 +27,29 @@ class Together(Generic[Item, Result]):
 
     Args:
         run: gives for each item its result or the error that it fails with, in their order. It is called in a thread,
-            by few batches at a time. A TenorError that it raises is everyone's. After any other error nothing must have
+            for one batch at a time. A TenorError that it raises is everyone's. After any other error nothing must have
             been done, and the items are done one by one, so that only those fail that are at fault.
     """
 
     def __init__(self, run: Callable[[Sequence[Item]], Sequence[Result | TenorError]]) -> None:
         self._run = run
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
-        self._working: set[asyncio.Task[None]] = set()
+        self._working: asyncio.Task[None] | None = None
 
     async def do(self, item: Item) -> Result:
         """The item's result. Raises what it fails with."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if len(self._working) < AT_ONCE:
-            task = asyncio.create_task(self._work())
-            self._working.add(task)
-            task.add_done_callback(self._working.discard)
+        if self._working is None:
+            self._working = asyncio.create_task(self._work())
         return await future
 
     async def _work(self) -> None:
         while self._waiting:
             some, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
             await self._do(some)
+        # Here and not once the task is done: what comes in between would wait for somebody who has left.
+        self._working = None
 
     async def _do(self, some: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from services.api.together import AT_ONCE, MOST, Together
+from services.api.together import MOST, Together
 from shared.errors import NotFound, TenorError, Unavailable
 
 
@@ -48,12 +48,20 @@ def test_everyone_gets_their_own_result_or_error() -> None:
     assert sorted(number for batch in doubles.batches for number in batch) == list(range(200))
 
 
-def test_what_comes_together_is_done_in_few_batches_of_which_few_run_at_once() -> None:
+def test_who_comes_as_the_last_batch_ends_is_served() -> None:
+    async def ask() -> list[int]:
+        together = Together(Doubles())
+        return [await together.do(number) for number in range(0, 20, 2)]
+
+    assert asyncio.run(asyncio.wait_for(ask(), timeout=10)) == list(range(0, 40, 4))
+
+
+def test_what_comes_together_is_done_in_few_batches_one_at_a_time() -> None:
     doubles = Doubles()
     outcomes(doubles, range(200))
     assert max(map(len, doubles.batches)) <= MOST
     assert len(doubles.batches) < 20
-    assert doubles.most_at_once <= AT_ONCE
+    assert doubles.most_at_once == 1
 
 
 def test_an_unforeseen_error_is_only_theirs_who_are_at_fault() -> None:
