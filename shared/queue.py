@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -26,7 +26,13 @@ STANDIN, STANDIN_DONE = "standin", "standin_done"
 QUEUES = {lane: KombuQueue(lane.value, Exchange(""), routing_key=lane.value) for lane in Lane}
 
 _log = logging.getLogger(__name__)
-_BROKER_ERRORS = (kombu.exceptions.OperationalError, redis.exceptions.RedisError, ConnectionError, TimeoutError)
+_BROKER_ERRORS = (
+    kombu.exceptions.OperationalError,
+    kombu.exceptions.BatchPublishError,
+    redis.exceptions.RedisError,
+    ConnectionError,
+    TimeoutError,
+)
 
 
 def celery_app(broker_url: SecretStr) -> Celery:
@@ -86,18 +92,17 @@ class Queue:
         # Else every request waits for seconds while the broker is away, and what it could not send is swept anyway.
         self._app.conf.broker_transport_options["max_retries"] = 0
 
-    def send(self, messages: Iterable[Message]) -> list[Message]:
-        """Send what can be sent; the messages that the broker took. The rest is for the sweeper to send again."""
-        sent: list[Message] = []
+    def send(self, messages: Sequence[Message]) -> bool:
+        """Send messages, all in one go; whether the broker has them. Else some may have been sent, and none is sure."""
         try:
-            with self._app.producer_or_acquire() as producer:
+            with self._app.producer_or_acquire() as producer, producer.batch():
                 for message in messages:
                     with about(correlation_id=message.correlation_id, job_id=message.job_id):
                         self._send(message, producer)
-                    sent.append(message)
         except _BROKER_ERRORS as error:
             _log.warning("the queue took no message: %s", type(error).__name__)
-        return sent
+            return False
+        return True
 
     def _send(self, message: Message, producer: Producer) -> None:
         with span("send", "PRODUCER", message.traceparent, lane=message.queue):

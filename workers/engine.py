@@ -3,19 +3,20 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 import numpy as np
 
+from shared import outbox
 from shared.audio import Samples, decode
 from shared.blobs import Blobs
 from shared.domain.history import Work
-from shared.domain.job import Job, Message
-from shared.errors import RecordingGone, RequestError, StageTimeout, TenorError, Unavailable
+from shared.domain.job import Job
+from shared.errors import RecordingGone, RequestError, StageTimeout, TenorError
 from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, Submit
 from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
@@ -100,7 +101,7 @@ class Engine:
         """
         with self._database.transaction() as transaction:
             messages = transaction.jobs.give_back(self.held, task=ANALYZE_TURN, lease=self._settings.lease)
-        self._send(messages)
+        outbox.send(messages, self._database, self._queue)
 
     def run(self, job_id: UUID) -> bool:
         """Do a job, unless it has ended, is gone, is another worker's or has to wait for an earlier turn's.
@@ -183,15 +184,8 @@ class Engine:
             lease = self._settings.lease
             messages = transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=lease) if written else []
         JOBS.labels(outcome if written else "void").inc()
-        if messages:
-            self._send(messages)
+        outbox.send(messages, self._database, self._queue)
         return written
-
-    def _send(self, messages: Sequence[Message]) -> None:
-        sent = self._queue.send(messages)
-        # A message that cannot be struck off is sent twice, and done once.
-        with suppress(Unavailable), self._database.transaction() as transaction:
-            transaction.jobs.sent(sent)
 
     def _put_back(self, job: Job, error: Exception) -> None:
         _log.error("attempt %d: %s", job.attempts, type_and_place(error))

@@ -80,7 +80,8 @@ class Sweeper:
         # The API sends its own messages within a moment of the commit; those that are older, it could not send.
         with self._database.transaction() as transaction:
             messages = transaction.jobs.unsent(older_than=timedelta(seconds=1))
-            transaction.jobs.sent(self._queue.send(messages))
+            if messages and self._queue.send(messages):
+                transaction.jobs.sent(messages)
 
     def _delete_doomed(self) -> None:
         with self._database.transaction() as transaction:

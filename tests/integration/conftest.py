@@ -1,14 +1,18 @@
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
+import redis
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from shared.domain.access import KeyRole
 from shared.settings import Settings
 from shared.store.database import Database
+from tests.conftest import wait_for
 
 MakeKey = Callable[[str, KeyRole], str]
+AllSent = Callable[[], None]
 
 
 @pytest.fixture
@@ -31,3 +35,19 @@ def api(settings: Settings, make_key: MakeKey) -> Iterator[TestClient]:
 @pytest.fixture
 def session_id(api: TestClient) -> str:
     return api.post("/v1/sessions", json={}).json()["id"]
+
+
+@pytest.fixture
+def broker(settings: Settings) -> redis.Redis:
+    return redis.Redis.from_url(settings.broker_url.get_secret_value())
+
+
+@pytest.fixture
+def all_sent(settings: Settings) -> AllSent:
+    """Waits until the broker has the messages of all turns that were accepted."""
+
+    def none_waits() -> bool:
+        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+            return connection.execute("SELECT NOT EXISTS (SELECT FROM outbox)").fetchone() == (True,)
+
+    return lambda: wait_for(none_waits)

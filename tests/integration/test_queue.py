@@ -62,7 +62,7 @@ def test_the_broker_is_found_through_any_sentinel_that_answers(settings: Setting
     queue = Queue(SecretStr(f"{';'.join(hosts)}?master_name=tenor"))
     queue.ping()
     sent = message()
-    assert queue.send([sent]) == [sent]
+    assert queue.send([sent])
     assert plain(settings).llen(Lane.interactive.value) == 1
 
 
@@ -118,14 +118,14 @@ def test_a_broker_behind_tls_is_trusted_by_its_authority(
     queue = Queue(tls_url(f"?ssl_ca_certs={tmp_path / 'ca.pem'}"))
     queue.ping()
     sent = message()
-    assert queue.send([sent]) == [sent]
+    assert queue.send([sent])
     assert plain(settings).llen(Lane.interactive.value) == 1
 
 
 def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(settings: Settings, tls_url: UrlOf) -> None:
     with pytest.raises(Unavailable):
         Queue(tls_url("")).ping()
-    assert Queue(tls_url("")).send([message()]) == []
+    assert not Queue(tls_url("")).send([message()])
     assert plain(settings).llen(Lane.interactive.value) == 0
     Queue(tls_url("?ssl_cert_reqs=none")).ping()
 

@@ -1,0 +1,27 @@
+"""Messages are sent: once what they are about is stored."""
+
+import logging
+from collections.abc import Sequence
+
+from shared.domain.job import Message
+from shared.queue import Queue
+from shared.store.database import Database
+from shared.telemetry import type_and_place
+
+_log = logging.getLogger(__name__)
+
+
+def send(messages: Sequence[Message], database: Database, queue: Queue) -> None:
+    """Send messages whose transaction is committed, and strike them off.
+
+    What is stored is not undone, whatever happens here. Messages that cannot be sent are left to the sweeper, and those
+    that could not be struck off are sent twice, and done once.
+    """
+    if not messages:
+        return
+    try:
+        if queue.send(messages):
+            with database.transaction() as transaction:
+                transaction.jobs.sent(messages)
+    except Exception as error:
+        _log.warning("messages are left to the sweeper: %s", type_and_place(error))
