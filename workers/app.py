@@ -1,5 +1,6 @@
 """The worker process: models loaded once, then Celery's thread pool, one thread a task, and the bulk lane's threads."""
 
+import gc
 from uuid import UUID
 
 import torch
@@ -39,6 +40,9 @@ def run(settings: Settings) -> None:
     blobs.check()
     pipeline = load_pipeline(settings)
     pipeline.warm_up()
+    # What is there by now stays. To look through it for garbage would hold all threads up for a third of a second.
+    gc.collect()
+    gc.freeze()
     if settings.metrics_port is not None:
         serve_metrics(settings.metrics_port)
     queue = Queue(settings.broker_url)
