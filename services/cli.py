@@ -4,6 +4,7 @@ Exit status: 0 all went well, 1 something failed and is named on stderr, 2 the c
 set up correctly.
 """
 
+import gc
 import json
 import os
 import re
@@ -127,6 +128,9 @@ def serve(
         if settings.metrics_port is not None:
             REGISTRY.register(Lanes(database))
             serve_metrics(settings.metrics_port)
+    # What is there by now stays. To look through it for garbage, again and again, would hold all requests up.
+    gc.collect()
+    gc.freeze()
     drain_s = max(1, round(settings.drain_s))  # it waits for good where none is given
     quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "log_config": None}
     uvicorn.run(application, host=host, port=port, timeout_graceful_shutdown=drain_s, **quiet)
