@@ -1,19 +1,16 @@
 """Turns are accepted: stored for good, then sent for."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from services.api.sending import Sending
 from shared.domain.conversation import NewTurn, Turn
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Lane, Message, NewJob
 from shared.errors import TenorError
-from shared.queue import ANALYZE_TURN, Queue
+from shared.queue import ANALYZE_TURN
 from shared.store.database import Database, Transaction
-from shared.telemetry import type_and_place
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,16 +34,16 @@ class Accepting:
         lease: for how long its message counts as under way.
     """
 
-    def __init__(self, database: Database, queue: Queue, lease: timedelta) -> None:
+    def __init__(self, database: Database, sending: Sending, lease: timedelta) -> None:
         self._database = database
-        self._queue = queue
+        self._sending = sending
         self._lease = lease
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[AnalyzedTurn | TenorError]:
         """Store turns in one transaction and send for them; each one as it was stored, or why it cannot be."""
         with self._database.transaction() as transaction:
             stored, messages = self.store(transaction, arrivals)
-        self.send(messages)
+        self._sending.send(messages)
         return stored
 
     def store(
@@ -66,16 +63,3 @@ class Accepting:
             for turn in turns
         ]
         return stored, [message for _, message in queued]
-
-    def send(self, messages: Sequence[Message]) -> None:
-        """Send what can be sent. A message that cannot is left to the sweeper.
-
-        The turns are stored, so the answer is yes whatever happens here: a message that could not be struck off is
-        sent twice, and done once.
-        """
-        try:
-            sent = self._queue.send(messages)
-            with self._database.transaction() as transaction:
-                transaction.jobs.sent(sent)
-        except Exception as error:
-            _log.warning("messages are left to the sweeper: %s", type_and_place(error))

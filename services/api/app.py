@@ -10,6 +10,7 @@ from services.api import errors
 from services.api.body import BodyLimit
 from services.api.dependencies import Resources
 from services.api.routes import health, sessions, turns
+from services.api.sending import Sending
 from services.api.telemetry import Telemetry
 from shared.blobs import open_blobs
 from shared.queue import Queue
@@ -42,15 +43,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings.database_url)
-        app.state.resources = Resources(
+        database, queue = Database(settings.database_url), Queue(settings.broker_url)
+        resources = Resources(
             settings=settings,
             database=database,
-            queue=Queue(settings.broker_url),
+            queue=queue,
+            sending=Sending(database, queue),
             blobs=open_blobs(settings),
         )
+        app.state.resources = resources
         yield
-        database.close()
+        resources.close()
         stop_tracing()
 
     # Its pages of documentation come from here and not from a CDN, which a clinic's network may not reach.

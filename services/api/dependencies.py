@@ -10,11 +10,13 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.accepting import Accepting, Arrival
+from services.api.auth import Keys
+from services.api.sending import Sending
 from services.api.together import Together
 from shared.blobs import Blobs
 from shared.domain.access import ApiKey, Permission
 from shared.domain.history import AnalyzedTurn
-from shared.errors import Forbidden, TenorError, Unauthenticated, Unavailable
+from shared.errors import Forbidden, Unauthenticated, Unavailable
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
@@ -29,11 +31,17 @@ class Resources:
     settings: Settings
     database: Database
     queue: Queue
+    sending: Sending
     blobs: Blobs
 
     @cached_property
     def accepting(self) -> Accepting:
-        return Accepting(self.database, self.queue, self.settings.lease)
+        return Accepting(self.database, self.sending, self.settings.lease)
+
+    def close(self) -> None:
+        """Let go of it all."""
+        self.sending.close()
+        self.database.close()
 
     @cached_property
     def written(self) -> Together[Arrival, AnalyzedTurn]:
@@ -41,14 +49,8 @@ class Resources:
         return Together(self.accepting.accept)
 
     @cached_property
-    def keys(self) -> Together[str, ApiKey]:
-        """Finds the valid key that a clear text is."""
-        return Together(self._keys)
-
-    def _keys(self, clear_texts: Sequence[str]) -> list[ApiKey | TenorError]:
-        with self.database.transaction() as transaction:
-            found = transaction.accounts.keys(clear_texts)
-        return [key or Unauthenticated("the API key is unknown or was revoked") for key in found]
+    def keys(self) -> Keys:
+        return Keys(self.database)
 
     def delete_sound(self, uris: Sequence[str]) -> None:
         """Delete doomed blobs before the answer goes out. What cannot be deleted now, the sweeper deletes."""
@@ -74,7 +76,7 @@ async def api_key(res: Res, credentials: Annotated[HTTPAuthorizationCredentials 
     """Raises Unauthenticated unless the request carries a valid key."""
     if credentials is None:
         raise Unauthenticated("send an API key: Authorization: Bearer tnr_...")
-    return await res.keys.do(credentials.credentials)
+    return await res.keys.find(credentials.credentials)
 
 
 Key = Annotated[ApiKey, Depends(api_key)]

@@ -30,6 +30,7 @@ from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.conftest import wait_for
+from tests.integration.conftest import AllSent
 from tests.sounds import riff, tone, wav
 from tests.unit.tiny import write_bundle
 from workers.bulk import BulkThread
@@ -153,10 +154,10 @@ def test_a_voice_is_read_against_the_summaries_that_earlier_turns_left(
 
 
 def test_a_turn_that_came_too_early_is_sent_for_when_the_one_before_has_ended(
-    api: TestClient, send: Send, engine: Engine, settings: Settings
+    api: TestClient, send: Send, engine: Engine, broker: redis.Redis, all_sent: AllSent
 ) -> None:
     (_, first), (location, second) = send(recording=wav()), send(recording=wav())
-    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    all_sent()
     broker.flushdb()
     engine.run(second)
     assert api.get(location).json()["status"] == "queued"
@@ -248,16 +249,16 @@ def bulk_thread(engine: Engine, settings: Settings) -> Iterator[BulkThread]:
 
 
 @pytest.fixture
-def waiting(settings: Settings) -> Callable[[Lane], int]:
+def waiting(broker: redis.Redis) -> Callable[[Lane], int]:
     """How many messages wait in a lane."""
-    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
     return lambda lane: cast("int", broker.llen(lane.value))
 
 
 def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
-    api: TestClient, post: Post, bulk_thread: BulkThread, waiting: Callable[[Lane], int]
+    api: TestClient, post: Post, bulk_thread: BulkThread, waiting: Callable[[Lane], int], all_sent: AllSent
 ) -> None:
     interactive, bulk = post(Lane.interactive), [post(Lane.bulk) for _ in range(3)]
+    all_sent()
     bulk_thread.start()
     wait_for(lambda: all(api.get(location).json()["status"] == "succeeded" for location in bulk), 60)
     bulk_thread.stop()
@@ -281,12 +282,13 @@ def test_a_bulk_message_that_names_no_job_is_dropped_with_a_word_in_the_log_and_
     api: TestClient,
     post: Post,
     bulk_thread: BulkThread,
-    settings: Settings,
+    broker: redis.Redis,
+    all_sent: AllSent,
     caplog: pytest.LogCaptureFixture,
     malformed: str | dict[str, str],
 ) -> None:
-    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
     location = post(Lane.bulk)
+    all_sent()
     if isinstance(malformed, dict):
         (good,) = cast("list[bytes]", broker.lrange(Lane.bulk.value, 0, -1))
         malformed = json.dumps({**json.loads(good), **malformed})
@@ -321,12 +323,12 @@ def test_a_bulk_turn_that_a_closed_engine_does_not_take_goes_back_into_its_lane(
 
 
 def test_a_turn_that_waited_for_a_bulk_one_is_sent_into_its_own_lane(
-    api: TestClient, session_id: str, engine: Engine, settings: Settings
+    api: TestClient, session_id: str, engine: Engine, broker: redis.Redis, all_sent: AllSent
 ) -> None:
     url, sound = f"/v1/sessions/{session_id}/turns", {"audio": ("a.wav", wav(), "audio/wav")}
-    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
     for lane in (Lane.bulk, Lane.interactive):
         assert api.post(url, files=sound, data={"lane": lane.value}).status_code == 202
+    all_sent()
     (message,) = cast("list[bytes]", broker.lrange(Lane.bulk.value, 0, -1))
     broker.flushdb()
     engine.run(UUID(json.loads(base64.b64decode(json.loads(message)["body"]))[0][0]))
@@ -421,10 +423,16 @@ def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_o
 
 
 def test_what_is_not_finished_is_given_back_without_using_an_attempt(
-    api: TestClient, send: Send, engine: Engine, hangs: Hangs, settings: Settings, database: Database
+    api: TestClient,
+    send: Send,
+    engine: Engine,
+    hangs: Hangs,
+    broker: redis.Redis,
+    all_sent: AllSent,
+    database: Database,
 ) -> None:
     location, job_id = send(recording=wav())
-    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    all_sent()
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(engine.run, job_id)
         assert hangs.reached.wait(10)

@@ -33,6 +33,7 @@ from shared.telemetry import formatter
 from shared.tracing import stop_tracing
 from tests.collector import Collector, Received, collecting
 from tests.conftest import wait_for
+from tests.integration.conftest import AllSent
 from tests.sounds import wav
 from tests.unit.tiny import Heard, pipeline, write_bundle
 from workers.bulk import BulkThread
@@ -66,11 +67,6 @@ def broken(*_: object, **__: object) -> None:
 
 
 @pytest.fixture
-def broker(settings: Settings) -> redis.Redis:
-    return redis.Redis.from_url(settings.broker_url.get_secret_value())
-
-
-@pytest.fixture
 def lines() -> Iterator[Lines]:
     """What Tenor logs, as programs read it."""
     stream = StringIO()
@@ -96,7 +92,7 @@ def send(api: TestClient, session_id: str, lane: Lane = Lane.interactive, header
 
 def take(broker: redis.Redis, lane: Lane = Lane.interactive) -> UUID:
     """The job that a lane's oldest message names."""
-    message = cast("bytes", broker.rpop(lane.value))
+    _, message = cast("tuple[bytes, bytes]", broker.brpop([lane.value], timeout=10))
     return UUID(re.findall(r"[0-9a-f-]{36}", json.loads(message)["headers"]["argsrepr"])[0])
 
 
@@ -352,8 +348,10 @@ def test_id_and_trace_outlive_the_message(
     settings: Settings,
     database: Database,
     collector: Collector,
+    all_sent: AllSent,
 ) -> None:
     send(traced, session_id, headers={"X-Request-ID": "call-17", "traceparent": TRACEPARENT})
+    all_sent()
     broker.flushdb()
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")

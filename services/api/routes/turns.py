@@ -140,7 +140,7 @@ def _accept_sound(res: Resources, session: Session, body: TurnIn, upload: Upload
         # Sound that became no turn goes at once; where it cannot, it goes once its announcement is old.
         res.delete_sound([uri])
         raise
-    res.accepting.send(messages)
+    res.sending.send(messages)
     return accepted
 
 
