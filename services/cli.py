@@ -309,10 +309,10 @@ def bench_stages(
     turns: Annotated[int, typer.Option(min=1, help="Of which database and queue are counted.")] = 100,
 ) -> None:
     """What a turn costs in each stage, by the size of its batch, in Postgres and in Redis: for `tenor simulate`."""
-    from services.capacity.measure import measure
-
     command = f"tenor bench stages {' '.join(map(str, files))} --rounds {rounds} --turns {turns} --out {out}"
-    with _reported(), _err.status("Measuring ..."):
+    with _measuring():
+        from services.capacity.measure import measure
+
         measure(get_settings(), files, rounds, turns, command).save(out)
 
 

@@ -1,7 +1,7 @@
 """How a fleet of workers will do: its turns, lanes, threads and batches, event by event.
 
 Batches are made by the workers' own rules (`shared.dispatch`), and what a stage takes is what was measured. These
-things are simpler than life, and all but the last two make the foretold waits longer rather than shorter:
+things are simpler than life, and all but the last three make the foretold waits longer rather than shorter:
 
 - Turns come at random (Poisson), as those of many conversations that know nothing of one another do.
 - A fleet of more than `CELL` workers is reckoned as that many, with their part of the turns. They share one queue, and
@@ -9,6 +9,7 @@ things are simpler than life, and all but the last two make the foretold waits l
 - A stage that needs a GPU needs all of it.
 - Lengths of turns are log-normal. What fails, or waits for an earlier turn of its session, does not occur.
 - The database and the queue answer as fast as they did when the costs were measured.
+- Any number of turns may wait before a stage. A worker lets only so many in, and the others wait before the line.
 """
 
 import math
