@@ -462,7 +462,7 @@ def list_keys(
 
 @keys.command("revoke", epilog="Example: `tenor keys revoke 0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4`")
 def revoke_key(key_id: Annotated[UUID, typer.Argument(help="From `tenor keys list`.")]) -> None:
-    """Make a key invalid, at once and for good."""
+    """Make a key invalid, within a second and for good."""
     with _reported(), _database().transaction() as transaction:
         if not transaction.accounts.revoke_key(key_id):
             _err.print(f"there is no valid key {key_id}")

@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.accepting import Accepting, Arrival
 from services.api.auth import Keys
+from services.api.reading import Reading
 from services.api.sending import Sending
 from services.api.together import Together
 from shared.blobs import Blobs
@@ -47,6 +48,10 @@ class Resources:
     def written(self) -> Together[Arrival, AnalyzedTurn]:
         """Accepts turns without a recording."""
         return Together(self.accepting.accept)
+
+    @cached_property
+    def reading(self) -> Reading:
+        return Reading(self.database)
 
     @cached_property
     def keys(self) -> Keys:

@@ -65,11 +65,14 @@ class Accounts:
         )
         return result.one_or_none() is not None
 
-    def audit(self, key: ApiKey, action: str, session_id: UUID) -> None:
-        """Record that `key` did `action` on a session."""
-        self._connection.execute(
-            insert(audit_events).values(tenant_id=key.tenant_id, key_id=key.id, action=action, session_id=session_id)
-        )
+    def audit(self, action: str, *done: tuple[ApiKey, UUID]) -> None:
+        """Record that each key did `action` on a session."""
+        if done:
+            rows = [
+                {"tenant_id": key.tenant_id, "key_id": key.id, "action": action, "session_id": session_id}
+                for key, session_id in done
+            ]
+            self._connection.execute(insert(audit_events), rows)
 
     def audit_trail(self, session_id: UUID) -> list[AuditEvent]:
         """Everything recorded of a session, oldest first."""

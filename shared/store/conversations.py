@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, RowMapping, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, RowMapping, Select, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.conversation import Consent, NewTurn, Session, SpeakerRole, Turn
@@ -135,14 +135,18 @@ class Conversations:
 
     def turn(self, tenant_id: UUID, turn_id: UUID) -> AnalyzedTurn:
         """Raises TurnNotFound where the tenant has no such turn."""
-        row = (
-            self._connection.execute(_analyzed_turns().where(turns.c.id == turn_id, sessions.c.tenant_id == tenant_id))
-            .mappings()
-            .one_or_none()
-        )
-        if row is None:
-            raise TurnNotFound(f"there is no turn {turn_id}")
-        return _analyzed_turn(row)
+        (found,) = self.turns([(tenant_id, turn_id)])
+        if isinstance(found, TenorError):
+            raise found
+        return found
+
+    def turns(self, wanted: Sequence[tuple[UUID, UUID]]) -> list[AnalyzedTurn | TenorError]:
+        """Turns by their tenant and id; TurnNotFound in the place of one that the tenant has not."""
+        rows = self._connection.execute(
+            _analyzed_turns().where(tuple_(sessions.c.tenant_id, turns.c.id).in_(set(wanted)))
+        ).mappings()
+        found = {(row["tenant_id"], row["turn_id"]): _analyzed_turn(row) for row in rows}
+        return [found.get(its) or TurnNotFound(f"there is no turn {its[1]}") for its in wanted]
 
     def history(self, tenant_id: UUID, session_id: UUID, after_index: int, limit: int) -> Sequence[AnalyzedTurn]:
         """Up to `limit` turns whose index is above `after_index`, in order."""
@@ -242,7 +246,7 @@ def _refusal(turn: NewTurn, session: Row[Any] | None) -> TenorError | None:
 
 
 def _analyzed_turns() -> Select[Any]:
-    """Turns with their job, transcript and newest prediction; columns prefixed by their table's name."""
+    """Turns with their tenant, job, transcript and newest prediction; columns prefixed by their table's name."""
     newest = (
         select(predictions)
         .where(predictions.c.turn_id == turns.c.id)
@@ -253,7 +257,7 @@ def _analyzed_turns() -> Select[Any]:
     parts = {"turn": turns, "job": jobs, "transcript": transcripts, "prediction": newest}
     columns = [column.label(f"{prefix}_{column.name}") for prefix, part in parts.items() for column in part.c]
     return (
-        select(*columns)
+        select(*columns, sessions.c.tenant_id)
         .select_from(turns)
         .join(sessions, sessions.c.id == turns.c.session_id)
         .join(jobs, jobs.c.turn_id == turns.c.id)

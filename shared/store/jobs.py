@@ -395,6 +395,12 @@ class Jobs:
 
     # what is going on
 
+    def open(self, turn_ids: Collection[UUID]) -> set[UUID]:
+        """Those of the turns whose job has still to end."""
+        still = [status.value for status in OPEN]
+        found = select(jobs.c.turn_id).where(jobs.c.turn_id.in_(turn_ids), jobs.c.status.in_(still))
+        return set(self._connection.execute(found).scalars())
+
     def waiting(self) -> list[Waiting]:
         """What waits in each lane, counted up to a million; of bounded cost, however many jobs there are."""
         return [self._waiting(lane) for lane in Lane]

@@ -6,6 +6,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID, uuid4
@@ -101,6 +102,31 @@ def test_the_message_of_an_accepted_turn_carries_ids_only(
     assert message["headers"]["task"] == ANALYZE_TURN
     assert "secret" not in str(raw)
     assert "secret" not in message["headers"]["argsrepr"]
+
+
+def test_whoever_waits_for_a_turn_is_told_when_that_one_ends(
+    api: TestClient, session_id: str, settings: Settings, database: Database
+) -> None:
+    def post(session: str) -> str:
+        return api.post(f"/v1/sessions/{session}/turns", json={"text": "I waited an hour!"}).headers["Location"]
+
+    doomed = api.post("/v1/sessions", json={}).json()["id"]
+    ends, stays, goes = post(session_id), post(session_id), post(doomed)
+    with ThreadPoolExecutor(3) as threads:
+        told, untold, gone = (
+            threads.submit(api.get, location, params={"wait": seconds})
+            for location, seconds in ((ends, 30), (stays, 1), (goes, 30))
+        )
+        assert not wait({told, gone}, timeout=0.3).done
+        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+            connection.execute("UPDATE jobs SET status = 'failed' WHERE turn_id = %s", [ends.rpartition("/")[2]])
+        api.delete(f"/v1/sessions/{doomed}")
+        assert told.result(10).json()["status"] == "failed"
+        assert problem(gone.result(10)) == (404, "turn_not_found")
+        assert untold.result(10).json()["status"] == "queued"
+    with database.transaction() as transaction:
+        trail = [event.action for event in transaction.accounts.audit_trail(UUID(session_id))]
+    assert trail == ["turn.read"] * 2
 
 
 def test_history_is_ordered_and_paged(api: TestClient, session_id: str) -> None:

@@ -36,7 +36,7 @@ def read_session(session_id: UUID, res: Res, key: Reader) -> SessionOut:
 def delete_session(session_id: UUID, res: Res, key: Deleter) -> None:
     with res.database.transaction() as transaction:
         uris = transaction.conversations.delete_session(key.tenant_id, session_id)
-        transaction.accounts.audit(key, "session.delete", session_id)
+        transaction.accounts.audit("session.delete", (key, session_id))
     res.delete_sound(uris)
 
 
@@ -52,7 +52,7 @@ def read_history(
     with res.database.transaction() as transaction:
         transaction.conversations.session(key.tenant_id, session_id)
         found = transaction.conversations.history(key.tenant_id, session_id, after, limit + 1)
-        transaction.accounts.audit(key, "history.read", session_id)
+        transaction.accounts.audit("history.read", (key, session_id))
     page = [TurnOut.of(turn) for turn in found[:limit]]
     return HistoryOut(turns=page, next_cursor=_cursor(page[-1].index) if len(found) > limit else None)
 

@@ -1,6 +1,5 @@
 """Turns: accepted at once, analysed by the workers."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,8 +28,6 @@ from shared.tracing import traceparent
 router = APIRouter(prefix="/v1", tags=["turns"])
 
 _UPLOAD_PATIENCE = timedelta(hours=1)
-_FIRST_POLL_S = 0.02
-_LONGEST_POLL_S = 0.2
 _FIELDS = TurnIn.model_json_schema(ref_template="#/components/schemas/{model}")
 _FIELDS.pop("$defs")  # the answer's schema brings them into the components
 
@@ -86,29 +83,15 @@ async def read_turn(
     wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for the turn to be done")] = 0,
 ) -> TurnOut:
     deadline = time.monotonic() + wait
-    pause = _FIRST_POLL_S
-    found = await run_in_threadpool(_turn, res, key, turn_id)
-    while not found.job.ended and time.monotonic() < deadline and not await request.is_disconnected():
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.3, _LONGEST_POLL_S)
-        found = await run_in_threadpool(_turn, res, key, turn_id)
-    await run_in_threadpool(_audit, res, key, found.turn.session_id)
+    found = await res.reading.turn(key, turn_id)
+    if not found.job.ended and await res.reading.ended(turn_id, deadline, request.is_disconnected):
+        found = await res.reading.turn_again(key, turn_id)
     return TurnOut.of(found)
 
 
 def _session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
     with res.database.transaction() as transaction:
         return transaction.conversations.session(key.tenant_id, session_id)
-
-
-def _turn(res: Resources, key: ApiKey, turn_id: UUID) -> AnalyzedTurn:
-    with res.database.transaction() as transaction:
-        return transaction.conversations.turn(key.tenant_id, turn_id)
-
-
-def _audit(res: Resources, key: ApiKey, session_id: UUID) -> None:
-    with res.database.transaction() as transaction:
-        transaction.accounts.audit(key, "turn.read", session_id)
 
 
 def _written(res: Resources, key: ApiKey, session_id: UUID, body: TurnIn) -> Arrival:
