@@ -17,6 +17,8 @@ from sqlalchemy import (
     Connection,
     Row,
     RowMapping,
+    Select,
+    bindparam,
     delete,
     exists,
     extract,
@@ -51,6 +53,16 @@ from shared.store.tables import (
 
 _MOST_COUNTED = 1_000_000
 _REQUEST = (jobs.c.correlation_id, jobs.c.traceparent)
+
+
+def _writing_messages() -> Select[Any]:
+    task: ColumnElement[str] = bindparam("task", type_=outbox.c.task.type)
+    each = select(jobs.c.id, task, jobs.c.lane).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
+    written = insert(outbox).from_select(["job_id", "task", "queue"], each).returning(outbox).cte("written")
+    return select(written, *_REQUEST).join(jobs, jobs.c.id == written.c.job_id)
+
+
+_SEND = _writing_messages()  # made once, as that takes longer than to have it done
 
 
 class Jobs:
@@ -269,10 +281,8 @@ class Jobs:
 
     def _sent_for(self, job_ids: Collection[UUID], task: str) -> Sequence[Message]:
         """A message for each job, into its lane."""
-        each = select(jobs.c.id, literal(task), jobs.c.lane).where(jobs.c.id.in_(job_ids))
-        written = insert(outbox).from_select(["job_id", "task", "queue"], each).returning(outbox).cte("written")
-        messages = select(written, *_REQUEST).join(jobs, jobs.c.id == written.c.job_id)
-        return [Message.model_validate(row) for row in self._connection.execute(messages)]
+        rows = self._connection.execute(_SEND, {"task": task, "job_ids": list(job_ids)})
+        return [Message.model_validate(row) for row in rows]
 
     def _overdue(self, which: ColumnElement[bool], limit: int) -> list[Job]:
         rows = self._connection.execute(
