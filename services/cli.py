@@ -9,13 +9,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import UUID
 
 import typer
@@ -49,6 +49,8 @@ jobs = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Jobs
 app.add_typer(jobs, name="jobs")
 benchmarks = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Measure this Tenor on this machine.")
 app.add_typer(benchmarks, name="bench")
+
+Item = TypeVar("Item")
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -259,10 +261,12 @@ def bench_transcripts(
     output: Output = Format.table,
 ) -> None:
     """Word error rate and time per clip, against faster-whisper's defaults; for each language."""
-    with _measuring():
+    with _reported():
+        _need("bench")
         from services.bench import transcripts
 
-        figures = list(transcripts.transcripts(get_settings(), transcripts.read_manifest(manifest)))
+        clips = transcripts.read_manifest(manifest)
+        figures = list(transcripts.transcripts(get_settings(), _with_bar("Transcribing", clips, len(clips))))
     _show(figures, output)
 
 
@@ -716,14 +720,17 @@ def _with_progress(
     if text is not None:
         yield "--text", analyzer.text(text)
         return
+    for file, result in _with_bar("Analysing", analyzer.files(files), len(files)):
+        yield str(file), result
+
+
+def _with_bar(what: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    """The items, and a bar that shows how many have come."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet = len(files) < 2 or not _err.is_terminal
+    quiet = total < 2 or not _err.is_terminal
     # The rows on stdout are for programs: the bar must not catch them.
     with Progress(*columns, console=_err, disable=quiet, transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task("Analysing", total=len(files))
-        for file, result in analyzer.files(files):
-            progress.advance(task)
-            yield str(file), result
+        yield from progress.track(items, total, description=what)
 
 
 def results_table(rows: "list[Row]", conversation: bool = False) -> Table:
