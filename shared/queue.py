@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -89,31 +90,32 @@ class Queue:
 
     def __init__(self, broker_url: SecretStr) -> None:
         self._app = celery_app(broker_url)
-        # Else every request waits for seconds while the broker is away, and what it could not send is swept anyway.
+        # Else whoever sends waits for seconds while the broker is away, and what could not be sent is swept anyway.
         self._app.conf.broker_transport_options["max_retries"] = 0
 
     def send(self, messages: Sequence[Message]) -> bool:
         """Send messages, all in one go; whether the broker has them. Else some may have been sent, and none is sure."""
         try:
-            with self._app.producer_or_acquire() as producer, producer.batch():
+            # The spans end once the batch has left.
+            with self._app.producer_or_acquire() as producer, ExitStack() as spans, producer.batch():
                 for message in messages:
                     with about(correlation_id=message.correlation_id, job_id=message.job_id):
-                        self._send(message, producer)
+                        spans.enter_context(span("send", "PRODUCER", message.traceparent or "", lane=message.queue))
+                    self._send(message, producer)
         except _BROKER_ERRORS as error:
-            _log.warning("the queue took no message: %s", type(error).__name__)
+            _log.warning("%d messages are not surely sent: %s", len(messages), type(error).__name__)
             return False
         return True
 
     def _send(self, message: Message, producer: Producer) -> None:
-        with span("send", "PRODUCER", message.traceparent, lane=message.queue):
-            self._app.send_task(
-                message.task,
-                args=[str(message.job_id)],
-                task_id=str(message.id),
-                queue=message.queue,
-                producer=producer,
-                retry=False,
-            )
+        self._app.send_task(
+            message.task,
+            args=[str(message.job_id)],
+            task_id=str(message.id),
+            queue=message.queue,
+            producer=producer,
+            retry=False,
+        )
 
     def ping(self) -> None:
         """Raises Unavailable unless the broker answers."""

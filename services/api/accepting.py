@@ -40,7 +40,10 @@ class Accepting:
         self._lease = lease
 
     def accept(self, arrivals: Sequence[Arrival]) -> list[AnalyzedTurn | TenorError]:
-        """Store turns in one transaction and send for them; each one as it was stored, or why it cannot be."""
+        """Store turns in one transaction and send for them; each one as it was stored, or why it cannot be.
+
+        All of them wait while somebody deletes the session of one.
+        """
         with self._database.transaction() as transaction:
             stored, messages = self.store(transaction, arrivals)
         self._sending.send(messages)

@@ -43,13 +43,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        blobs = open_blobs(settings)
         database, queue = Database(settings.database_url), Queue(settings.broker_url)
         resources = Resources(
             settings=settings,
             database=database,
             queue=queue,
             sending=Sending(database, queue),
-            blobs=open_blobs(settings),
+            blobs=blobs,
         )
         app.state.resources = resources
         yield

@@ -27,11 +27,11 @@ class Keys:
         key, until = self._trusted.get(its, (None, 0.0))
         now = time.monotonic()
         if key is None or now >= until:
-            key = await self._read.do(clear_text)
+            key = await self._read.do(its)
             self._trusted[its] = key, now + TRUST_S
         return key
 
-    def _look_up(self, clear_texts: Sequence[str]) -> list[ApiKey | TenorError]:
+    def _look_up(self, hashes: Sequence[str]) -> list[ApiKey | TenorError]:
         with self._database.transaction() as transaction:
-            found = transaction.accounts.keys(clear_texts)
+            found = transaction.accounts.keys(hashes)
         return [key or Unauthenticated("the API key is unknown or was revoked") for key in found]

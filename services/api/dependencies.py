@@ -39,11 +39,6 @@ class Resources:
     def accepting(self) -> Accepting:
         return Accepting(self.database, self.sending, self.settings.lease)
 
-    def close(self) -> None:
-        """Let go of it all."""
-        self.sending.close()
-        self.database.close()
-
     @cached_property
     def written(self) -> Together[Arrival, AnalyzedTurn]:
         """Accepts turns without a recording."""
@@ -51,11 +46,18 @@ class Resources:
 
     @cached_property
     def reading(self) -> Reading:
+        """Reads turns, and waits for them."""
         return Reading(self.database)
 
     @cached_property
     def keys(self) -> Keys:
+        """Finds valid keys."""
         return Keys(self.database)
+
+    def close(self) -> None:
+        """Send what is not sent, and let go of it all."""
+        self.sending.close()
+        self.database.close()
 
     def delete_sound(self, uris: Sequence[str]) -> None:
         """Delete doomed blobs before the answer goes out. What cannot be deleted now, the sweeper deletes."""

@@ -32,11 +32,11 @@ class Reading:
         """As it is by now, for a request that read it before."""
         return await self._again.do((key, turn_id))
 
-    async def ended(self, turn_id: UUID, deadline: float, gone: Callable[[], Awaitable[bool]]) -> bool:
-        """Wait until a turn has ended, or is no more; False where that does not happen, or whoever asked is gone.
+    async def wait(self, turn_id: UUID, deadline: float, gone: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until a turn has ended or is no more.
 
         Args:
-            deadline: by the monotonic clock.
+            deadline: until when at most, by the monotonic clock.
             gone: whether nobody waits any more.
         """
         pause = _FIRST_LOOK_S
@@ -44,8 +44,7 @@ class Reading:
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, _LONGEST_PAUSE_S)
             if not await self._open.do(turn_id):
-                return True
-        return False
+                return
 
     def _read_and_audit(self, asked: Sequence[tuple[ApiKey, UUID]]) -> list[AnalyzedTurn | TenorError]:
         with self._database.transaction() as transaction:

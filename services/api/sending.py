@@ -9,7 +9,9 @@ from shared.domain.job import Message
 from shared.queue import Queue
 from shared.store.database import Database
 
-_PATIENCE_S = 5.0
+_MOST = 64
+"""Batches of turns whose messages are sent in one go."""
+_PATIENCE_S = 2.0
 """Longest that the end of the process waits for the last messages, which the sweeper would send too."""
 
 
@@ -36,7 +38,7 @@ class Sending:
         ending = False
         while not ending:
             some = [self._waiting.get()]
-            while not self._waiting.empty():
+            while len(some) < _MOST and not self._waiting.empty():
                 some.append(self._waiting.get())
             ending = None in some
             outbox.send([message for messages in some for message in messages or ()], self._database, self._queue)

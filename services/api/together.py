@@ -18,8 +18,6 @@ Result = TypeVar("Result")
 
 MOST = 64
 """Items that are done in one go."""
-AT_ONCE = 1
-"""Batches that are under way: while one waits for a server, the other has the interpreter."""
 
 
 class Together(Generic[Item, Result]):
@@ -45,22 +43,25 @@ class Together(Generic[Item, Result]):
         return await future
 
     async def _work(self) -> None:
-        while self._waiting:
-            some, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-            await self._do(some)
-        # Here and not once the task is done: what comes in between would wait for somebody who has left.
-        self._working = None
+        try:
+            while self._waiting:
+                some, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+                await self._do(some)
+        finally:
+            # Here and not once the task is done: what comes in between would wait for somebody who has left.
+            self._working = None
 
     async def _do(self, some: Sequence[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:
             results = await run_in_threadpool(self._run, [item for item, _ in some])
+            pairs = list(zip(some, results, strict=True))
         except Exception as error:
             if len(some) > 1 and not isinstance(error, TenorError):
                 for one in some:
                     await self._do([one])
                 return
-            results = [error] * len(some)
-        for (_, future), result in zip(some, results, strict=True):
+            pairs = [(one, error) for one in some]
+        for (_, future), result in pairs:
             _settle(future, result)
 
 

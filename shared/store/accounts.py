@@ -35,11 +35,10 @@ class Accounts:
 
     def key(self, clear_text: str) -> ApiKey | None:
         """The valid key that `clear_text` is, if any."""
-        return self.keys([clear_text])[0]
+        return self.keys([key_hash(clear_text)])[0]
 
-    def keys(self, clear_texts: Sequence[str]) -> list[ApiKey | None]:
-        """The valid key that each is, if any."""
-        hashes = [key_hash(clear_text) for clear_text in clear_texts]
+    def keys(self, hashes: Sequence[str]) -> list[ApiKey | None]:
+        """The valid key that each hash is of, if any."""
         rows = self._connection.execute(
             select(api_keys).where(api_keys.c.hash.in_(set(hashes)), api_keys.c.revoked_at.is_(None))
         )

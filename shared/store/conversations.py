@@ -133,13 +133,6 @@ class Conversations:
             for turn, answer in zip(new, answers, strict=True)
         ]
 
-    def turn(self, tenant_id: UUID, turn_id: UUID) -> AnalyzedTurn:
-        """Raises TurnNotFound where the tenant has no such turn."""
-        (found,) = self.turns([(tenant_id, turn_id)])
-        if isinstance(found, TenorError):
-            raise found
-        return found
-
     def turns(self, wanted: Sequence[tuple[UUID, UUID]]) -> list[AnalyzedTurn | TenorError]:
         """Turns by their tenant and id; TurnNotFound in the place of one that the tenant has not."""
         rows = self._connection.execute(

@@ -95,8 +95,13 @@ class Jobs:
         return [Message.model_validate(row) for row in rows]
 
     def sent(self, messages: Collection[Message]) -> None:
-        """The broker has them."""
-        self._connection.execute(delete(outbox).where(outbox.c.id.in_([message.id for message in messages])))
+        """The broker has them. Those that somebody else is sending or deleting are left to them."""
+        free = (
+            select(outbox.c.id)
+            .where(outbox.c.id.in_([message.id for message in messages]))
+            .with_for_update(skip_locked=True)
+        )
+        self._connection.execute(delete(outbox).where(outbox.c.id.in_(free)))
 
     # a worker's way
 

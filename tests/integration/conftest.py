@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -7,12 +8,20 @@ from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from shared.domain.access import KeyRole
+from shared.domain.history import AnalyzedTurn
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.conftest import wait_for
 
 MakeKey = Callable[[str, KeyRole], str]
 AllSent = Callable[[], None]
+
+
+def read_turn(database: Database, tenant_id: UUID, turn_id: UUID) -> AnalyzedTurn:
+    with database.transaction() as transaction:
+        (found,) = transaction.conversations.turns([(tenant_id, turn_id)])
+    assert isinstance(found, AnalyzedTurn)
+    return found
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import logging
 import re
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID, uuid4
@@ -21,6 +22,7 @@ from services.api.app import create_app
 from services.api.auth import TRUST_S
 from shared.blobs import BlobFolder
 from shared.domain.access import KeyRole
+from shared.domain.job import Message
 from shared.queue import ANALYZE_TURN
 from shared.settings import Settings
 from shared.store.database import Database
@@ -362,10 +364,28 @@ def test_health_and_readiness(api: TestClient, settings: Settings) -> None:
         assert client.get("/healthz").status_code == 200
 
 
-def test_a_turn_is_accepted_while_the_queue_is_away(api: TestClient, session_id: str, settings: Settings) -> None:
+def unsent(database: Database) -> Sequence[Message]:
+    with database.transaction() as transaction:
+        return transaction.jobs.unsent(timedelta(0))
+
+
+def test_a_turn_is_accepted_while_the_queue_is_away_and_waits_for_the_sweeper(
+    api: TestClient, session_id: str, settings: Settings, database: Database
+) -> None:
     away = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
     with TestClient(create_app(away), headers=dict(api.headers)) as client:
         assert client.post(f"/v1/sessions/{session_id}/turns", json={"text": "x"}).status_code == 202
+    assert len(unsent(database)) == 1
+
+
+def test_what_was_accepted_is_sent_before_the_api_ends(
+    api: TestClient, session_id: str, settings: Settings, database: Database, broker: redis.Redis
+) -> None:
+    with TestClient(create_app(settings), headers=dict(api.headers)) as client:
+        for _ in range(20):
+            client.post(f"/v1/sessions/{session_id}/turns", json={"text": "x"})
+    assert broker.llen("interactive") == 20
+    assert not unsent(database)
 
 
 def test_the_openapi_document_describes_both_ways_to_send_a_turn(api: TestClient) -> None:

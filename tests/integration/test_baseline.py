@@ -24,6 +24,7 @@ from shared.errors import AudioUndecodable
 from shared.queue import ANALYZE_TURN
 from shared.settings import Settings
 from shared.store.database import Database
+from tests.integration.conftest import read_turn
 from tests.integration.test_jobs import READING
 
 LEASE = timedelta(seconds=30)
@@ -161,8 +162,7 @@ def test_only_the_newest_turns_are_read_against(house: House) -> None:
     spoken = [house.say(session) for _ in range(LONGEST_BASELINE + 3)]
     read = [house.done(job) for job in spoken]
     assert read[-1].earlier == turn_ids(*spoken[2:-1])
-    with house.database.transaction() as transaction:
-        prediction = transaction.conversations.turn(house.tenant_id, spoken[-1].turn_id).prediction
+    prediction = read_turn(house.database, house.tenant_id, spoken[-1].turn_id).prediction
     assert prediction is not None
     assert prediction.baseline_turns == LONGEST_BASELINE
 

@@ -30,7 +30,7 @@ from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.conftest import wait_for
-from tests.integration.conftest import AllSent
+from tests.integration.conftest import AllSent, read_turn
 from tests.sounds import riff, tone, wav
 from tests.unit.tiny import write_bundle
 from workers.bulk import BulkThread
@@ -88,8 +88,8 @@ def send(api: TestClient, session_id: str, database: Database) -> Send:
         assert response.status_code == 202, response.text
         with database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant("acme")
-            job = transaction.conversations.turn(tenant_id, UUID(response.json()["id"])).job
-        return response.headers["Location"], job.id
+        turn = read_turn(database, tenant_id, UUID(response.json()["id"]))
+        return response.headers["Location"], turn.job.id
 
     return send
 

@@ -17,17 +17,19 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url
 
 from shared.blobs import BlobFolder, new_uri
+from shared.domain.access import KeyRole, key_hash
 from shared.domain.conversation import Consent, NewTurn, Recording, SpeakerRole, Turn
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Job, JobStatus, Lane, NewJob
 from shared.domain.transcript import Transcript
-from shared.errors import AudioUndecodable, SessionNotFound, TenorError, Unavailable, WrongJobStatus
+from shared.errors import AudioUndecodable, SessionNotFound, TenorError, TurnNotFound, Unavailable, WrongJobStatus
 from shared.queue import ANALYZE_TURN, Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from shared.store.tables import metadata
 from tests.conftest import wait_for
+from tests.integration.conftest import read_turn
 from workers.sweeper import Sweeper
 
 LEASE = timedelta(seconds=30)
@@ -84,8 +86,7 @@ def succeed(database: Database, job: Job, bundle_id: str = "bundle") -> bool:
 
 
 def read(database: Database, tenant_id: UUID, job: Job) -> AnalyzedTurn:
-    with database.transaction() as transaction:
-        return transaction.conversations.turn(tenant_id, job.turn_id)
+    return read_turn(database, tenant_id, job.turn_id)
 
 
 def sweep(database: Database, max_attempts: int = 5) -> int:
@@ -296,8 +297,8 @@ def test_a_turn_deleted_while_it_is_analysed_leaves_nothing(
 ) -> None:
     job = claim(database, add_turn())
     assert job is not None
+    session_id = read(database, tenant_id, job).turn.session_id
     with database.transaction() as transaction:
-        session_id = transaction.conversations.turn(tenant_id, job.turn_id).turn.session_id
         transaction.conversations.delete_session(tenant_id, session_id)
     assert not succeed(database, job)
 
@@ -414,6 +415,41 @@ def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
 @pytest.fixture
 def sweeper(settings: Settings, database: Database) -> Sweeper:
     return Sweeper(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), "bundle")
+
+
+def test_whoever_strikes_off_does_not_wait_for_a_sweeper_at_the_same_messages(
+    database: Database, add_turn: AddTurn
+) -> None:
+    add_turn()
+    with database.transaction() as sweeping:
+        messages = sweeping.jobs.unsent(NO_TIME)
+        with database.transaction() as transaction:
+            transaction.jobs.sent(messages)
+        sweeping.jobs.sent(messages)
+    with database.transaction() as transaction:
+        assert not transaction.jobs.unsent(NO_TIME)
+
+
+def test_turns_that_are_read_together_are_each_their_own_tenants(
+    database: Database, tenant_id: UUID, add_turn: AddTurn
+) -> None:
+    mine = add_turn()
+    with database.transaction() as transaction:
+        stranger = transaction.accounts.ensure_tenant("globex")
+        found, hidden = transaction.conversations.turns([(tenant_id, mine.turn_id), (stranger, mine.turn_id)])
+    assert isinstance(found, AnalyzedTurn)
+    assert found.job.id == mine.id
+    assert isinstance(hidden, TurnNotFound)
+
+
+def test_keys_that_are_looked_up_together_are_each_valid_or_not(database: Database, tenant_id: UUID) -> None:
+    with database.transaction() as transaction:
+        valid, revoked = (transaction.accounts.create_key(tenant_id, name, KeyRole.reader) for name in ("one", "two"))
+        found = transaction.accounts.key(revoked)
+        assert found is not None
+        transaction.accounts.revoke_key(found.id)
+        keys = transaction.accounts.keys([key_hash(clear) for clear in (revoked, valid, "tnr_unknown")])
+    assert [key and key.name for key in keys] == [None, "one", None]
 
 
 def test_the_sweeper_sends_what_the_api_could_not(

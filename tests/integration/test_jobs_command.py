@@ -16,6 +16,7 @@ from shared.errors import TenorError
 from shared.queue import ANALYZE_TURN
 from shared.settings import Settings, get_settings
 from shared.store.database import Database
+from tests.integration.conftest import read_turn
 
 LEASE = timedelta(seconds=30)
 AddJob = Callable[..., Job]
@@ -52,7 +53,8 @@ def add_job(database: Database) -> AddJob:
 
 def read(database: Database, job: Job, tenant: str = "acme") -> AnalyzedTurn:
     with database.transaction() as transaction:
-        return transaction.conversations.turn(transaction.accounts.ensure_tenant(tenant), job.turn_id)
+        tenant_id = transaction.accounts.ensure_tenant(tenant)
+    return read_turn(database, tenant_id, job.turn_id)
 
 
 def listed(tenor: Tenor, *arguments: str) -> set[UUID]:

@@ -92,7 +92,8 @@ def send(api: TestClient, session_id: str, lane: Lane = Lane.interactive, header
 
 def take(broker: redis.Redis, lane: Lane = Lane.interactive) -> UUID:
     """The job that a lane's oldest message names."""
-    _, message = cast("tuple[bytes, bytes]", broker.brpop([lane.value], timeout=10))
+    wait_for(lambda: bool(broker.exists(lane.value)))
+    message = cast("bytes", broker.rpop(lane.value))
     return UUID(re.findall(r"[0-9a-f-]{36}", json.loads(message)["headers"]["argsrepr"])[0])
 
 

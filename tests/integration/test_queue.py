@@ -111,6 +111,15 @@ def tls_url(settings: Settings, tls_port: int) -> UrlOf:
     return lambda options: SecretStr(f"rediss://localhost:{tls_port}/{address(settings)[1]}{options}")
 
 
+def test_what_the_broker_refuses_counts_as_unsent_and_what_follows_is_sent(settings: Settings) -> None:
+    queue, broker = Queue(settings.broker_url), plain(settings)
+    broker.set(Lane.interactive.value, "no list of messages")
+    assert not queue.send([message(), message()])
+    broker.delete(Lane.interactive.value)
+    assert queue.send([message(), message()])
+    assert broker.llen(Lane.interactive.value) == 2
+
+
 def test_a_broker_behind_tls_is_trusted_by_its_authority(
     settings: Settings, authority: trustme.CA, tls_url: UrlOf, tmp_path: Path
 ) -> None:

@@ -84,7 +84,8 @@ async def read_turn(
 ) -> TurnOut:
     deadline = time.monotonic() + wait
     found = await res.reading.turn(key, turn_id)
-    if not found.job.ended and await res.reading.ended(turn_id, deadline, request.is_disconnected):
+    if wait and not found.job.ended:
+        await res.reading.wait(turn_id, deadline, request.is_disconnected)
         found = await res.reading.turn_again(key, turn_id)
     return TurnOut.of(found)
 
