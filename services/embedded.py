@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import secrets
 import socket
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ with warnings.catch_warnings():
 
 _DATABASE = "tenor"
 _ADDRESSES = "embedded.json"
+_PORTS = range(20_000, 32_000, 2)
 _log = logging.getLogger(__name__)
 
 
@@ -158,10 +160,16 @@ def _lives(pid: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, and neither on the next one.
+
+    It is none of those that the system gives to whoever asks for any, so it is still free some seconds later.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as next_one:
+            one.bind(("", port))
+            next_one.bind(("", port + 1))
+            return port
 
 
 def find_process(pidfile: Path, word: str) -> psutil.Process | None:
