@@ -14,6 +14,7 @@ import os
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -47,7 +48,7 @@ STRETCH_S = 10.0
 MARGIN_S = 3
 """Silence after the stretch within a short window, at least; less than a second more makes it whole seconds."""
 MOST_WINDOWS = 16
-"""That go through the model at once."""
+"""That go through a worker of the model at once."""
 TIMESTAMP_S = 0.02
 MAX_FIRST_TIMESTAMP = 50
 """A second: Whisper's own limit for the first timestamp."""
@@ -153,10 +154,11 @@ class Decoded:
 
 
 class Transcriber:
-    """A Whisper model in memory. Threads may share it; on the CPU one call already uses up to four cores."""
+    """A Whisper model in memory, which threads may share. A call with several clips uses all of the model's workers."""
 
     def __init__(self, whisper: WhisperModel) -> None:
         self._whisper = whisper
+        self._workers = ThreadPoolExecutor(whisper.model.num_workers, "transcriber")
         self._tokenizer = lru_cache(maxsize=None)(self._make_tokenizer)
 
     @classmethod
@@ -174,13 +176,14 @@ class Transcriber:
         if device == "auto":
             device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = min(4, cores)
+        # A second thread hardly makes a short window faster, and two windows at once take little longer than one.
+        threads = max(1, min(4, cores // 2))
         whisper = WhisperModel(
             str(folder),
             device=device,
             compute_type=_compute_type(compute, device),
             cpu_threads=threads,
-            num_workers=max(1, cores // threads),
+            num_workers=cores // threads if device == "cpu" else 1,
         )
         # Its folder need not say how many bands it hears: 80, or 128 from large-v3 on.
         whisper.feature_extractor = FeatureExtractor(feature_size=whisper.model.n_mels)
@@ -248,7 +251,7 @@ class Transcriber:
             rows = np.array(encoded.to(ctranslate2.DataType.float32))
             return [Window(stretch, full, row) for stretch, row in zip(alike, rows, strict=True)]
 
-        return _together(stretches, lambda stretch: stretch.seconds, encode)
+        return self._together(stretches, lambda stretch: stretch.seconds, encode)
 
     def _features(self, sound: Samples, seconds: int) -> NDArray[np.float32]:
         # Padded as sound, not as features: zeros among the features are a hum that the decoder stumbles over.
@@ -279,7 +282,7 @@ class Transcriber:
             likeliest = [candidates[0] for candidates in self._whisper.model.detect_language(_storage(alike))]
             return [(token.strip("<|>"), probability) for token, probability in likeliest]
 
-        return _together(windows, lambda window: window.kind, detect)
+        return self._together(windows, lambda window: window.kind, detect)
 
     def _segments(self, windows: list[Window], languages: Sequence[str]) -> list[list[Segment]]:
         windows, decoded = self._decode(windows, languages)
@@ -325,7 +328,7 @@ class Transcriber:
             room = budget - len(prompts[0])
             return [_decoded(result, tokenizer, room) for result, tokenizer in zip(results, tokenizers, strict=True)]
 
-        return _together(list(zip(windows, languages, strict=True)), lambda item: item[0].kind, generate)
+        return self._together(list(zip(windows, languages, strict=True)), lambda item: item[0].kind, generate)
 
     def _align(
         self, windows: Sequence[Window], languages: Sequence[str], parts: Sequence[Sequence[tuple[Span, list[int]]]]
@@ -347,8 +350,26 @@ class Transcriber:
             return [list(_words(*of)) for of in zip(found, texts, spans, strict=True)]
 
         spoken = [place for place, own in enumerate(parts) if own]
-        timed = _together(spoken, lambda place: (languages[place], windows[place].kind), align)
+        timed = self._together(spoken, lambda place: (languages[place], windows[place].kind), align)
         return _replaced([[] for _ in windows], spoken, timed)
+
+    def _together(
+        self, items: Sequence[Item], kind: Callable[[Item], Hashable], run: Callable[[Sequence[Item]], list[Result]]
+    ) -> list[Result]:
+        """Run items of one kind together, at most `MOST_WINDOWS` and no more than leaves something for each worker.
+
+        The results are in the items' order.
+        """
+        kinds: dict[Hashable, list[int]] = defaultdict(list)
+        for place, item in enumerate(items):
+            kinds[kind(item)].append(place)
+        most = max(1, min(MOST_WINDOWS, -(-len(items) // self._whisper.model.num_workers)))
+        batches = [places[first : first + most] for places in kinds.values() for first in range(0, len(places), most)]
+        ran = self._workers.map(lambda places: run([items[place] for place in places]), batches)
+        results: dict[int, Result] = {}
+        for places, own in zip(batches, ran, strict=True):
+            results |= zip(places, own, strict=True)
+        return [results[place] for place in range(len(items))]
 
     def _make_tokenizer(self, language: str) -> Tokenizer:
         multilingual = self._whisper.model.is_multilingual
@@ -379,21 +400,6 @@ def _compute_type(configured: str, device: str) -> str:
             f"use auto or one of {', '.join(sorted(supported))}"
         )
     return configured
-
-
-def _together(
-    items: Sequence[Item], kind: Callable[[Item], Hashable], run: Callable[[Sequence[Item]], list[Result]]
-) -> list[Result]:
-    """Run items of one kind together, at most `MOST_WINDOWS`; the results in the items' order."""
-    kinds: dict[Hashable, list[int]] = defaultdict(list)
-    for place, item in enumerate(items):
-        kinds[kind(item)].append(place)
-    results: dict[int, Result] = {}
-    for places in kinds.values():
-        for first in range(0, len(places), MOST_WINDOWS):
-            some = places[first : first + MOST_WINDOWS]
-            results |= zip(some, run([items[place] for place in some]), strict=True)
-    return [results[place] for place in range(len(items))]
 
 
 def _replaced(items: Sequence[Item], places: Sequence[int], others: Sequence[Item]) -> list[Item]:
