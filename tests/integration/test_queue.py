@@ -27,10 +27,6 @@ def message() -> Message:
     return Message(id=uuid4(), task=ANALYZE_TURN, job_id=uuid4(), queue=Lane.interactive.value)
 
 
-def plain(settings: Settings) -> redis.Redis:
-    return redis.Redis.from_url(settings.broker_url.get_secret_value())
-
-
 def address(settings: Settings) -> tuple[str, str]:
     """Port and database of the broker."""
     port, database = settings.broker_url.get_secret_value().rpartition(":")[2].split("/")
@@ -56,14 +52,16 @@ def answers(port: int) -> bool:
     return False
 
 
-def test_the_broker_is_found_through_any_sentinel_that_answers(settings: Settings, sentinel: int) -> None:
+def test_the_broker_is_found_through_any_sentinel_that_answers(
+    settings: Settings, sentinel: int, broker: redis.Redis
+) -> None:
     database = address(settings)[1]
     hosts = [f"sentinel://127.0.0.1:{port}/{database}" for port in (free_port(), sentinel)]
     queue = Queue(SecretStr(f"{';'.join(hosts)}?master_name=tenor"))
     queue.ping()
     sent = message()
     assert queue.send([sent])
-    assert plain(settings).llen(Lane.interactive.value) == 1
+    assert broker.llen(Lane.interactive.value) == 1
 
 
 def test_a_master_that_no_sentinel_knows_is_a_clear_error(sentinel: int) -> None:
@@ -111,8 +109,10 @@ def tls_url(settings: Settings, tls_port: int) -> UrlOf:
     return lambda options: SecretStr(f"rediss://localhost:{tls_port}/{address(settings)[1]}{options}")
 
 
-def test_what_the_broker_refuses_counts_as_unsent_and_what_follows_is_sent(settings: Settings) -> None:
-    queue, broker = Queue(settings.broker_url), plain(settings)
+def test_what_the_broker_refuses_counts_as_unsent_and_what_follows_is_sent(
+    settings: Settings, broker: redis.Redis
+) -> None:
+    queue = Queue(settings.broker_url)
     broker.set(Lane.interactive.value, "no list of messages")
     assert not queue.send([message(), message()])
     broker.delete(Lane.interactive.value)
@@ -121,21 +121,21 @@ def test_what_the_broker_refuses_counts_as_unsent_and_what_follows_is_sent(setti
 
 
 def test_a_broker_behind_tls_is_trusted_by_its_authority(
-    settings: Settings, authority: trustme.CA, tls_url: UrlOf, tmp_path: Path
+    authority: trustme.CA, tls_url: UrlOf, tmp_path: Path, broker: redis.Redis
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     queue = Queue(tls_url(f"?ssl_ca_certs={tmp_path / 'ca.pem'}"))
     queue.ping()
     sent = message()
     assert queue.send([sent])
-    assert plain(settings).llen(Lane.interactive.value) == 1
+    assert broker.llen(Lane.interactive.value) == 1
 
 
-def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(settings: Settings, tls_url: UrlOf) -> None:
+def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url: UrlOf, broker: redis.Redis) -> None:
     with pytest.raises(Unavailable):
         Queue(tls_url("")).ping()
     assert not Queue(tls_url("")).send([message()])
-    assert plain(settings).llen(Lane.interactive.value) == 0
+    assert broker.llen(Lane.interactive.value) == 0
     Queue(tls_url("?ssl_cert_reqs=none")).ping()
 
 
