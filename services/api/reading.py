@@ -30,7 +30,7 @@ class Reading:
 
     async def turn_again(self, key: ApiKey, turn_id: UUID) -> AnalyzedTurn:
         """As it is by now, for a request that read it before."""
-        return await self._again.do((key, turn_id))
+        return await self._again.do((key.tenant_id, turn_id))
 
     async def wait(self, turn_id: UUID, deadline: float, gone: Callable[[], Awaitable[bool]]) -> None:
         """Wait until a turn has ended or is no more.
@@ -57,9 +57,9 @@ class Reading:
             transaction.accounts.audit("turn.read", *read)
         return found
 
-    def _read(self, asked: Sequence[tuple[ApiKey, UUID]]) -> list[AnalyzedTurn | TenorError]:
+    def _read(self, wanted: Sequence[tuple[UUID, UUID]]) -> list[AnalyzedTurn | TenorError]:
         with self._database.transaction() as transaction:
-            return transaction.conversations.turns([(key.tenant_id, turn_id) for key, turn_id in asked])
+            return transaction.conversations.turns(wanted)
 
     def _look(self, turn_ids: Sequence[UUID]) -> list[bool]:
         with self._database.transaction() as transaction:
