@@ -531,10 +531,9 @@ def retry_jobs(
     """
     if bool(job_ids) == every:
         raise typer.BadParameter("give either JOB... or --all", param_hint="JOB...")
-    from shared.queue import ANALYZE_TURN
 
     def requeue(transaction: Transaction, job: ListedJob) -> None:
-        transaction.jobs.requeue(job, task=ANALYZE_TURN, lease=get_settings().lease)
+        transaction.jobs.requeue(job, lease=get_settings().lease)
 
     _each_job(job_ids, tenant, requeue, output)
 
@@ -549,11 +548,10 @@ def drop_jobs(
 
     Their turns stay, `failed` with `job_dropped`, and those that waited for them go on.
     """
-    from shared.queue import ANALYZE_TURN
 
     def drop(transaction: Transaction, job: ListedJob) -> None:
         transaction.jobs.drop(job)
-        transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=get_settings().lease)
+        transaction.jobs.release(job.turn_id, lease=get_settings().lease)
 
     _each_job(job_ids, tenant, drop, output)
 

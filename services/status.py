@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pydantic import BaseModel
 from rich.table import Table
 
-from shared.domain.job import JobCount, JobStatus, Lane, Waiting, Worker
+from shared.domain.job import TURN_LANES, JobCount, JobStatus, Lane, Waiting, Worker
 from shared.errors import Unavailable
 from shared.queue import Queue
 from shared.settings import Settings
@@ -84,6 +84,7 @@ def _stored(database: Database, settings: Settings) -> Stored:
     migration = database.revision()
     with database.transaction() as transaction:
         counts = transaction.jobs.counts()
+        turns = [count for count in counts if count.lane in TURN_LANES]
         return Stored(
             migration=migration,
             workers_alive=transaction.jobs.workers(seen_within=settings.lease),
@@ -91,8 +92,8 @@ def _stored(database: Database, settings: Settings) -> Stored:
             waiting=transaction.jobs.waiting(),
             jobs=counts,
             quarantined=sum(count.jobs for count in counts if count.status is JobStatus.quarantined),
-            turns_last_minute=sum(count.last_minute for count in counts),
-            turns_last_hour=sum(count.last_hour for count in counts),
+            turns_last_minute=sum(count.last_minute for count in turns),
+            turns_last_hour=sum(count.last_hour for count in turns),
         )
 
 
@@ -116,13 +117,13 @@ def _workers(workers: Sequence[Worker]) -> Table:
     table = Table("worker", "host", "device", "bundle", "last seen")
     for worker in workers:
         seen = f"{worker.unseen_s:.0f} s ago"
-        table.add_row(str(worker.id)[:8], worker.host or "", worker.device or "", worker.bundle_id[:20], seen)
+        table.add_row(str(worker.id)[:8], worker.host or "", worker.device or "", (worker.bundle_id or "")[:20], seen)
     return table
 
 
 def _jobs(stored: Stored) -> Table:
     """A row for each status, a column for each lane, which fits a narrow terminal."""
-    table = Table("turns", *(waiting.lane.value for waiting in stored.waiting))
+    table = Table("jobs", *(waiting.lane.value for waiting in stored.waiting))
     counted = {(count.lane, count.status): count.jobs for count in stored.jobs}
     for status in JobStatus:
         table.add_row(status.value, *(str(counted.get((waiting.lane, status), 0)) for waiting in stored.waiting))

@@ -20,7 +20,6 @@ from shared.errors import Unavailable
 from shared.telemetry import about
 from shared.tracing import span
 
-ANALYZE_TURN = "analyze_turn"
 STANDIN, STANDIN_DONE = "standin", "standin_done"
 """A benchmark's task, and the broker's key under which it counts."""
 # On the nameless exchange, whose routes are not stored in the broker: a flushed broker can be sent to at once.

@@ -10,6 +10,7 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.domain.job import Lane
 from shared.errors import SetupError
 
 
@@ -94,8 +95,13 @@ class Settings(BaseSettings):
         default="auto", description="of pretrained encoders; auto: float32 on the CPU, half as many bits on cuda"
     )
     compile: bool = Field(default=False, description="compile pretrained encoders: a slower start, faster turns")
-    worker_threads: int = Field(default=4, ge=1, description="interactive turns that a worker has in hand at once")
-    bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise; 0: it takes none")
+    worker_threads: int = Field(
+        default=4, ge=0, description="interactive turns that a worker has in hand at once; 0: it takes none"
+    )
+    bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise")
+    ingest_threads: int = Field(default=1, ge=0, description="long recordings that are cut into turns, likewise")
+    delivery_threads: int = Field(default=2, ge=0, description="events that others are told of, likewise")
+    maintenance_threads: int = Field(default=1, ge=0, description="threads that delete what must go; 0: others' do")
     batches: Batches = Batches()
     courtesy_s: float = Field(
         default=1.0, ge=0, description="longest that a bulk turn stands back before each stage for interactive ones"
@@ -124,6 +130,18 @@ class Settings(BaseSettings):
     quarantine_days: float = Field(
         default=7, ge=0, description="how long the sound of a quarantined turn waits for a person, without consent"
     )
+
+    @property
+    def threads(self) -> dict[Lane, int]:
+        """How many jobs of each lane a worker has in hand at once, for those lanes of which it takes any."""
+        threads = {
+            Lane.interactive: self.worker_threads,
+            Lane.bulk: self.bulk_threads,
+            Lane.ingest: self.ingest_threads,
+            Lane.delivery: self.delivery_threads,
+            Lane.maintenance: self.maintenance_threads,
+        }
+        return {lane: count for lane, count in threads.items() if count}
 
     @property
     def lease(self) -> timedelta:
@@ -175,6 +193,12 @@ class Settings(BaseSettings):
         if url and not re.match("https?://[^/]+", url):
             raise ValueError("should begin with http:// or https://, as http://collector:4318")
         return url
+
+    @model_validator(mode="after")
+    def _takes_something(self) -> Self:
+        if not self.threads:
+            raise ValueError("TENOR_..._THREADS are all 0: a worker needs a thread for one lane at least")
+        return self
 
     @model_validator(mode="after")
     def _one_whisper(self) -> Self:

@@ -29,8 +29,8 @@ STAGE_SECONDS = Histogram(
 QUEUE_WAIT = Histogram(
     "tenor_queue_wait_seconds", "From a turn's acceptance until a worker took it up.", ["lane"], buckets=SECONDS
 )
-JOBS = Counter("tenor_jobs_total", "Attempts at a job, by how they ended.", ["outcome"])
-JOB_SECONDS = Histogram("tenor_job_seconds", "An attempt at a job, from claim to end.", buckets=SECONDS)
+JOBS = Counter("tenor_jobs_total", "Attempts at a job, by how they ended.", ["lane", "outcome"])
+JOB_SECONDS = Histogram("tenor_job_seconds", "An attempt at a job, from claim to end.", ["lane"], buckets=SECONDS)
 
 _ids: ContextVar[Mapping[str, str]] = ContextVar("ids", default=MappingProxyType({}))
 

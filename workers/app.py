@@ -1,6 +1,7 @@
-"""The worker process: models loaded once, then Celery's thread pool, one thread a task, and the bulk lane's threads."""
+"""The worker process: models loaded once, then Celery's thread pool for one lane, and the other lanes' threads."""
 
 import gc
+from typing import Any
 from uuid import UUID
 
 import torch
@@ -8,25 +9,27 @@ from celery import Celery
 from celery.exceptions import Reject
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
-from shared.blobs import open_blobs
-from shared.domain.job import Lane
-from shared.modeling.pipeline import load_pipeline
-from shared.queue import ANALYZE_TURN, Queue, celery_app
+from shared.blobs import Blobs, open_blobs
+from shared.domain.job import TURN_LANES, Lane
+from shared.modeling.pipeline import Pipeline, load_pipeline
+from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
 from shared.telemetry import serve_metrics
 from shared.tracing import start_tracing, stop_tracing
-from workers.bulk import BulkThread
-from workers.engine import Engine
+from workers.engine import Engine, Task
+from workers.lane import LaneThread
 from workers.lifetime import Lifetime
 from workers.stages import Stages
 from workers.sweeper import Sweeper
+from workers.tasks.analyze_turn import AnalyzeTurn
+from workers.tasks.delete_sound import DeleteSound
 
 
 def run(settings: Settings) -> None:
     """Load the models, then work until SIGTERM or Ctrl-C; see `Lifetime` for how it ends.
 
-    Prefork is never used: CUDA does not survive a fork.
+    Models are loaded where turns are taken. Prefork is never used: CUDA does not survive a fork.
 
     Raises:
         SetupError: the tables are an earlier version's, the models cannot be loaded, what a setting asks for is not
@@ -34,30 +37,29 @@ def run(settings: Settings) -> None:
         Unavailable: Postgres or the store of recordings cannot be reached.
     """
     start_tracing(settings, "tenor-worker")
-    database = Database(settings.database_url, pool_size=settings.worker_threads + settings.bulk_threads + 2)
+    database = Database(settings.database_url, pool_size=sum(settings.threads.values()) + 2)
     database.check_tables()
     blobs = open_blobs(settings)
     blobs.check()
-    pipeline = load_pipeline(settings)
-    pipeline.warm_up()
-    # What is there by now stays. To look through it for garbage would hold all threads up for a third of a second.
-    gc.collect()
-    gc.freeze()
+    pipeline = _loaded(settings) if settings.threads.keys() & TURN_LANES else None
     if settings.metrics_port is not None:
         serve_metrics(settings.metrics_port)
     queue = Queue(settings.broker_url)
-    engine = Engine(settings, database, queue, blobs, pipeline, Stages(pipeline, settings.batches, settings.courtesy_s))
-    sweeper = Sweeper(settings, database, queue, blobs, pipeline.bundle.id, _device(settings), held=lambda: engine.held)
+    engine = Engine(settings, database, queue, _tasks(settings, database, blobs, pipeline))
+    bundle_id = None if pipeline is None else pipeline.bundle.id
+    sweeper = Sweeper(settings, database, queue, bundle_id, _device(settings), held=lambda: engine.held)
     app = celery_app(settings.broker_url)
     register(app, engine)
-    bulk = [BulkThread(app, engine.run) for _ in range(settings.bulk_threads)]
-    lifetime = Lifetime(settings, engine, bulk, leave=sweeper.stop)
-    for begins in (sweeper, lifetime, *bulk):
+    # Its pool serves the first lane of which anything is taken, and ends the process.
+    (first, concurrency), *others = settings.threads.items()
+    lanes = [LaneThread(app, lane, engine.run) for lane, count in others for _ in range(count)]
+    lifetime = Lifetime(settings, engine, lanes, leave=sweeper.stop)
+    for begins in (sweeper, lifetime, *lanes):
         worker_ready.connect(lambda begins=begins, **_: begins.start(), weak=False)
     for ends in (worker_shutting_down, worker_shutdown):
         ends.connect(lambda **_: lifetime.end(), weak=False)
     # Celery waits for its own threads, and ends the process then.
-    for thread in bulk:
+    for thread in lanes:
         worker_shutdown.connect(lambda thread=thread, **_: thread.join(), weak=False)
     worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
     worker_shutdown.connect(lambda **_: stop_tracing(), weak=False)
@@ -66,8 +68,8 @@ def run(settings: Settings) -> None:
             "--quiet",  # else it prints a banner among the logs
             "worker",
             "--pool=threads",
-            f"--concurrency={settings.worker_threads}",
-            f"--queues={Lane.interactive.value}",
+            f"--concurrency={concurrency}",
+            f"--queues={first.value}",
             "--without-gossip",
             "--without-mingle",
             "--without-heartbeat",
@@ -79,10 +81,29 @@ def run(settings: Settings) -> None:
 def register(app: Celery, engine: Engine) -> None:
     """The tasks. Their arguments are ids, nothing else."""
 
-    @app.task(name=ANALYZE_TURN)
-    def analyze_turn(job_id: str) -> None:
+    def do(job_id: str) -> None:
         if not engine.run(UUID(job_id)):
             raise Reject(requeue=True)
+
+    for name in {lane.task for lane in Lane}:
+        app.task(name=name)(do)
+
+
+def _loaded(settings: Settings) -> Pipeline:
+    pipeline = load_pipeline(settings)
+    pipeline.warm_up()
+    # What is there by now stays. To look through it for garbage would hold all threads up for a third of a second.
+    gc.collect()
+    gc.freeze()
+    return pipeline
+
+
+def _tasks(settings: Settings, database: Database, blobs: Blobs, pipeline: Pipeline | None) -> dict[Lane, Task[Any]]:
+    tasks: dict[Lane, Task[Any]] = {Lane.maintenance: DeleteSound(database, blobs)}
+    if pipeline is not None:
+        stages = Stages(pipeline, settings.batches, settings.courtesy_s)
+        tasks.update(dict.fromkeys(TURN_LANES, AnalyzeTurn(settings, blobs, pipeline, stages)))
+    return tasks
 
 
 def _device(settings: Settings) -> str:

@@ -1,32 +1,43 @@
-"""One worker's life with a job: claim it, analyse the turn, write the result."""
+"""One worker's life with a job: claim it, do it, write the result."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
-import numpy as np
-
 from shared import outbox
-from shared.audio import Samples, decode
-from shared.blobs import Blobs
-from shared.domain.history import Work
-from shared.domain.job import Job
-from shared.errors import RecordingGone, RequestError, StageTimeout, TenorError
-from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, Submit
-from shared.queue import ANALYZE_TURN, Queue
+from shared.domain.job import Job, Lane, Message
+from shared.errors import RequestError, StageTimeout, TenorError
+from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
-from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, STAGE_SECONDS, about, type_and_place
+from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, about, type_and_place
 from shared.tracing import Span, span
-from workers.stages import Stages
 
 _log = logging.getLogger(__name__)
-_STORED = np.dtype("<f2")
+
+Enter = Callable[[str], None]
+"""Says that this thread's job begins a stage of that name. Each has `stage_limit_s` of its own."""
+Write = Callable[[Transaction], Sequence[Message]]
+"""Writes a result, in the transaction that ends its job; the messages to send once that is committed."""
+Details = TypeVar("Details")
+
+
+class Task(Protocol[Details]):
+    """What is done with the jobs of a lane."""
+
+    def read(self, transaction: Transaction, job: Job, /) -> Details:
+        """What the job is about, in the transaction that claims it."""
+        ...
+
+    def do(self, job: Job, details: Details, enter: Enter, /) -> Write:
+        """Do it. Raises RequestError where it can never be done, anything else where another attempt may do it."""
+        ...
 
 
 @dataclass
@@ -40,17 +51,13 @@ class Held:
 
 
 class Engine:
-    """Runs jobs on the models of this process. Many threads may call `run` at once."""
+    """Does jobs, each as the task of its lane says. Many threads may call `run` at once."""
 
-    def __init__(
-        self, settings: Settings, database: Database, queue: Queue, blobs: Blobs, pipeline: Pipeline, stages: Stages
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, queue: Queue, tasks: Mapping[Lane, Task[Any]]) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
-        self._blobs = blobs
-        self._pipeline = pipeline
-        self._stages = stages
+        self._tasks = tasks
         self._held: dict[int, Held] = {}
         self._running = 0
         self._closed = False
@@ -100,7 +107,7 @@ class Engine:
             Unavailable: the database is away. The leases run out by themselves.
         """
         with self._database.transaction() as transaction:
-            messages = transaction.jobs.give_back(self.held, task=ANALYZE_TURN, lease=self._settings.lease)
+            messages = transaction.jobs.give_back(self.held, lease=self._settings.lease)
         outbox.send(messages, self._database, self._queue)
 
     def run(self, job_id: UUID) -> bool:
@@ -108,7 +115,7 @@ class Engine:
 
         False where this process takes no more jobs up, and nothing was done.
 
-        A turn that cannot be analysed ends `failed` with its code. Anything unexpected puts the job back for another
+        What can never be done ends `failed` with its code. Anything unexpected puts the job back for another
         attempt. Where even that cannot be written down, the lease runs out and the sweeper takes the job up.
         """
         with self._lock:
@@ -125,67 +132,44 @@ class Engine:
 
     def _run(self, job_id: UUID) -> None:
         with self._database.transaction() as transaction:
-            work = transaction.jobs.claim(job_id, self._settings.lease, self._pipeline.bundle.id)
-        if work is None:
-            return
-        if work.job.attempts == 1:
+            job = transaction.jobs.claim(job_id, self._settings.lease)
+            if job is None:
+                return
+            task = self._tasks[job.lane]
+            details = task.read(transaction, job)
+        if job.attempts == 1:
             # Both times are the database's. Later attempts also waited for their turn to be tried again.
-            QUEUE_WAIT.labels(work.job.lane).observe((work.job.updated_at - work.job.created_at).total_seconds())
-        with _about(work.job), _rest_left_to_sweeper(), self._holding(work.job), _attempt(work.job) as attempt:
-            self._do(work, attempt)
+            QUEUE_WAIT.labels(job.lane).observe((job.updated_at - job.created_at).total_seconds())
+        with _about(job), _rest_left_to_sweeper(), self._holding(job), _attempt(job) as attempt:
+            self._do(task, job, details, attempt)
 
-    @JOB_SECONDS.time()
-    def _do(self, work: Work, attempt: Span) -> None:
-        try:
-            self._finish(work.job, self._analyze(work))
-        except RequestError as error:
-            attempt.error = error
-            _log.info("the job failed: %s", error.code)
-            self._end(work.job, "failed", lambda transaction, error=error: transaction.jobs.fail(work.job, error))
-        except Exception as error:
-            attempt.error = error
-            self._put_back(work.job, error)
+    def _do(self, task: Task[Details], job: Job, details: Details, attempt: Span) -> None:
+        with JOB_SECONDS.labels(job.lane).time():
+            try:
+                self._finish(job, task.do(job, details, self._enter))
+            except RequestError as error:
+                attempt.error = error
+                _log.info("the job failed: %s", error.code)
+                self._end(job, "failed", lambda transaction, error=error: transaction.jobs.fail(job, error))
+            except Exception as error:
+                attempt.error = error
+                self._put_back(job, error)
 
-    def _analyze(self, work: Work) -> Analysis:
-        with self._stages.turn(work.job.lane) as submit:
-            return self._pipeline.analyze(
-                samples=self._samples(work),
-                text=work.turn.text,
-                language=work.language_hint,
-                earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier],
-                context=work.context,
-                submit=self._entering(submit),
-            )
-
-    def _samples(self, work: Work) -> Samples | None:
-        if work.recording is None:
-            return None
-        self._enter("decode")
-        if work.recording.uri is None:
-            raise RecordingGone("the recording was deleted before it was analysed")
-        with span("decode"), STAGE_SECONDS.labels("decode").time(), self._blobs.open(work.recording.uri) as recording:
-            return decode(recording, self._settings.max_turn_s)
-
-    def _finish(self, job: Job, analysis: Analysis) -> None:
-        summary = None if analysis.voice_summary is None else analysis.voice_summary.astype(_STORED).tobytes()
-
-        def write(transaction: Transaction) -> bool:
-            return transaction.jobs.succeed(
-                job, self._pipeline.bundle.id, analysis.transcript, analysis.reading, summary
-            )
-
-        written = self._end(job, "succeeded", write)
+    def _finish(self, job: Job, write: Write) -> None:
+        written = self._end(job, "succeeded", lambda transaction: transaction.jobs.succeed(job), write)
         _log.info("the job %s", "succeeded" if written else "was no longer ours: its result is dropped")
 
-    def _end(self, job: Job, outcome: str, write: Callable[[Transaction], bool]) -> bool:
+    def _end(self, job: Job, outcome: str, end: Callable[[Transaction], bool], write: Write = lambda _: ()) -> bool:
         """Write how a job ended, then send for those that waited for it. False where it was no longer ours."""
+        messages: list[Message] = []
         with span("store"), self._database.transaction() as transaction:
-            written = write(transaction)
-            lease = self._settings.lease
-            messages = transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=lease) if written else []
-        JOBS.labels(outcome if written else "void").inc()
+            ended = end(transaction)
+            if ended:
+                messages += write(transaction)
+                messages += transaction.jobs.release(job.turn_id, lease=self._settings.lease)
+        JOBS.labels(job.lane, outcome if ended else "void").inc()
         outbox.send(messages, self._database, self._queue)
-        return written
+        return ended
 
     def _put_back(self, job: Job, error: Exception) -> None:
         _log.error("attempt %d: %s", job.attempts, type_and_place(error))
@@ -196,7 +180,7 @@ class Engine:
             return
         with self._database.transaction() as transaction:
             waits = transaction.jobs.retry(job, known, backoff(job.attempts))
-        JOBS.labels("put_back" if waits else "void").inc()
+        JOBS.labels(job.lane, "put_back" if waits else "void").inc()
 
     @contextmanager
     def _holding(self, job: Job) -> Generator[None]:
@@ -214,21 +198,6 @@ class Engine:
         held = self._held[threading.get_ident()]
         if held.stage != stage:
             held.stage, held.since = stage, time.monotonic()
-
-    def _entering(self, submit: Submit) -> Submit:
-        """Hands in as `submit` does. A stage's time is that of waiting for it, before and after, and of running."""
-
-        def entered(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
-            self._enter(stage.name)
-            wait = submit(stage, item)
-
-            def result() -> Result:
-                self._enter(stage.name)
-                return wait()
-
-            return result
-
-        return entered
 
 
 def _about(job: Job) -> AbstractContextManager[None]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from shared.errors import EX_TEMPFAIL, Unavailable
 from shared.settings import Settings
 from shared.tracing import stop_tracing
-from workers.bulk import BulkThread
 from workers.engine import Engine
+from workers.lane import LaneThread
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ class Lifetime:
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, bulk: Sequence[BulkThread], leave: Callable[[], None]
+        self, settings: Settings, engine: Engine, lanes: Sequence[LaneThread], leave: Callable[[], None]
     ) -> None:
         self._settings = settings
         self._engine = engine
-        self._bulk = bulk
+        self._lanes = lanes
         self._leave = leave
         self._status = 0
         self._ending = threading.Event()
@@ -49,7 +49,7 @@ class Lifetime:
         while not self._ending.wait(_LOOK_S):
             self._look()
         self._engine.close()
-        for thread in self._bulk:
+        for thread in self._lanes:
             thread.stop()
         self._drain()
         stop_tracing()
@@ -61,7 +61,7 @@ class Lifetime:
             self._engine.give_up_stuck()
         except Unavailable as error:
             _log.warning("jobs that take too long are not yet given up: %s", error.detail)
-        threads = self._settings.worker_threads + self._settings.bulk_threads
+        threads = sum(self._settings.threads.values())
         if self._engine.stuck * 2 >= threads and not self._status:
             _log.error("%d of %d threads hang: this worker ends", self._engine.stuck, threads)
             self._status = EX_TEMPFAIL

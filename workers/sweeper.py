@@ -10,10 +10,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from shared.blobs import Blobs
+from shared import outbox
 from shared.domain.job import Job
 from shared.errors import Unavailable
-from shared.queue import ANALYZE_TURN, Queue
+from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
 
@@ -28,15 +28,13 @@ class Sweeper:
         settings: Settings,
         database: Database,
         queue: Queue,
-        blobs: Blobs,
-        bundle_id: str,
+        bundle_id: str | None,
         device: str | None = None,
         held: Callable[[], list[Job]] = list,
     ) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
-        self._blobs = blobs
         self._bundle_id = bundle_id
         self._device = device
         self._held = held
@@ -67,14 +65,15 @@ class Sweeper:
             transaction.jobs.forget_workers(settings.lease * 10)
             transaction.jobs.renew(self._held(), settings.lease)
         with self._database.transaction() as transaction:
-            lost = transaction.jobs.sweep(task=ANALYZE_TURN, lease=settings.lease, max_attempts=settings.max_attempts)
+            lost = transaction.jobs.sweep(lease=settings.lease, max_attempts=settings.max_attempts)
         if lost:
             _log.warning("%d jobs were overdue", lost)
         self._send_unsent()
         with self._database.transaction() as transaction:
             transaction.recordings.abandon(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
-        self._delete_doomed()
+            deletion = transaction.jobs.maintain(settings.lease)
+        outbox.send(deletion, self._database, self._queue)
 
     def _send_unsent(self) -> None:
         # The API sends its own messages within a moment of the commit; those that are older, it could not send.
@@ -82,18 +81,6 @@ class Sweeper:
             messages = transaction.jobs.unsent(older_than=timedelta(seconds=1))
             if messages and self._queue.send(messages):
                 transaction.jobs.sent(messages)
-
-    def _delete_doomed(self) -> None:
-        with self._database.transaction() as transaction:
-            transaction.recordings.forget([uri for uri in transaction.recordings.doomed() if self._deleted(uri)])
-
-    def _deleted(self, uri: str) -> bool:
-        try:
-            self._blobs.delete(uri)
-        except Unavailable as error:
-            _log.warning("%s; the next sweep tries again", error.detail)
-            return False
-        return True
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -9,7 +9,6 @@ from shared.domain.conversation import NewTurn, Turn
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Lane, Message, NewJob
 from shared.errors import TenorError
-from shared.queue import ANALYZE_TURN
 from shared.store.database import Database, Transaction
 
 
@@ -57,7 +56,7 @@ class Accepting:
         new = [
             arrival.job(turn) for arrival, turn in zip(arrivals, turns, strict=True) if not isinstance(turn, TenorError)
         ]
-        queued = transaction.jobs.enqueue(new, task=ANALYZE_TURN, lease=self._lease)
+        queued = transaction.jobs.enqueue(new, lease=self._lease)
         jobs = {job.turn_id: job for job, _ in queued}
         stored = [
             turn

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from shared.domain.conversation import Consent, Name, Session, SpeakerRole, Text
 from shared.domain.emotion import Prediction
 from shared.domain.history import AnalyzedTurn
-from shared.domain.job import JobStatus, Lane
+from shared.domain.job import JobStatus, Lane, TurnLane
 from shared.domain.transcript import Transcript
 
 
@@ -75,7 +75,7 @@ class TurnIn(BaseModel):
         description="customer, user and patient are the session's subject, whose turns are known across sessions",
     )
     occurred_at: Time | None = Field(default=None, description="when it was said; unset: now")
-    lane: Lane = Field(
+    lane: TurnLane = Field(
         default=Lane.interactive, description="interactive: somebody waits for it; bulk: it may let those go first"
     )
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.capacity.costs import Costs, Traffic
 from services.capacity.worker import Process, Queue, Tally, Turn, Worker, capacities
-from shared.domain.job import Lane
+from shared.domain.job import TURN_LANES, Lane
 from shared.errors import InvalidRequest
 from shared.settings import Settings
 
@@ -211,16 +211,16 @@ class _Cell:
         self._env = simpy.Environment()
         self._demand = demand
         self._costs = costs
-        self._turns: dict[Lane, list[Turn]] = {lane: [] for lane in Lane}
+        self._turns: dict[Lane, list[Turn]] = {lane: [] for lane in TURN_LANES}
         self._tallies = {name: Tally() for name in costs.stages}
         self._workers = [Worker(self._env, costs, settings, self._tallies) for _ in range(workers)]
-        streams = dict(zip(Lane, chance.spawn(len(Lane)), strict=True))
+        streams = dict(zip(TURN_LANES, chance.spawn(len(TURN_LANES)), strict=True))
         backlogs = {Lane.interactive: 0, Lane.bulk: demand.backlog}
         self._queues = {
             lane: Queue(self._env, backlogs[lane], lambda lane=lane: self._turn(lane, streams[lane], 0.0))
-            for lane in Lane
+            for lane in TURN_LANES
         }
-        for lane in Lane:
+        for lane in TURN_LANES:
             self._env.process(self._arrivals(lane, streams[lane]))
         self._start({Lane.interactive: settings.worker_threads, Lane.bulk: settings.bulk_threads})
 
@@ -233,7 +233,7 @@ class _Cell:
     def outcome(self, workers: int, seconds: float) -> Outcome:
         """Of a fleet of so many workers, of which these are a part."""
         times = workers / len(self._workers)
-        lanes = {lane: self._lane(lane, seconds, times) for lane in Lane}
+        lanes = {lane: self._lane(lane, seconds, times) for lane in TURN_LANES}
         turns_per_s = sum(lane.per_s for lane in lanes.values())
         used = {name: now - self._before[name] for name, now in self._reading().items()}
         window = (seconds - self._warm) * len(self._workers)

@@ -23,7 +23,6 @@ from shared.domain.job import Job, Lane, NewJob
 from shared.errors import InvalidRequest
 from shared.modeling.baseline import Summary
 from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, at_once
-from shared.queue import ANALYZE_TURN
 from shared.settings import Batches, Settings
 from shared.store.database import Database
 
@@ -198,18 +197,21 @@ class _Conversation:
             recording = transaction.recordings.claim(self._id, uri=f"bench/{uuid4()}", retention=None, **sound)
             turn = transaction.conversations.add_turn(self._tenant_id, self._id, recording_id=recording.id, **said)
             new = NewJob(turn_id=turn.id, lane=Lane.interactive)
-            ((job, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=self._lease)
+            ((job, _),) = transaction.jobs.enqueue([new], lease=self._lease)
         return job
 
     def store(self, job: Job, analysis: Analysis) -> None:
         """What a worker does with the database: it takes the job up, and writes its result."""
         summary = None if analysis.voice_summary is None else analysis.voice_summary.tobytes()
         with self._database.transaction() as transaction:
-            work = transaction.jobs.claim(job.id, self._lease, self._bundle_id)
-        assert work is not None
+            claimed = transaction.jobs.claim(job.id, self._lease)
+            assert claimed is not None
+            work = transaction.analyses.work(claimed, self._bundle_id)
         with self._database.transaction() as transaction:
-            transaction.jobs.succeed(work.job, self._bundle_id, analysis.transcript, analysis.reading, summary)
-            transaction.jobs.release(job.turn_id, task=ANALYZE_TURN, lease=self._lease)
+            transaction.jobs.succeed(claimed)
+            result = (analysis.transcript, analysis.reading, summary)
+            transaction.analyses.write(work.turn.id, self._bundle_id, *result)
+            transaction.jobs.release(job.turn_id, lease=self._lease)
 
 
 def _measured(action: Callable[[], object], rounds: int) -> tuple[float, float]:

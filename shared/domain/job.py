@@ -2,18 +2,42 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Lane(StrEnum):
-    """How soon a turn is wanted. Each lane is a queue of the same name."""
+    """What a job queues with. Each lane is a queue of the same name, and its jobs have threads of their own."""
 
     interactive = "interactive"
-    """Somebody waits for it."""
+    """Turns that somebody waits for."""
     bulk = "bulk"
-    """It may wait for those that are waited for, but never for ever."""
+    """Turns that may wait for those that are waited for, but never for ever."""
+    ingest = "ingest"
+    """Long recordings, to be cut into turns."""
+    delivery = "delivery"
+    """Events that somebody else's server is told of."""
+    maintenance = "maintenance"
+    """What is done for nobody in particular: sound that must go is deleted."""
+
+    @property
+    def task(self) -> str:
+        """What is done with the lane's jobs."""
+        return _TASKS[self]
+
+
+_TASKS = {
+    Lane.interactive: "analyze_turn",
+    Lane.bulk: "analyze_turn",
+    Lane.ingest: "ingest_recording",
+    Lane.delivery: "deliver_event",
+    Lane.maintenance: "delete_sound",
+}
+TurnLane = Literal[Lane.interactive, Lane.bulk]
+TURN_LANES: tuple[TurnLane, ...] = (Lane.interactive, Lane.bulk)
+"""The lanes of turns, in the order in which they are served."""
 
 
 class JobStatus(StrEnum):
@@ -29,7 +53,7 @@ OPEN = (JobStatus.queued, JobStatus.running)
 
 
 class Job(BaseModel):
-    """The analysis of one turn.
+    """Something to be done with one turn, or recording, as its lane says; in the maintenance lane with neither.
 
     `claims` counts the times that a worker took it up, and `attempts` those of them that count against its limit.
     `lease_until`: while queued, when its message counts as lost and is sent again; while running, when its worker
@@ -40,7 +64,8 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
     id: UUID
-    turn_id: UUID
+    turn_id: UUID | None
+    recording_id: UUID | None
     lane: Lane
     status: JobStatus
     attempts: int
@@ -59,19 +84,20 @@ class Job(BaseModel):
 
 
 class ListedJob(Job):
-    """A job, and whose it is."""
+    """A job, and whose it is: nobody's in the maintenance lane."""
 
-    tenant: str
-    session_id: UUID
+    tenant: str | None
+    session_id: UUID | None
 
 
 class NewJob(BaseModel):
-    """A turn to be analysed, and the request that it came with."""
+    """A job to be done, and the request that it came with."""
 
     model_config = ConfigDict(frozen=True)
 
-    turn_id: UUID
     lane: Lane
+    turn_id: UUID | None = None
+    recording_id: UUID | None = None
     correlation_id: str | None = None
     traceparent: str | None = None
 
@@ -110,14 +136,14 @@ class JobCount(BaseModel):
 
 
 class Worker(BaseModel):
-    """A worker that announced itself, and took no leave."""
+    """A worker that announced itself, and took no leave. Without a bundle it takes no turns."""
 
     model_config = ConfigDict(from_attributes=True)
 
     id: UUID
     host: str | None
     device: str | None
-    bundle_id: str
+    bundle_id: str | None
     started_at: datetime
     seen_at: datetime
     unseen_s: float

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, create_engine, exc, make_url, text
 
 from shared.errors import SetupError, Unavailable
 from shared.store.accounts import Accounts
+from shared.store.analyses import Analyses
 from shared.store.conversations import Conversations
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
@@ -44,6 +45,10 @@ class Transaction:
     @cached_property
     def accounts(self) -> Accounts:
         return Accounts(self._connection)
+
+    @cached_property
+    def analyses(self) -> Analyses:
+        return Analyses(self._connection)
 
     @cached_property
     def conversations(self) -> Conversations:

@@ -16,48 +16,41 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    RowMapping,
     Select,
     bindparam,
+    case,
     delete,
     exists,
     extract,
     func,
     insert,
-    literal,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.conversation import Recording, Turn
-from shared.domain.emotion import Reading
-from shared.domain.history import CONTEXT_TURNS, LONGEST_BASELINE, Work
 from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, Message, NewJob, Waiting, Worker
-from shared.domain.transcript import Transcript
 from shared.errors import AttemptsExhausted, JobDropped, TenorError, WrongJobStatus
 from shared.store.order import next_in_line, waits
 from shared.store.tables import (
+    doomed_blobs,
     jobs,
     outbox,
-    predictions,
     recordings,
     sessions,
     subjects,
     tenants,
-    transcripts,
     turns,
-    voice_summaries,
     workers,
 )
 
 _MOST_COUNTED = 1_000_000
 _REQUEST = (jobs.c.correlation_id, jobs.c.traceparent)
+_TASK = case({lane.value: lane.task for lane in Lane}, value=jobs.c.lane)
 
 
 def _writing_messages() -> Select[Any]:
-    task: ColumnElement[str] = bindparam("task", type_=outbox.c.task.type)
-    each = select(jobs.c.id, task, jobs.c.lane).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
+    each = select(jobs.c.id, _TASK, jobs.c.lane).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
     written = insert(outbox).from_select(["job_id", "task", "queue"], each).returning(outbox).cte("written")
     return select(written, *_REQUEST).join(jobs, jobs.c.id == written.c.job_id)
 
@@ -71,15 +64,15 @@ class Jobs:
 
     # the way in
 
-    def enqueue(self, new: Sequence[NewJob], *, task: str, lease: timedelta) -> list[tuple[Job, Message]]:
-        """Jobs for turns, and for each the message to send once this transaction is committed; in their order."""
+    def enqueue(self, new: Sequence[NewJob], *, lease: timedelta) -> list[tuple[Job, Message]]:
+        """Jobs, and for each the message to send once this transaction is committed; in their order."""
         if not new:
             return []
         queued = insert(jobs).values(lease_until=func.now() + lease).returning(jobs)
         rows = self._connection.execute(queued, [{**job.model_dump(), "lane": job.lane.value} for job in new])
-        found = {job.turn_id: job for job in map(Job.model_validate, rows)}
-        messages = {message.job_id: message for message in self._sent_for([job.id for job in found.values()], task)}
-        stored = [found[job.turn_id] for job in new]
+        found = {(job.turn_id, job.recording_id): job for job in map(Job.model_validate, rows)}
+        stored = [found[job.turn_id, job.recording_id] for job in new]
+        messages = {message.job_id: message for message in self._sent_for([job.id for job in stored])}
         return [(job, messages[job.id]) for job in stored]
 
     def unsent(self, older_than: timedelta, limit: int = 500) -> Sequence[Message]:
@@ -105,7 +98,7 @@ class Jobs:
 
     # a worker's way
 
-    def claim(self, job_id: UUID, lease: timedelta, bundle_id: str) -> Work | None:
+    def claim(self, job_id: UUID, lease: timedelta) -> Job | None:
         """Take a job up, or None where it has ended, is gone, or another worker holds it.
 
         None also where its turn has to wait for an earlier one: the job is left as it is, and the `release` of that one
@@ -126,7 +119,7 @@ class Jobs:
             )
             .returning(jobs)
         ).one_or_none()
-        return None if row is None else self._work(Job.model_validate(row), bundle_id)
+        return None if row is None else Job.model_validate(row)
 
     def renew(self, claims: Collection[Job], lease: timedelta) -> None:
         """A sign of life for the jobs that a worker is at."""
@@ -137,52 +130,29 @@ class Jobs:
                 .values(lease_until=func.now() + lease, updated_at=func.now())
             )
 
-    def succeed(
-        self,
-        job: Job,
-        bundle_id: str,
-        transcript: Transcript | None,
-        reading: Reading,
-        voice_summary: bytes | None = None,
-    ) -> bool:
-        """Write a job's result. False where the claim was void by then, and nothing was written.
-
-        The summary is kept only of a voice that may be told from others: see `turns.scope_id`.
-        """
-        self._hold(job.turn_id)
-        if not self._end(_held(job), JobStatus.succeeded):
-            return False
-        if transcript is not None:
-            values = {"turn_id": job.turn_id, **transcript.model_dump(mode="json")}
-            self._connection.execute(upsert(transcripts).values(values).on_conflict_do_nothing())
-        values = {
-            "turn_id": job.turn_id,
-            "bundle_id": bundle_id,
-            **reading.model_dump(mode="json", exclude_computed_fields=True),
-        }
-        self._connection.execute(upsert(predictions).values(values).on_conflict_do_nothing())
-        if voice_summary is not None:
-            self._keep_summary(job.turn_id, bundle_id, voice_summary)
-        return True
+    def succeed(self, job: Job) -> bool:
+        """End a job whose result this transaction writes. False where the claim was void by then."""
+        self._hold(job)
+        return self._end(_held(job), JobStatus.succeeded)
 
     def fail(self, job: Job, error: TenorError) -> bool:
         """End a job without a result. False where the claim was void by then."""
-        self._hold(job.turn_id)
+        self._hold(job)
         return self._end(_held(job), JobStatus.failed, error)
 
     def quarantine(self, job: Job, last_error: TenorError) -> bool:
         """End a job that has no attempt left, until a person looks at it. False where the claim was void by then."""
-        self._hold(job.turn_id)
+        self._hold(job)
         return self._end(_held(job), JobStatus.quarantined, _exhausted(job, last_error.detail))
 
-    def release(self, turn_id: UUID, *, task: str, lease: timedelta) -> Sequence[Message]:
+    def release(self, turn_id: UUID | None, *, lease: timedelta) -> Sequence[Message]:
         """The messages for those that waited for a turn that has ended, to send once this transaction is committed."""
-        row = self._connection.execute(next_in_line(turn_id)).one_or_none()
+        row = None if turn_id is None else self._connection.execute(next_in_line(turn_id)).one_or_none()
         waiting = {job_id for job_id in row or () if job_id is not None}
         if not waiting:
             return []
         self._connection.execute(update(jobs).where(jobs.c.id.in_(waiting)).values(lease_until=func.now() + lease))
-        return self._sent_for(waiting, task)
+        return self._sent_for(waiting)
 
     def retry(self, job: Job, error: TenorError, delay: timedelta) -> bool:
         """Put a job back, to be sent again after `delay`. False where the claim was void by then."""
@@ -200,14 +170,14 @@ class Jobs:
         )
         return result.one_or_none() is not None
 
-    def give_back(self, claims: Collection[Job], *, task: str, lease: timedelta) -> Sequence[Message]:
+    def give_back(self, claims: Collection[Job], *, lease: timedelta) -> Sequence[Message]:
         """Let others take jobs up at once, this attempt uncounted; the messages to send once this is committed."""
         given = [job.id for job in claims if self._given_back(job, lease)]
-        return self._sent_for(given, task)
+        return self._sent_for(given)
 
     # the sweeper's way
 
-    def sweep(self, *, task: str, lease: timedelta, max_attempts: int, limit: int = 500) -> int:
+    def sweep(self, *, lease: timedelta, max_attempts: int, limit: int = 500) -> int:
         """Give every job whose lease ran out another message, or put it in quarantine where it has no attempt left.
 
         One whose turn has to wait is left alone until it has not. A queued job waits twice as long each time before its
@@ -216,11 +186,23 @@ class Jobs:
         spent = self._overdue(jobs.c.attempts >= max_attempts, limit)
         for job in spent:
             self._end(_held(job), JobStatus.quarantined, _exhausted(job, job.error_message))
-            self.release(job.turn_id, task=task, lease=lease)
+            self.release(job.turn_id, lease=lease)
         lost = self._overdue((jobs.c.attempts < max_attempts) & ~waits(), limit)
         if lost:
-            self._resend([job.id for job in lost], task, lease)
+            self._resend([job.id for job in lost], lease)
         return len(spent) + len(lost)
+
+    def maintain(self, lease: timedelta) -> Sequence[Message]:
+        """The messages for a maintenance job where there is something to delete and none is open already."""
+        due = select(doomed_blobs.c.uri).where(doomed_blobs.c.after <= func.now())
+        open_one = select(jobs.c.id).where(jobs.c.lane == Lane.maintenance.value, jobs.c.status.in_(OPEN))
+        if not self._connection.execute(select(due.exists() & ~open_one.exists())).scalar_one():
+            return []
+        return [message for _, message in self.enqueue([NewJob(lane=Lane.maintenance)], lease=lease)]
+
+    def forget(self, job: Job) -> None:
+        """Leave no trace of a job that nobody will ask for."""
+        self._connection.execute(delete(jobs).where(jobs.c.id == job.id))
 
     # a person's way
 
@@ -233,8 +215,13 @@ class Jobs:
         limit: int | None = None,
     ) -> list[ListedJob]:
         """Jobs with one of the ids, of one of the statuses and of the tenant, those that changed last first."""
-        wanted = select(jobs, tenants.c.name.label("tenant"), turns.c.session_id)
-        whose = wanted.select_from(jobs).join(turns).join(sessions).join(tenants).limit(limit)
+        session_id = func.coalesce(turns.c.session_id, recordings.c.session_id)
+        known = jobs.outerjoin(turns, turns.c.id == jobs.c.turn_id).outerjoin(
+            recordings, recordings.c.id == jobs.c.recording_id
+        )
+        known = known.outerjoin(sessions, sessions.c.id == session_id).outerjoin(tenants)
+        wanted = select(jobs, tenants.c.name.label("tenant"), sessions.c.id.label("session_id"))
+        whose = wanted.select_from(known).limit(limit)
         if ids is not None:
             whose = whose.where(jobs.c.id.in_(ids))
         if statuses is not None:
@@ -244,7 +231,7 @@ class Jobs:
         rows = self._connection.execute(whose.order_by(jobs.c.updated_at.desc(), jobs.c.id))
         return [ListedJob.model_validate(row) for row in rows]
 
-    def requeue(self, job: Job, *, task: str, lease: timedelta) -> None:
+    def requeue(self, job: Job, *, lease: timedelta) -> None:
         """Take a job out of quarantine, with all its attempts before it. The sweeper sends for it.
 
         Raises:
@@ -259,7 +246,7 @@ class Jobs:
         ).one_or_none()
         if row is None:
             raise WrongJobStatus(f"job {job.id} is not quarantined: only a quarantined one can be tried again")
-        self._announce([job.id], task)
+        self._announce([job.id])
 
     def drop(self, job: Job) -> None:
         """End a job for good without a result, whether it is in quarantine or has not ended. Its turn stays.
@@ -267,9 +254,9 @@ class Jobs:
         Raises:
             WrongJobStatus: it succeeded or failed before.
         """
-        self._hold(job.turn_id)
+        self._hold(job)
         reason = "" if job.error_message is None else f"; before that: {job.error_message}"
-        dropped = JobDropped(f"an operator gave the turn up after {job.attempts} attempts{reason}")
+        dropped = JobDropped(f"an operator gave it up after {job.attempts} attempts{reason}")
         droppable = jobs.c.status.in_((*OPEN, JobStatus.quarantined))
         if not self._end((jobs.c.id == job.id, droppable), JobStatus.failed, dropped):
             raise WrongJobStatus(f"job {job.id} succeeded or failed before: there is nothing to drop")
@@ -284,9 +271,9 @@ class Jobs:
         ).one_or_none()
         return row is not None
 
-    def _sent_for(self, job_ids: Collection[UUID], task: str) -> Sequence[Message]:
+    def _sent_for(self, job_ids: Collection[UUID]) -> Sequence[Message]:
         """A message for each job, into its lane."""
-        rows = self._connection.execute(_SEND, {"task": task, "job_ids": list(job_ids)})
+        rows = self._connection.execute(_SEND, {"job_ids": list(job_ids)})
         return [Message.model_validate(row) for row in rows]
 
     def _overdue(self, which: ColumnElement[bool], limit: int) -> list[Job]:
@@ -299,71 +286,18 @@ class Jobs:
         )
         return [Job.model_validate(row) for row in rows]
 
-    def _hold(self, turn_id: UUID) -> None:
+    def _hold(self, job: Job) -> None:
         """Let nobody else add, end or delete turns of the same session or voice until this transaction ends."""
-        scope = (
-            select(turns.c.scope_id)
-            .join(sessions, sessions.c.id == turns.c.session_id)
-            .where(turns.c.id == turn_id)
-            .with_for_update(key_share=True, of=sessions)
-        )
-        scope_id = self._connection.execute(scope).scalar_one_or_none()
+        turn = select(turns).where(turns.c.id == job.turn_id).subquery()
+        recorded_in = select(recordings.c.session_id).where(recordings.c.id == job.recording_id).scalar_subquery()
+        its = sessions.c.id == func.coalesce(select(turn.c.session_id).scalar_subquery(), recorded_in)
+        scope = select(select(turn.c.scope_id).scalar_subquery()).select_from(sessions).where(its)
+        scope_id = self._connection.execute(scope.with_for_update(key_share=True, of=sessions)).scalar_one_or_none()
         if scope_id is not None:
             held = select(subjects.c.id).where(subjects.c.id == scope_id)
             self._connection.execute(held.with_for_update(key_share=True))
 
-    def _work(self, job: Job, bundle_id: str) -> Work:
-        row = self._connection.execute(
-            select(turns, sessions.c.language_hint)
-            .join(sessions, sessions.c.id == turns.c.session_id)
-            .where(turns.c.id == job.turn_id)
-        ).one()
-        turn = Turn.model_validate(row)
-        recording = self._connection.execute(
-            select(recordings).where(recordings.c.id == turn.recording_id)
-        ).one_or_none()
-        return Work(
-            job=job,
-            turn=turn,
-            recording=None if recording is None else Recording.model_validate(recording),
-            language_hint=row.language_hint,
-            earlier=self._earlier(row, bundle_id),
-            context=self._context(turn),
-        )
-
-    def _earlier(self, turn: Row[Any], bundle_id: str) -> tuple[bytes, ...]:
-        if turn.scope_id is None:
-            return ()
-        same_voice = (turns.c.scope_id == turn.scope_id, turns.c.speaker == turn.speaker, turns.c.role == turn.role)
-        newest = (
-            select(voice_summaries.c.summary)
-            .join(turns, turns.c.id == voice_summaries.c.turn_id)
-            .where(*same_voice, turns.c.position < turn.position, voice_summaries.c.bundle_id == bundle_id)
-            .order_by(turns.c.position.desc())
-            .limit(LONGEST_BASELINE)
-        )
-        return tuple(reversed(self._connection.execute(newest).scalars().all()))
-
-    def _context(self, turn: Turn) -> tuple[str, ...]:
-        before = turns.c.index.between(turn.index - CONTEXT_TURNS, turn.index - 1)
-        rows = self._connection.execute(
-            select(turns.c.text.label("sent"), transcripts)
-            .outerjoin(transcripts, transcripts.c.turn_id == turns.c.id)
-            .where(turns.c.session_id == turn.session_id, before)
-            .order_by(turns.c.index)
-        ).mappings()
-        waited = turn.recording_id is not None
-        words = [row["sent"] or (_heard(row) if waited else "") for row in rows]
-        return tuple(text for text in words if text.strip())
-
-    def _keep_summary(self, turn_id: UUID, bundle_id: str, summary: bytes) -> None:
-        kept = select(turns.c.id, literal(bundle_id), literal(summary)).where(
-            turns.c.id == turn_id, turns.c.scope_id.is_not(None)
-        )
-        written = upsert(voice_summaries).from_select(["turn_id", "bundle_id", "summary"], kept)
-        self._connection.execute(written.on_conflict_do_nothing())
-
-    def _resend(self, job_ids: list[UUID], task: str, lease: timedelta) -> None:
+    def _resend(self, job_ids: list[UUID], lease: timedelta) -> None:
         patience = lease * func.power(2, func.least(jobs.c.sends, 6))
         self._connection.execute(
             update(jobs)
@@ -375,12 +309,12 @@ class Jobs:
                 updated_at=func.now(),
             )
         )
-        self._announce(job_ids, task)
+        self._announce(job_ids)
 
-    def _announce(self, job_ids: list[UUID], task: str) -> None:
+    def _announce(self, job_ids: list[UUID]) -> None:
         """A message for each job that has none waiting, into its lane; the sweeper sends it."""
         waiting = exists().where(outbox.c.job_id == jobs.c.id)
-        again = select(jobs.c.id, literal(task), jobs.c.lane).where(jobs.c.id.in_(job_ids), ~waiting)
+        again = select(jobs.c.id, _TASK, jobs.c.lane).where(jobs.c.id.in_(job_ids), ~waiting)
         self._connection.execute(insert(outbox).from_select(["job_id", "task", "queue"], again))
 
     def _end(self, which: tuple[ColumnElement[bool], ...], status: JobStatus, error: TenorError | None = None) -> bool:
@@ -393,20 +327,21 @@ class Jobs:
                 error_message=None if error is None else error.detail,
                 updated_at=func.now(),
             )
-            .returning(jobs.c.turn_id)
+            .returning(jobs.c.turn_id, jobs.c.recording_id)
         ).one_or_none()
         if row is None:
             return False
-        if status is JobStatus.quarantined:
-            return True
-        # Sound that nobody consented to keep has served its purpose.
-        used = select(turns.c.recording_id).where(turns.c.id == row.turn_id)
-        self._connection.execute(
-            update(recordings)
-            .where(recordings.c.id.in_(used), recordings.c.expires_at.is_(None))
-            .values(expires_at=func.now())
-        )
+        if status is not JobStatus.quarantined:
+            self._used(row)
         return True
+
+    def _used(self, job: Row[*tuple[Any, ...]]) -> None:
+        """Sound that nobody consented to keep has served its purpose."""
+        of_turn = select(turns.c.recording_id).where(turns.c.id == job.turn_id).scalar_subquery()
+        its = recordings.c.id == func.coalesce(job.recording_id, of_turn)
+        self._connection.execute(
+            update(recordings).where(its, recordings.c.expires_at.is_(None)).values(expires_at=func.now())
+        )
 
     # what is going on
 
@@ -439,7 +374,7 @@ class Jobs:
     # workers
 
     def worker_seen(
-        self, worker_id: UUID, bundle_id: str, *, host: str | None = None, device: str | None = None
+        self, worker_id: UUID, bundle_id: str | None, *, host: str | None = None, device: str | None = None
     ) -> None:
         """Announce a worker, or renew its sign of life."""
         self._connection.execute(
@@ -456,8 +391,9 @@ class Jobs:
         self._connection.execute(delete(workers).where(workers.c.seen_at < func.now() - unseen_for))
 
     def workers(self, seen_within: timedelta) -> int:
-        """How many workers gave a sign of life lately."""
-        count = select(func.count()).where(workers.c.seen_at >= func.now() - seen_within)
+        """How many workers that take turns gave a sign of life lately."""
+        lately = workers.c.seen_at >= func.now() - seen_within
+        count = select(func.count()).where(lately, workers.c.bundle_id.is_not(None))
         return self._connection.execute(count).scalar_one()
 
     def fleet(self) -> list[Worker]:
@@ -471,10 +407,6 @@ def _held(job: Job) -> tuple[ColumnElement[bool], ...]:
     return (jobs.c.id == job.id, jobs.c.claims == job.claims, jobs.c.status.in_(OPEN))
 
 
-def _heard(row: RowMapping) -> str:
-    return "" if row["segments"] is None else Transcript.model_validate(dict(row)).text
-
-
 def _exhausted(job: Job, last_error: str | None) -> AttemptsExhausted:
     last = "" if last_error is None else f"; the last error was: {last_error}"
-    return AttemptsExhausted(f"the turn was tried {job.attempts} times and never finished{last}")
+    return AttemptsExhausted(f"it was tried {job.attempts} times and never finished{last}")

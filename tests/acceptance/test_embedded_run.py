@@ -118,7 +118,7 @@ def test_what_happens_in_a_run_can_be_seen(tmp_path: Path) -> None:
     (alive,) = json.loads(status.stdout)["stored"]["workers"]
     assert alive["device"]
     assert 'tenor_queue_depth{lane="bulk"} 0.0' in api
-    assert 'tenor_jobs_total{outcome="succeeded"} 1.0' in worker
+    assert 'tenor_jobs_total{lane="interactive",outcome="succeeded"} 1.0' in worker
     # Both sent what they had before they ended.
     (trace,) = {span.trace for span in collector.spans() if span.name == "attempt"}
     assert {span.service for span in collector.spans() if span.trace == trace} == {"tenor-api", "tenor-worker"}

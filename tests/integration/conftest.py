@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from uuid import UUID
 
 import psycopg
@@ -8,20 +9,46 @@ from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from shared.domain.access import KeyRole
-from shared.domain.history import AnalyzedTurn
+from shared.domain.emotion import Reading
+from shared.domain.history import AnalyzedTurn, Work
+from shared.domain.job import Job
+from shared.domain.transcript import Transcript
 from shared.settings import Settings
-from shared.store.database import Database
+from shared.store.database import Database, Transaction
 from tests.conftest import wait_for
 
 MakeKey = Callable[[str, KeyRole], str]
 AllSent = Callable[[], None]
 
 
-def read_turn(database: Database, tenant_id: UUID, turn_id: UUID) -> AnalyzedTurn:
+def read_turn(database: Database, tenant_id: UUID, turn_id: UUID | None) -> AnalyzedTurn:
+    assert turn_id is not None
     with database.transaction() as transaction:
         (found,) = transaction.conversations.turns([(tenant_id, turn_id)])
     assert isinstance(found, AnalyzedTurn)
     return found
+
+
+def take_up(transaction: Transaction, job_id: UUID, lease: timedelta, bundle_id: str = "bundle") -> Work | None:
+    """As a worker takes up a turn."""
+    job = transaction.jobs.claim(job_id, lease)
+    return None if job is None else transaction.analyses.work(job, bundle_id)
+
+
+def end_with(
+    transaction: Transaction,
+    job: Job,
+    transcript: Transcript | None,
+    reading: Reading,
+    summary: bytes | None = None,
+    bundle_id: str = "bundle",
+) -> bool:
+    """As a worker writes a turn's result."""
+    assert job.turn_id is not None
+    if not transaction.jobs.succeed(job):
+        return False
+    transaction.analyses.write(job.turn_id, bundle_id, transcript, reading, summary)
+    return True
 
 
 @pytest.fixture

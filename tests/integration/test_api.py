@@ -23,7 +23,6 @@ from services.api.auth import TRUST_S
 from shared.blobs import BlobFolder
 from shared.domain.access import KeyRole
 from shared.domain.job import Message
-from shared.queue import ANALYZE_TURN
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.integration.conftest import AllSent, MakeKey
@@ -101,7 +100,7 @@ def test_the_message_of_an_accepted_turn_carries_ids_only(
     all_sent()
     raw = broker.lrange("interactive", 0, -1)[0]  # pyright: ignore[reportIndexIssue]
     message = json.loads(raw)
-    assert message["headers"]["task"] == ANALYZE_TURN
+    assert message["headers"]["task"] == "analyze_turn"
     assert "secret" not in str(raw)
     assert "secret" not in message["headers"]["argsrepr"]
 

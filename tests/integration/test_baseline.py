@@ -21,10 +21,9 @@ from shared.domain.history import LONGEST_BASELINE, Work
 from shared.domain.job import Job, JobStatus, Lane, NewJob
 from shared.domain.transcript import Transcript
 from shared.errors import AudioUndecodable
-from shared.queue import ANALYZE_TURN
 from shared.settings import Settings
 from shared.store.database import Database
-from tests.integration.conftest import read_turn
+from tests.integration.conftest import end_with, read_turn, take_up
 from tests.integration.test_jobs import READING
 
 LEASE = timedelta(seconds=30)
@@ -73,7 +72,7 @@ class House:
                 tenant_id, session_id, speaker=speaker, role=role, text=text, recording_id=recording_id
             )
             new = NewJob(turn_id=turn.id, lane=Lane.interactive)
-            ((job, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=LEASE)
+            ((job, _),) = transaction.jobs.enqueue([new], lease=LEASE)
             return job
 
     def write(self, session_id: UUID, text: str) -> Job:
@@ -81,7 +80,7 @@ class House:
 
     def claim(self, job: Job | UUID, bundle_id: str = "bundle", lease: timedelta = LEASE) -> Work | None:
         with self.database.transaction() as transaction:
-            return transaction.jobs.claim(job.id if isinstance(job, Job) else job, lease, bundle_id)
+            return take_up(transaction, job.id if isinstance(job, Job) else job, lease, bundle_id)
 
     def succeed(self, work: Work, bundle_id: str = "bundle", heard: str = "") -> list[UUID] | None:
         """The jobs that are sent for, None where the claim was void; the turn's id stands for its voice's summary."""
@@ -89,15 +88,15 @@ class House:
         reading = READING.model_copy(update={"baseline_turns": len(work.earlier)})
         with self.database.transaction() as transaction:
             summary = work.turn.id.bytes if work.turn.recording_id else None
-            if not transaction.jobs.succeed(work.job, bundle_id, transcript, reading, summary):
+            if not end_with(transaction, work.job, transcript, reading, summary, bundle_id):
                 return None
-            messages = transaction.jobs.release(work.turn.id, task=ANALYZE_TURN, lease=LEASE)
+            messages = transaction.jobs.release(work.turn.id, lease=LEASE)
             return [message.job_id for message in messages]
 
     def fail(self, work: Work) -> list[UUID]:
         with self.database.transaction() as transaction:
             assert transaction.jobs.fail(work.job, AudioUndecodable("damaged"))
-            messages = transaction.jobs.release(work.turn.id, task=ANALYZE_TURN, lease=LEASE)
+            messages = transaction.jobs.release(work.turn.id, lease=LEASE)
             return [message.job_id for message in messages]
 
     def done(self, job: Job, bundle_id: str = "bundle", heard: str = "") -> Work:
@@ -117,7 +116,7 @@ class House:
         """The jobs that the sweeper sends for; what was sent for before is forgotten."""
         with self.database.transaction() as transaction:
             transaction.jobs.sent(transaction.jobs.unsent(NO_TIME))
-            transaction.jobs.sweep(task=ANALYZE_TURN, lease=LEASE, max_attempts=max_attempts)
+            transaction.jobs.sweep(lease=LEASE, max_attempts=max_attempts)
         with self.database.transaction() as transaction:
             return [message.job_id for message in transaction.jobs.unsent(NO_TIME)]
 
@@ -132,7 +131,7 @@ def house(database: Database, settings: Settings) -> House:
 
 
 def turn_ids(*of: Job) -> tuple[bytes, ...]:
-    return tuple(job.turn_id.bytes for job in of)
+    return tuple(job.turn_id.bytes for job in of if job.turn_id)
 
 
 def test_a_voice_is_read_against_its_speakers_earlier_turns_alone(house: House) -> None:
@@ -260,7 +259,7 @@ def test_a_turn_that_waits_for_one_that_is_dropped_goes_on(house: House) -> None
     assert late is not None
     with house.database.transaction() as transaction:
         transaction.jobs.drop(first)
-        sent = transaction.jobs.release(first.turn_id, task=ANALYZE_TURN, lease=LEASE)
+        sent = transaction.jobs.release(first.turn_id, lease=LEASE)
     assert [message.job_id for message in sent] == [second.id]
     assert house.succeed(late) is None
     assert house.done(second).earlier == ()
@@ -273,7 +272,7 @@ def test_a_turn_tried_again_is_read_against_those_before_it_and_those_after_it_w
     assert house.claim(second, lease=NO_TIME) is not None
     house.sweep(max_attempts=1)
     with house.database.transaction() as transaction:
-        transaction.jobs.requeue(second, task=ANALYZE_TURN, lease=LEASE)
+        transaction.jobs.requeue(second, lease=LEASE)
     assert house.claim(third) is None
     assert house.done(second).earlier == turn_ids(first)
     assert house.done(third).earlier == turn_ids(first, second)
@@ -301,7 +300,7 @@ def test_the_sweeper_sends_for_a_turn_only_once_it_need_not_wait(house: House) -
     work = house.claim(first)
     assert work is not None
     with house.database.transaction() as transaction:  # and its worker dies before it sends for the next
-        assert transaction.jobs.succeed(work.job, "bundle", None, READING)
+        assert end_with(transaction, work.job, None, READING)
     assert house.sweep() == [second.id]
 
 
@@ -340,8 +339,8 @@ def test_a_turn_that_is_added_while_the_one_before_ends_does_not_wait_in_vain(ho
 
     with ThreadPoolExecutor(1) as pool:
         with house.database.transaction() as ending:
-            assert ending.jobs.succeed(work.job, "bundle", None, READING)
-            assert ending.jobs.release(work.turn.id, task=ANALYZE_TURN, lease=LEASE) == []
+            assert end_with(ending, work.job, None, READING)
+            assert ending.jobs.release(work.turn.id, lease=LEASE) == []
             claimed = pool.submit(add_and_claim)
             time.sleep(0.3)  # by then it waits for us
         assert claimed.result(10) is not None
@@ -479,7 +478,7 @@ def test_workers_that_die_change_no_baseline(house: House, settings: Settings) -
         while any(house.status(job)[0] is not JobStatus.succeeded for job in spoken):
             assert time.monotonic() < deadline, "waited in vain"
             with house.database.transaction() as transaction:
-                transaction.jobs.sweep(task=ANALYZE_TURN, lease=LEASE, max_attempts=1000)
+                transaction.jobs.sweep(lease=LEASE, max_attempts=1000)
                 messages = transaction.jobs.unsent(NO_TIME)
                 transaction.jobs.sent(messages)
             for message in messages:

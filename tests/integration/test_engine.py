@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 
 from shared.audio import Samples
 from shared.blobs import BlobFolder
-from shared.domain.job import Lane
+from shared.domain.job import TURN_LANES, Lane
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
 from shared.modeling.baseline import Summary
 from shared.modeling.lazy import Lazy
@@ -33,9 +33,10 @@ from tests.conftest import wait_for
 from tests.integration.conftest import AllSent, read_turn
 from tests.sounds import riff, tone, wav
 from tests.unit.tiny import write_bundle
-from workers.bulk import BulkThread
 from workers.engine import Engine, backoff
+from workers.lane import LaneThread
 from workers.stages import Stages
+from workers.tasks.analyze_turn import AnalyzeTurn
 
 STAGES = ("decode", "vad", "transcribe", "text", "speech", "fuse")
 SECRET = "my father has died"
@@ -64,11 +65,16 @@ def hears() -> Hears:
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, tmp_path: Path, hears: Hears) -> Iterator[Engine]:
+def task(settings: Settings, tmp_path: Path, hears: Hears) -> Iterator[AnalyzeTurn]:
     pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
     stages = Stages(pipeline, settings.batches, settings.courtesy_s)
-    yield Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), pipeline, stages)
+    yield AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages)
     stages.close()
+
+
+@pytest.fixture
+def engine(settings: Settings, database: Database, task: AnalyzeTurn) -> Engine:
+    return Engine(settings, database, Queue(settings.broker_url), dict.fromkeys(TURN_LANES, task))
 
 
 Say = Callable[..., dict[str, Any]]
@@ -176,16 +182,16 @@ def test_a_turn_that_came_too_early_is_sent_for_when_the_one_before_has_ended(
     ],
 )
 def test_a_recording_that_only_shows_its_fault_when_decoded_fails_with_its_code(
-    say: Say, engine: Engine, settings: Settings, recording: bytes, code: str
+    say: Say, task: AnalyzeTurn, settings: Settings, recording: bytes, code: str
 ) -> None:
-    engine._settings = settings.model_copy(update={"max_turn_s": 10.0})
+    task._settings = settings.model_copy(update={"max_turn_s": 10.0})
     turn = say(recording=recording)
     assert (turn["status"], turn["error"]["code"]) == ("failed", code)
     assert say(text="the next one is fine")["status"] == "succeeded"
 
 
-def test_a_recording_that_vanished_fails_with_its_code(say: Say, settings: Settings, engine: Engine) -> None:
-    engine._blobs = BlobFolder(settings.data_dir / "elsewhere")
+def test_a_recording_that_vanished_fails_with_its_code(say: Say, settings: Settings, task: AnalyzeTurn) -> None:
+    task._blobs = BlobFolder(settings.data_dir / "elsewhere")
     turn = say(recording=wav())
     assert (turn["status"], turn["error"]["code"]) == ("failed", "recording_gone")
 
@@ -240,9 +246,9 @@ def post(api: TestClient, session_id: str) -> Post:
 
 
 @pytest.fixture
-def bulk_thread(engine: Engine, settings: Settings) -> Iterator[BulkThread]:
+def bulk_thread(engine: Engine, settings: Settings) -> Iterator[LaneThread]:
     """One that has to be started."""
-    thread = BulkThread(celery_app(settings.broker_url), engine.run)
+    thread = LaneThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
     yield thread
     thread.stop()
     thread.join()
@@ -255,7 +261,7 @@ def waiting(broker: redis.Redis) -> Callable[[Lane], int]:
 
 
 def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
-    api: TestClient, post: Post, bulk_thread: BulkThread, waiting: Callable[[Lane], int], all_sent: AllSent
+    api: TestClient, post: Post, bulk_thread: LaneThread, waiting: Callable[[Lane], int], all_sent: AllSent
 ) -> None:
     interactive, bulk = post(Lane.interactive), [post(Lane.bulk) for _ in range(3)]
     all_sent()
@@ -281,7 +287,7 @@ def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
 def test_a_bulk_message_that_names_no_job_is_dropped_with_a_word_in_the_log_and_the_next_is_taken(
     api: TestClient,
     post: Post,
-    bulk_thread: BulkThread,
+    bulk_thread: LaneThread,
     broker: redis.Redis,
     all_sent: AllSent,
     caplog: pytest.LogCaptureFixture,
@@ -303,7 +309,7 @@ def test_a_bulk_message_that_names_no_job_is_dropped_with_a_word_in_the_log_and_
 
 
 def test_a_bulk_turn_that_a_closed_engine_does_not_take_goes_back_into_its_lane(
-    api: TestClient, post: Post, engine: Engine, bulk_thread: BulkThread, waiting: Callable[[Lane], int]
+    api: TestClient, post: Post, engine: Engine, bulk_thread: LaneThread, waiting: Callable[[Lane], int]
 ) -> None:
     location, refused, run = post(Lane.bulk), threading.Event(), engine.run
 
@@ -335,14 +341,14 @@ def test_a_turn_that_waited_for_a_bulk_one_is_sent_into_its_own_lane(
     assert (broker.llen(Lane.interactive.value), broker.llen(Lane.bulk.value)) == (1, 0)
 
 
-def test_turns_run_together_read_as_they_do_alone(engine: Engine, settings: Settings) -> None:
+def test_turns_run_together_read_as_they_do_alone(task: AnalyzeTurn) -> None:
     turns = [
         {"samples": tone(seconds) if seconds else None, "text": text}
         for seconds in (0, 1.0, 1.7)
         for text in ("I am happy", "so what", None)
         if seconds or text
     ]
-    pipeline, submit = engine._pipeline, engine._stages.lane(Lane.interactive)
+    pipeline, submit = task._pipeline, task._stages.lane(Lane.interactive)
     with ThreadPoolExecutor(len(turns)) as threads:
         together = list(threads.map(lambda turn: pipeline.analyze(**turn, submit=submit), turns))
     for analysis, turn in zip(together, turns, strict=True):
@@ -361,7 +367,7 @@ def test_what_a_job_took_is_measured(say: Say) -> None:
         stages = [measured("tenor_stage_seconds_count", stage=stage) for stage in STAGES]
         batches = [measured("tenor_batch_size_count", stage=stage) for stage in STAGES[2:]]
         wait = measured("tenor_queue_wait_seconds_count", lane="interactive")
-        return [*stages, *batches, wait, measured("tenor_jobs_total", outcome="succeeded")]
+        return [*stages, *batches, wait, measured("tenor_jobs_total", lane="interactive", outcome="succeeded")]
 
     before = counts()
     say(recording=wav())
@@ -391,10 +397,10 @@ class Hangs(Hears):
 
 
 @pytest.fixture
-def hangs(engine: Engine) -> Iterator[Hangs]:
-    """The engine's transcriber from now on."""
+def hangs(task: AnalyzeTurn) -> Iterator[Hangs]:
+    """The transcriber from now on."""
     hanging = Hangs()
-    engine._pipeline._transcriber = Lazy(lambda: cast("Transcriber", hanging))
+    task._pipeline._transcriber = Lazy(lambda: cast("Transcriber", hanging))
     yield hanging
     hanging.goes_on.set()
 
@@ -441,9 +447,9 @@ def test_what_is_not_finished_is_given_back_without_using_an_attempt(
         engine.give_back()
         assert broker.llen(Lane.interactive.value) == 1
         with database.transaction() as transaction:
-            work = transaction.jobs.claim(job_id, timedelta(seconds=30), "bundle")
-        assert work is not None
-        assert work.job.attempts == 1
+            claimed = transaction.jobs.claim(job_id, timedelta(seconds=30))
+        assert claimed is not None
+        assert claimed.attempts == 1
         hangs.goes_on.set()
         late.result(10)
     assert api.get(location).json()["status"] == "running"  # what came late was not ours to write

@@ -21,16 +21,18 @@ from shared.domain.access import KeyRole, key_hash
 from shared.domain.conversation import Consent, NewTurn, Recording, SpeakerRole, Turn
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
 from shared.domain.history import AnalyzedTurn
-from shared.domain.job import Job, JobStatus, Lane, NewJob
+from shared.domain.job import OPEN, TURN_LANES, Job, JobStatus, Lane, NewJob
 from shared.domain.transcript import Transcript
 from shared.errors import AudioUndecodable, SessionNotFound, TenorError, TurnNotFound, Unavailable, WrongJobStatus
-from shared.queue import ANALYZE_TURN, Queue
+from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from shared.store.tables import metadata
 from tests.conftest import wait_for
-from tests.integration.conftest import read_turn
+from tests.integration.conftest import end_with, read_turn
+from workers.engine import Engine
 from workers.sweeper import Sweeper
+from workers.tasks.delete_sound import DeleteSound
 
 LEASE = timedelta(seconds=30)
 NO_TIME = timedelta(0)
@@ -68,7 +70,7 @@ def add_turn(database: Database, tenant_id: UUID) -> AddTurn:
                 tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="good news"
             )
             new = NewJob(turn_id=turn.id, lane=lane)
-            ((job, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=lease)
+            ((job, _),) = transaction.jobs.enqueue([new], lease=lease)
             return job
 
     return add
@@ -76,13 +78,12 @@ def add_turn(database: Database, tenant_id: UUID) -> AddTurn:
 
 def claim(database: Database, job: Job, lease: timedelta = LEASE) -> Job | None:
     with database.transaction() as transaction:
-        work = transaction.jobs.claim(job.id, lease, "bundle")
-        return None if work is None else work.job
+        return transaction.jobs.claim(job.id, lease)
 
 
 def succeed(database: Database, job: Job, bundle_id: str = "bundle") -> bool:
     with database.transaction() as transaction:
-        return transaction.jobs.succeed(job, bundle_id, Transcript.provided("good news"), READING)
+        return end_with(transaction, job, Transcript.provided("good news"), READING, bundle_id=bundle_id)
 
 
 def read(database: Database, tenant_id: UUID, job: Job) -> AnalyzedTurn:
@@ -91,7 +92,7 @@ def read(database: Database, tenant_id: UUID, job: Job) -> AnalyzedTurn:
 
 def sweep(database: Database, max_attempts: int = 5) -> int:
     with database.transaction() as transaction:
-        return transaction.jobs.sweep(task=ANALYZE_TURN, lease=LEASE, max_attempts=max_attempts)
+        return transaction.jobs.sweep(lease=LEASE, max_attempts=max_attempts)
 
 
 def unsent(database: Database) -> list[UUID]:
@@ -206,7 +207,7 @@ def test_a_job_is_sent_and_sent_again_into_its_lane(database: Database, add_turn
     claimed = claim(database, job)
     assert claimed is not None
     with database.transaction() as transaction:
-        (message,) = transaction.jobs.give_back([claimed], task=ANALYZE_TURN, lease=LEASE)
+        (message,) = transaction.jobs.give_back([claimed], lease=LEASE)
     assert (message.queue, queues()) == (lane.value, [lane.value])
     quarantined(database, job)
     requeue(database, job)
@@ -252,7 +253,7 @@ def quarantined(database: Database, job: Job) -> Job:
 
 def requeue(database: Database, job: Job) -> None:
     with database.transaction() as transaction:
-        transaction.jobs.requeue(job, task=ANALYZE_TURN, lease=LEASE)
+        transaction.jobs.requeue(job, lease=LEASE)
 
 
 def test_a_quarantined_job_is_nobodys_until_it_is_put_back_with_fresh_attempts(
@@ -399,9 +400,9 @@ def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
         assert [isinstance(turn, SessionNotFound) for turn in added] == [place not in mine for place in places]
         jobs = [
             NewJob(turn_id=turn.id, lane=lane, correlation_id=f"call {lane}")
-            for turn, lane in zip(turns, [*Lane, *Lane], strict=True)
+            for turn, lane in zip(turns, [*TURN_LANES, *TURN_LANES], strict=True)
         ]
-        queued = transaction.jobs.enqueue(jobs, task=ANALYZE_TURN, lease=LEASE)
+        queued = transaction.jobs.enqueue(jobs, lease=LEASE)
     assert [(job.turn_id, job.lane, job.correlation_id) for job, _ in queued] == [
         (job.turn_id, job.lane, job.correlation_id) for job in jobs
     ]
@@ -414,7 +415,24 @@ def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
 
 @pytest.fixture
 def sweeper(settings: Settings, database: Database) -> Sweeper:
-    return Sweeper(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), "bundle")
+    return Sweeper(settings, database, Queue(settings.broker_url), "bundle")
+
+
+@pytest.fixture
+def upkeep(settings: Settings, database: Database, sweeper: Sweeper) -> Callable[[], None]:
+    """A sweep, and the maintenance that it sends for."""
+    deletion = DeleteSound(database, BlobFolder(settings.blob_dir))
+    engine = Engine(settings, database, Queue(settings.broker_url), {Lane.maintenance: deletion})
+
+    def upkeep() -> None:
+        sweeper.sweep()
+        with database.transaction() as transaction:
+            waiting = transaction.jobs.listed(statuses=OPEN)
+        for job in waiting:
+            if job.lane is Lane.maintenance:
+                engine.run(job.id)
+
+    return upkeep
 
 
 def test_whoever_strikes_off_does_not_wait_for_a_sweeper_at_the_same_messages(
@@ -434,6 +452,7 @@ def test_turns_that_are_read_together_are_each_their_own_tenants(
     database: Database, tenant_id: UUID, add_turn: AddTurn
 ) -> None:
     mine = add_turn()
+    assert mine.turn_id is not None
     with database.transaction() as transaction:
         stranger = transaction.accounts.ensure_tenant("globex")
         found, hidden = transaction.conversations.turns([(tenant_id, mine.turn_id), (stranger, mine.turn_id)])
@@ -477,7 +496,7 @@ def test_a_flushed_broker_can_be_sent_to_at_once(
 
 
 def test_an_upload_that_was_never_claimed_is_deleted(
-    sweeper: Sweeper, settings: Settings, database: Database, tmp_path: Path
+    upkeep: Callable[[], None], settings: Settings, database: Database, tmp_path: Path
 ) -> None:
     blobs = BlobFolder(settings.blob_dir)
     uri = new_uri(uuid4(), uuid4())
@@ -487,14 +506,14 @@ def test_an_upload_that_was_never_claimed_is_deleted(
     source.write_bytes(b"voice")
     with source.open("rb") as file:
         blobs.put(uri, file)
-    sweeper.sweep()
+    upkeep()
     assert list(settings.blob_dir.rglob("*")) == []
 
 
 @pytest.mark.parametrize(("retention", "kept"), [(None, False), (NO_TIME, False), (timedelta(days=1), True)])
 @pytest.mark.parametrize("outcome", ["succeeds", "fails", "is quarantined for too long", "is dropped"])
 def test_a_recording_outlives_its_analysis_only_with_consent(
-    sweeper: Sweeper,
+    upkeep: Callable[[], None],
     settings: Settings,
     database: Database,
     tenant_id: UUID,
@@ -515,8 +534,8 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
             tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text=None, recording_id=recording.id
         )
         new = NewJob(turn_id=turn.id, lane=Lane.interactive)
-        ((queued, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=LEASE)
-    sweeper.sweep()
+        ((queued, _),) = transaction.jobs.enqueue([new], lease=LEASE)
+    upkeep()
     path = settings.blob_dir / uri
     assert path.exists()
     job = claim(database, queued)
@@ -529,19 +548,19 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
     else:
         with database.transaction() as transaction:
             transaction.jobs.quarantine(job, TenorError("broken"))
-        sweeper.sweep()
+        upkeep()
         assert path.exists() is (retention != NO_TIME)
         if outcome == "is dropped":
             with database.transaction() as transaction:
                 transaction.jobs.drop(job)
         else:
             _age(settings, job, timedelta(days=8))
-    sweeper.sweep()
+    upkeep()
     assert path.exists() is kept
 
 
 def test_a_recording_that_cannot_be_deleted_does_not_keep_the_others(
-    sweeper: Sweeper, settings: Settings, database: Database
+    upkeep: Callable[[], None], settings: Settings, database: Database
 ) -> None:
     uris = [new_uri(uuid4(), uuid4()) for _ in range(2)]
     with database.transaction() as transaction:
@@ -550,7 +569,7 @@ def test_a_recording_that_cannot_be_deleted_does_not_keep_the_others(
             (settings.blob_dir / uri).parent.mkdir(parents=True)
     (settings.blob_dir / uris[0]).mkdir()  # no file, so it cannot be deleted as one
     (settings.blob_dir / uris[1]).touch()
-    sweeper.sweep()
+    upkeep()
     assert not (settings.blob_dir / uris[1]).exists()
     with database.transaction() as transaction:
         assert list(transaction.recordings.doomed()) == [uris[0]]

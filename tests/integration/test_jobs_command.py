@@ -13,7 +13,6 @@ from shared.domain.conversation import Consent, SpeakerRole
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Job, Lane, NewJob
 from shared.errors import TenorError
-from shared.queue import ANALYZE_TURN
 from shared.settings import Settings, get_settings
 from shared.store.database import Database
 from tests.integration.conftest import read_turn
@@ -41,11 +40,11 @@ def add_job(database: Database) -> AddJob:
                 tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="x"
             )
             new = NewJob(turn_id=turn.id, lane=Lane.interactive, correlation_id="call-17")
-            ((job, _),) = transaction.jobs.enqueue([new], task=ANALYZE_TURN, lease=LEASE)
+            ((job, _),) = transaction.jobs.enqueue([new], lease=LEASE)
             if quarantined:
-                work = transaction.jobs.claim(job.id, LEASE, "bundle")
-                assert work is not None
-                assert transaction.jobs.quarantine(work.job, TenorError("internal error (ValueError)"))
+                claimed = transaction.jobs.claim(job.id, LEASE)
+                assert claimed is not None
+                assert transaction.jobs.quarantine(claimed, TenorError("internal error (ValueError)"))
             return job
 
     return add

@@ -25,7 +25,7 @@ from services.api.app import create_app
 from services.api.telemetry import Lanes
 from services.embedded import free_port
 from shared.blobs import BlobFolder
-from shared.domain.job import Lane
+from shared.domain.job import TURN_LANES, Lane
 from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
@@ -36,10 +36,11 @@ from tests.conftest import wait_for
 from tests.integration.conftest import AllSent
 from tests.sounds import wav
 from tests.unit.tiny import Heard, pipeline, write_bundle
-from workers.bulk import BulkThread
 from workers.engine import Engine
+from workers.lane import LaneThread
 from workers.stages import Stages
 from workers.sweeper import Sweeper
+from workers.tasks.analyze_turn import AnalyzeTurn
 
 SECRET = "my father has died"
 STAGES = ["decode", "vad", "transcribe", "text", "speech", "fuse", "store"]
@@ -58,7 +59,8 @@ def heard() -> Heard:
 def engine(settings: Settings, database: Database, tmp_path: Path, heard: Heard) -> Iterator[Engine]:
     tiny = pipeline(write_bundle(tmp_path / "bundle"), heard)
     stages = Stages(tiny, settings.batches, settings.courtesy_s)
-    yield Engine(settings, database, Queue(settings.broker_url), BlobFolder(settings.blob_dir), tiny, stages)
+    task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), tiny, stages)
+    yield Engine(settings, database, Queue(settings.broker_url), dict.fromkeys(TURN_LANES, task))
     stages.close()
 
 
@@ -232,7 +234,9 @@ def test_what_waits_is_found_without_reading_every_job(
         plan = "\n".join(str(row) for row in connection.execute(f"EXPLAIN {oldest}"))  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert "ix_jobs_lane_created_at" in plan
     with database.transaction() as transaction:
-        assert {waiting.lane: waiting.jobs for waiting in transaction.jobs.waiting()} == {"interactive": 1, "bulk": 0}
+        assert {waiting.lane: waiting.jobs for waiting in transaction.jobs.waiting()} == {
+            lane: int(lane is Lane.interactive) for lane in Lane
+        }
 
 
 def test_while_the_database_is_away_the_other_metrics_are_still_told() -> None:
@@ -316,7 +320,7 @@ def traced(api: TestClient, settings: Settings, collector: Collector) -> Iterato
 def test_a_trace_goes_from_the_request_over_the_queue_through_every_stage(
     traced: TestClient, session_id: str, engine: Engine, settings: Settings, collector: Collector
 ) -> None:
-    thread = BulkThread(celery_app(settings.broker_url), engine.run)
+    thread = LaneThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
     thread.start()
     location = send(traced, session_id, Lane.bulk, {"traceparent": TRACEPARENT})
     wait_for(lambda: traced.get(location).json()["status"] == "succeeded", 60)
@@ -357,11 +361,10 @@ def test_id_and_trace_outlive_the_message(
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
     with database.transaction() as transaction:
-        transaction.jobs.sweep(task="analyze_turn", lease=settings.lease, max_attempts=5)
+        transaction.jobs.sweep(lease=settings.lease, max_attempts=5)
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE outbox SET created_at = now() - interval '1 minute'")
-    blobs = BlobFolder(settings.blob_dir)
-    Sweeper(settings, database, Queue(settings.broker_url), blobs, "bundle").sweep()
+    Sweeper(settings, database, Queue(settings.broker_url), "bundle").sweep()
     engine.run(take(broker))
     (done,) = (line for line in lines() if "succeeded" in line["message"])
     assert done["correlation_id"] == "call-17"

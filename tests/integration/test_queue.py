@@ -18,13 +18,13 @@ from pydantic import SecretStr, ValidationError
 from services.embedded import free_port
 from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
-from shared.queue import ANALYZE_TURN, Queue
+from shared.queue import Queue
 from shared.settings import Settings
 from tests.conftest import wait_for
 
 
 def message() -> Message:
-    return Message(id=uuid4(), task=ANALYZE_TURN, job_id=uuid4(), queue=Lane.interactive.value)
+    return Message(id=uuid4(), task=Lane.interactive.task, job_id=uuid4(), queue=Lane.interactive.value)
 
 
 def address(settings: Settings) -> tuple[str, str]:

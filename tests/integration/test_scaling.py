@@ -20,23 +20,22 @@ def query(path: Path, lane: Lane) -> str:
     return asked
 
 
-@pytest.mark.parametrize("lane", Lane)
+@pytest.mark.parametrize("lane", [Lane.interactive, Lane.bulk, Lane.ingest])
 @pytest.mark.parametrize("path", SCALING, ids=lambda path: path.parent.name)
-def test_the_autoscaler_sees_how_long_the_oldest_turn_of_a_lane_has_waited(
+def test_the_autoscaler_sees_how_long_a_lane_has_waited(
     api: TestClient, session_id: str, settings: Settings, path: Path, lane: Lane
 ) -> None:
-    (other,) = set(Lane) - {lane}
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
 
         def asked() -> object:
             row = connection.execute(query(path, lane)).fetchone()  # pyright: ignore[reportArgumentType, reportCallIssue]
             return row and row[0]
 
-        api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello", "lane": other.value})
-        assert asked() == 0
         for _ in range(2):
-            api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello", "lane": lane.value})
-        connection.execute("DELETE FROM jobs WHERE lane = %s", [other.value])
+            api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello"})
+        connection.execute("UPDATE jobs SET lane = 'another'")
+        assert asked() == 0
+        connection.execute("UPDATE jobs SET lane = %s", [lane.value])
         oldest = "SELECT id FROM jobs LIMIT 1"
         connection.execute(f"UPDATE jobs SET created_at = now() - interval '1 hour' WHERE id = ({oldest})")
         waited = asked()

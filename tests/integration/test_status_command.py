@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner, Result
 
 from services.cli import app
+from shared.domain.job import Lane
 from shared.errors import TenorError
 from shared.settings import Settings, get_settings
 from shared.store.database import Database
@@ -56,7 +57,7 @@ def test_where_all_is_well_it_says_what_is_there(tenor: Tenor, database: Databas
     status = found(result)
     assert (result.exit_code, status["wrong"], result.stderr) == (0, [], "")
     assert (status["version"], status["database"], status["broker"]) == (version("tenor"), "ok", "ok")
-    assert status["stored"]["migration"] == "0005"
+    assert status["stored"]["migration"] == database.revision()
     (worker,) = status["stored"]["workers"]
     assert (worker["id"], worker["host"], worker["device"]) == (str(WORKER), "node-3", "NVIDIA H200")
     assert worker["bundle_id"] == "compact-0123"
@@ -68,7 +69,7 @@ def test_a_person_sees_the_same(tenor: Tenor, database: Database, api: TestClien
     add_turn(api, session_id)
     result = tenor()
     assert result.exit_code == 0, result.stderr
-    shown = ("0005", "node-3", "NVIDIA H200", "interactive", "bulk", "1 in a minute", "oldest waiting")
+    shown = (database.revision() or "none", "node-3", "NVIDIA H200", *Lane, "1 in a minute", "oldest waiting")
     assert [word for word in shown if word not in result.stdout] == []
 
 
@@ -79,9 +80,9 @@ def test_jobs_and_turns_are_counted(
         add_turn(api, session_id, lane)
     change(settings, "UPDATE jobs SET created_at = now() - interval '10 minutes' WHERE lane = 'bulk'")
     with database.transaction() as transaction:
-        work = transaction.jobs.claim(transaction.jobs.listed()[0].id, timedelta(seconds=30), "bundle")
-        assert work is not None
-        assert transaction.jobs.quarantine(work.job, TenorError("internal error (ValueError)"))
+        claimed = transaction.jobs.claim(transaction.jobs.listed()[0].id, timedelta(seconds=30))
+        assert claimed is not None
+        assert transaction.jobs.quarantine(claimed, TenorError("internal error (ValueError)"))
     stored = found(tenor("--format", "json"))["stored"]
     assert (stored["turns_last_minute"], stored["turns_last_hour"], stored["quarantined"]) == (2, 5, 1)
     assert sum(count["jobs"] for count in stored["jobs"] if count["status"] == "queued") == 4

@@ -1,8 +1,8 @@
-"""The bulk lane's own threads, so that bulk turns never hold those that interactive ones need.
+"""A lane's own threads, so that what is in one lane never holds those that another needs.
 
 Celery's pool takes whatever comes from any of its queues, and a million turns of bulk would hold all of it. So its pool
-serves the interactive lane alone, and each thread here takes one bulk turn after another from a connection of its own.
-Which of the two the models serve first is the micro-batchers' affair.
+serves one lane alone, and each thread here takes one job of another lane after the other, from a connection of its own.
+Which of two turns the models serve first is the micro-batchers' affair.
 """
 
 import logging
@@ -22,18 +22,20 @@ from shared.telemetry import type_and_place
 _log = logging.getLogger(__name__)
 
 
-class BulkThread(ConsumerMixin):
-    """Takes up the bulk lane's jobs, one at a time. A lost connection is made anew for as long as it takes.
+class LaneThread(ConsumerMixin):
+    """Takes up a lane's jobs, one at a time. A lost connection is made anew for as long as it takes.
 
     Args:
         app: of the queue.
+        lane: whose jobs are taken up.
         run: does a job. False where it takes no more of them up: the message then goes back for another worker.
     """
 
-    def __init__(self, app: Celery, run: Callable[[UUID], bool]) -> None:
+    def __init__(self, app: Celery, lane: Lane, run: Callable[[UUID], bool]) -> None:
         self.connection = app.connection_for_read()
+        self._lane = lane
         self._run = run
-        self._thread = threading.Thread(target=self._live, name="bulk", daemon=True)
+        self._thread = threading.Thread(target=self._live, name=lane.value, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -53,13 +55,14 @@ class BulkThread(ConsumerMixin):
             try:
                 self.run()
             except Exception as error:
-                _log.error("the bulk lane is connected anew: %s", type_and_place(error))
+                _log.error("the %s lane is connected anew: %s", self._lane.value, type_and_place(error))
 
     def get_consumers(self, Consumer: Callable[..., Any], channel: Any) -> list[Any]:  # noqa: ANN401, N803 - kombu's
-        return [Consumer([QUEUES[Lane.bulk]], on_message=self._take, prefetch_count=1, accept=["json"])]
+        return [Consumer([QUEUES[self._lane]], on_message=self._take, prefetch_count=1, accept=["json"])]
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        _log.error("a message of the bulk lane is dropped, as it names no job: %s", type_and_place(exc))
+        dropped = "a message of the %s lane is dropped, as it names no job: %s"
+        _log.error(dropped, self._lane.value, type_and_place(exc))
         message.reject()
 
     def _take(self, message: Message) -> None:
