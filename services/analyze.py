@@ -12,6 +12,7 @@ from shared.domain.history import LONGEST_BASELINE
 from shared.errors import NotFound, SetupError, TenorError
 from shared.modeling.baseline import Summary
 from shared.modeling.pipeline import Analysis, Pipeline, load_pipeline
+from shared.modeling.speech import LONGEST_TURN_S, Span, utterances
 from shared.settings import Settings
 
 
@@ -103,7 +104,7 @@ class Analyzer:
         # A name need not be Unicode, but JSON is.
         name = str(file).encode(errors="surrogateescape").decode(errors="backslashreplace")
         rows = []
-        for start, end in self._pipeline.utterances(samples) or [(0.0, samples.size / SAMPLE_RATE)]:
+        for start, end in _turns(samples):
             analysis = self._turn(samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)])
             rows.append(Row.of(analysis, self._speaker, name, round(start, 3), round(end, 3)))
         return rows
@@ -114,3 +115,9 @@ class Analyzer:
         if self._conversation and analysis.voice_summary is not None:
             self._heard.append(analysis.voice_summary)
         return analysis
+
+
+def _turns(samples: Samples) -> list[Span]:
+    """Where to cut a long recording; a short one, or one in which nobody speaks, is one turn."""
+    duration = samples.size / SAMPLE_RATE
+    return (utterances(samples) if duration > LONGEST_TURN_S else []) or [(0.0, duration)]

@@ -2,11 +2,15 @@
 
 import io
 import struct
+from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.audio import Samples, decode
+
+ASSETS = Path(__file__).parent / "assets"
 RATE = 16_000
 FORMATS = {
     "wav": ("wav", "pcm_s16le"),
@@ -24,6 +28,15 @@ def tone(seconds: float = 1.0, hertz: float = 220.0, rate: int = RATE) -> NDArra
     """A sine at half scale, shape [samples]."""
     times = np.arange(int(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * hertz * times)).astype(np.float32)
+
+
+def silence(seconds: float) -> Samples:
+    return np.zeros(round(seconds * RATE), np.float32)
+
+
+def spoken(name: str) -> Samples:
+    """What espeak says in one of the files beside the tests."""
+    return decode(ASSETS / f"{name}.ogg")
 
 
 def wav(samples: NDArray[np.float32] | None = None, rate: int = RATE) -> bytes:

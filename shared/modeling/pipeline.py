@@ -159,10 +159,6 @@ class Pipeline:
         reading, summary = submit(self.fuse, encoded)()
         return Analysis(transcript, reading, summary)
 
-    def utterances(self, samples: Samples) -> list[tuple[float, float]]:
-        """Where to cut a long recording into turns, in seconds; a short one is one turn."""
-        return self._transcriber.get().utterances(samples)
-
     def warm_up(self) -> None:
         """Load everything and run it, so that the first turn is as fast as the next."""
         self._transcriber.get().warm_up()

@@ -1,6 +1,6 @@
-"""Speech to text: where somebody speaks, in which language, and what is said.
+"""Speech to text: in which language, and what is said.
 
-Whisper (Radford et al. 2022) through CTranslate2, and Silero's voice activity detector; both come with faster-whisper.
+Whisper (Radford et al. 2022) through CTranslate2, which comes with faster-whisper.
 Whisper was trained on windows of 30 s, and its encoder spends most of a short turn's time on padding. A window of the
 clip plus three seconds of silence gives the same words in a fraction of the time as long as the decoder may emit its
 timestamp tokens; where it does not, the decoder shows it (improbable, repeating or endless text) and the clip is
@@ -17,7 +17,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,15 +26,13 @@ from faster_whisper import WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import merge_punctuations
-from faster_whisper.vad import VadOptions, get_speech_timestamps
 from numpy.typing import NDArray
 
 from shared.audio import SAMPLE_RATE, Samples
 from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
 from shared.errors import SetupError
+from shared.modeling.speech import Span, centred, length, speech, split
 
-Span = tuple[float, float]
-"""Start and end in seconds."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -63,13 +60,6 @@ SPARE_TOKENS = 16
 
 WHISPERS_OWN_CODES = {"jv": "jw", "nb": "no"}
 """Javanese and Norwegian Bokmål, by their ISO 639-1 codes."""
-
-PAUSE_S = 0.2
-TURN_PAUSE_S = 1.0
-"""Between two turns of a long recording."""
-MIN_SPEECH_S = 0.1
-PAD_S = 0.4
-"""Kept on each side of a stretch, since the detector is late on soft onsets."""
 
 PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
@@ -205,40 +195,17 @@ class Transcriber:
     def warm_up(self) -> None:
         """Run everything once, so that the first turn is as fast as the next."""
         second = np.zeros(SAMPLE_RATE, np.float32)
-        self._speech(second)
+        speech(second)
         self.transcribe([Clip(second, speech=[(0.0, 1.0)])])
 
     def speech(self, samples: Samples) -> list[Span]:
         """Where somebody speaks: tight stretches, parted by pauses of at least 0.2 s."""
-        return self._speech(_centred(samples))
-
-    def utterances(self, samples: Samples, max_s: float = 30.0) -> list[Span]:
-        """The recording as one utterance if it is no longer than `max_s`, else cut into stretches of speech.
-
-        Cuts lie in every pause of a second or more, and in a longer stretch in its longest pauses; within speech only
-        where it goes on for longer than `max_s`. The silence between is left out. Spans are in order, do not overlap
-        and are at most `max_s` long.
-        """
-        duration = samples.size / SAMPLE_RATE
-        if duration <= max_s:
-            return [(0.0, duration)]
-        return _split(self.speech(samples), duration, max_s, TURN_PAUSE_S)
-
-    def _speech(self, samples: Samples) -> list[Span]:
-        if samples.size < MIN_SPEECH_S * SAMPLE_RATE:
-            return []
-        options = VadOptions(
-            min_speech_duration_ms=int(MIN_SPEECH_S * 1000),
-            min_silence_duration_ms=int(PAUSE_S * 1000),
-            speech_pad_ms=0,
-        )
-        stretches = get_speech_timestamps(samples, options)
-        return [(stretch["start"] / SAMPLE_RATE, stretch["end"] / SAMPLE_RATE) for stretch in stretches]
+        return speech(samples)
 
     def _stretches(self, clip: Clip) -> list[Stretch]:
-        samples = _centred(clip.samples)
-        speech = self._speech(samples) if clip.speech is None else clip.speech
-        spans = _split(speech, samples.size / SAMPLE_RATE, STRETCH_S)
+        samples = centred(clip.samples)
+        spoken = speech(samples) if clip.speech is None else clip.speech
+        spans = split(spoken, samples.size / SAMPLE_RATE, STRETCH_S)
         edges = [[round(time * SAMPLE_RATE) for time in span] for span in spans]
         return [Stretch(span, samples[start:end]) for span, (start, end) in zip(spans, edges, strict=True)]
 
@@ -265,7 +232,7 @@ class Transcriber:
 
         The longest stretch tells the language best, and most turns are but one stretch.
         """
-        by_length = sorted(range(len(windows)), key=lambda place: _length(windows[place].stretch.span))
+        by_length = sorted(range(len(windows)), key=lambda place: length(windows[place].stretch.span))
         longest = {owners[place]: place for place in by_length if known[owners[place]] is None}
         asked = list(longest.values())
         found = dict(zip(asked, self._languages([windows[place] for place in asked]), strict=True))
@@ -288,7 +255,7 @@ class Transcriber:
         windows, decoded = self._decode(windows, languages)
         tokenizers = [self._tokenizer(language) for language in languages]
         parts = [
-            [] if text.is_silence else list(_parts(text.tokens, tokenizer, _length(window.stretch.span)))
+            [] if text.is_silence else list(_parts(text.tokens, tokenizer, length(window.stretch.span)))
             for window, text, tokenizer in zip(windows, decoded, tokenizers, strict=True)
         ]
         timed = self._align(windows, languages, parts)
@@ -461,51 +428,6 @@ def _parts(tokens: Sequence[int], tokenizer: Tokenizer, duration: float) -> Iter
             start, text = time, []
     if text:
         yield (start, duration), text
-
-
-def _split(speech: Sequence[Span], duration: float, max_s: float, max_pause_s: float = np.inf) -> list[Span]:
-    """Stretches of speech of at most `max_s` and without a pause of `max_pause_s` or more.
-
-    They are padded into the pauses beside them as far as there is room.
-    """
-    groups, waiting = [], [list(speech)] if speech else []
-    while waiting:
-        group = waiting.pop()
-        pauses = [after[0] - before[1] for before, after in pairwise(group)]
-        if group[-1][1] - group[0][0] <= max_s and max(pauses, default=0.0) < max_pause_s:
-            groups.append((group[0][0], group[-1][1]))
-        elif len(group) == 1:
-            groups.extend(_hard_cuts(group[0], max_s))
-        else:
-            cut = int(np.argmax(pauses)) + 1
-            waiting += [group[cut:], group[:cut]]  # the earlier half is taken first
-    return _padded(groups, duration, max_s)
-
-
-def _hard_cuts(span: Span, max_s: float) -> list[Span]:
-    count = int(np.ceil(_length(span) / max_s))
-    edges = np.linspace(*span, count + 1).tolist()
-    return list(pairwise(edges))
-
-
-def _padded(spans: Sequence[Span], duration: float, max_s: float) -> list[Span]:
-    edges = [0.0, *(edge for span in spans for edge in span), duration]
-    padded = []
-    for i, (start, end) in enumerate(spans):
-        room = max(0.0, (max_s - (end - start)) / 2)
-        before = (start - edges[2 * i]) / (2 if i else 1)
-        after = (edges[2 * i + 3] - end) / (2 if i < len(spans) - 1 else 1)
-        padded.append((start - min(PAD_S, room, before), end + min(PAD_S, room, after)))
-    return padded
-
-
-def _length(span: Span) -> float:
-    return span[1] - span[0]
-
-
-def _centred(samples: Samples) -> Samples:
-    """Without its constant offset, which would drown the quiet bands of the features."""
-    return samples - samples.mean(dtype=np.float64).astype(np.float32) if samples.size else samples
 
 
 def _transcript(language: str | None, probability: float | None, segments: tuple[Segment, ...]) -> Transcript:

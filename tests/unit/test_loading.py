@@ -138,7 +138,7 @@ def loaded(folder: Path, **settings: object) -> Pipeline:
 def test_the_bundles_whisper_is_loaded_unless_another_is_named(folder: Path, asked: list[str]) -> None:
     edit(folder, asr=weights.transcriber("large-v3-turbo").model_dump())
     for settings in ({}, {"whisper": "small"}, {"whisper": f"someone/whisper@{'0a' * 20}"}):
-        assert loaded(folder, **settings).utterances(tone(0.5)) == [(0, 0.5)]
+        assert loaded(folder, **settings).vad.run([tone(0.05)]) == [[]]
     assert asked == [
         "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
         "Systran/faster-whisper-small",
@@ -166,7 +166,7 @@ def test_two_whispers_are_one_too_many(tmp_path: Path) -> None:
 def test_a_transcriber_of_an_unknown_kind_is_refused_by_name(folder: Path) -> None:
     edit(folder, asr={"kind": "telepathy", "source": "", "licence": ""})
     with pytest.raises(BundleError, match=r"telepathy.*faster_whisper"):
-        loaded(folder).utterances(tone(0.5))
+        loaded(folder).vad.run([tone(0.05)])
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}")), ids=lambda p: p.name)

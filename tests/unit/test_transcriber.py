@@ -9,18 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from shared.audio import SAMPLE_RATE, Samples, decode
+from shared.audio import SAMPLE_RATE, Samples
 from shared.domain.transcript import Transcript
 from shared.errors import SetupError
-from shared.modeling.transcriber import Clip, Span, Transcriber, _split
+from shared.modeling.transcriber import Clip, Transcriber
 from shared.modeling.weights import WHEELS, whisper_folder
 from shared.settings import get_settings
 from tests import checkpoints
+from tests.sounds import silence, spoken
 
-ASSETS = Path(__file__).parents[1] / "assets"
 HAS_WEIGHTS = get_settings().whisper_dir is not None or all(map(importlib.util.find_spec, WHEELS))
 
 needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="neither the offline extra nor TENOR_WHISPER_DIR is there")
@@ -39,14 +37,6 @@ Transcribe = Callable[..., Transcript]
 def transcribe(transcriber: Transcriber) -> Transcribe:
     """One clip alone."""
     return lambda samples, **known: transcriber.transcribe([Clip(samples, **known)])[0]
-
-
-def spoken(name: str) -> Samples:
-    return decode(ASSETS / f"{name}.ogg")
-
-
-def silence(seconds: float) -> Samples:
-    return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
 
 
 def times(seconds: float) -> np.ndarray:
@@ -222,27 +212,6 @@ def test_threads_share_it(transcribe: Transcribe) -> None:
     assert all(transcript == alone[name] for name, transcript in together)
 
 
-@needs_weights
-def test_speech_is_found_where_it_is(transcriber: Transcriber) -> None:
-    stretches = transcriber.speech(np.concatenate([silence(3), spoken("english"), silence(3)]))
-    end = 3 + spoken("english").size / SAMPLE_RATE
-    assert stretches[0][0] == pytest.approx(3, abs=0.3)
-    assert stretches[-1][1] == pytest.approx(end, abs=0.6)
-
-
-@needs_weights
-def test_a_short_recording_is_one_utterance(transcriber: Transcriber) -> None:
-    assert transcriber.utterances(silence(4)) == [(0, 4)]
-
-
-@needs_weights
-def test_a_long_recording_is_cut_at_its_pauses(transcriber: Transcriber) -> None:
-    sound = np.concatenate([spoken("english"), silence(4), spoken("spanish"), spoken("italian")])
-    first, second = transcriber.utterances(sound, max_s=10)
-    assert first[1] == pytest.approx(spoken("english").size / SAMPLE_RATE, abs=0.6)
-    assert second == pytest.approx((first[1] + 4, sound.size / SAMPLE_RATE), abs=0.8)
-
-
 KINDS = {"up to large-v2": (80, 99), "from large-v3 on": (128, 100)}
 """How many bands they hear, and how many languages they know."""
 
@@ -286,28 +255,3 @@ def test_a_type_that_is_named_is_taken(tmp_path: Path) -> None:
     folder = checkpoints.transcriber(tmp_path)
     types = [Transcriber.load(folder, "cpu", of)._whisper.model.compute_type for of in ("auto", "float32")]
     assert types == ["int8_float32", "float32"]
-
-
-@st.composite
-def speech_in_a_recording(draw: st.DrawFn) -> tuple[list[Span], float]:
-    """Ordered stretches of speech with pauses between them, and the recording's length."""
-    steps = draw(st.lists(st.floats(0.03, 60), max_size=40))
-    edges = np.cumsum(steps).tolist()
-    duration = (edges[-1] if edges else 0.0) + draw(st.floats(0, 60))
-    return list(zip(edges[::2], edges[1::2], strict=False)), duration
-
-
-@given(speech_in_a_recording(), st.floats(0.5, 40), st.floats(0.1, 60))
-def test_utterances_are_ordered_apart_short_enough_and_inside(
-    recording: tuple[list[Span], float], max_s: float, max_pause_s: float
-) -> None:
-    speech, duration = recording
-    spans = _split(speech, duration, max_s, max_pause_s)
-    assert all(0 <= start < end <= duration + 1e-9 for start, end in spans)
-    assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(spans))
-    assert all(end - start <= max_s + 1e-9 for start, end in spans)
-    covered = [any(start <= t <= end for start, end in spans) for span in speech for t in span]
-    assert all(covered)
-    for before, after in pairwise(speech):
-        if after[0] - before[1] >= max_pause_s:
-            assert not any(start < before[1] and after[0] < end for start, end in spans)

@@ -1,0 +1,90 @@
+"""Where somebody speaks, and where what is long is cut."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.audio import SAMPLE_RATE, Samples
+from shared.modeling.speech import LONGEST_TURN_S, Cutter, Span, speech, split, utterances
+from tests.sounds import silence, spoken
+
+
+@pytest.fixture(scope="module")
+def conversation() -> Samples:
+    """Four utterances with pauses between them, the last two without one."""
+    sounds = [spoken("english"), silence(4), spoken("spanish"), silence(2), spoken("italian"), spoken("german")]
+    return np.concatenate(sounds)
+
+
+def test_speech_is_found_where_it_is() -> None:
+    stretches = speech(np.concatenate([silence(3), spoken("english"), silence(3)]))
+    end = 3 + spoken("english").size / SAMPLE_RATE
+    assert stretches[0][0] == pytest.approx(3, abs=0.3)
+    assert stretches[-1][1] == pytest.approx(end, abs=0.6)
+
+
+def test_a_long_recording_is_cut_at_its_pauses() -> None:
+    sound = np.concatenate([spoken("english"), silence(4), spoken("spanish"), spoken("italian")])
+    first, second = utterances(sound, max_s=10)
+    assert first[1] == pytest.approx(spoken("english").size / SAMPLE_RATE, abs=0.6)
+    assert second == pytest.approx((first[1] + 4, sound.size / SAMPLE_RATE), abs=0.8)
+
+
+@st.composite
+def speech_in_a_recording(draw: st.DrawFn) -> tuple[list[Span], float]:
+    """Ordered stretches of speech with pauses between them, and the recording's length."""
+    steps = draw(st.lists(st.floats(0.03, 60), max_size=40))
+    edges = np.cumsum(steps).tolist()
+    duration = (edges[-1] if edges else 0.0) + draw(st.floats(0, 60))
+    return list(zip(edges[::2], edges[1::2], strict=False)), duration
+
+
+@given(speech_in_a_recording(), st.floats(0.5, 40), st.floats(0.1, 60))
+def test_utterances_are_ordered_apart_short_enough_and_inside(
+    recording: tuple[list[Span], float], max_s: float, max_pause_s: float
+) -> None:
+    speech, duration = recording
+    spans = split(speech, duration, max_s, max_pause_s)
+    assert all(0 <= start < end <= duration + 1e-9 for start, end in spans)
+    assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(spans))
+    assert all(end - start <= max_s + 1e-9 for start, end in spans)
+    covered = [any(start <= t <= end for start, end in spans) for span in speech for t in span]
+    assert all(covered)
+    for before, after in pairwise(speech):
+        if after[0] - before[1] >= max_pause_s:
+            assert not any(start < before[1] and after[0] < end for start, end in spans)
+
+
+@pytest.mark.parametrize("part_s", [4, 7.3, 60])
+def test_a_recording_that_comes_in_parts_is_cut_as_one_that_is_there_at_once(
+    conversation: Samples, part_s: float
+) -> None:
+    cutter, size = Cutter(), int(part_s * SAMPLE_RATE)
+    parts = [conversation[start : start + size] for start in range(0, conversation.size, size)]
+    cuts = [cut for part in parts[:-1] for cut in cutter.add(part)] + cutter.add(parts[-1], last=True)
+    whole = utterances(conversation)
+    assert [start for start, _ in cuts] == pytest.approx([start for start, _ in whole], abs=0.3)
+    ends = [start + sound.size / SAMPLE_RATE for start, sound in cuts]
+    assert ends == pytest.approx([end for _, end in whole], abs=0.3)
+    for start, sound in cuts:
+        at = round(start * SAMPLE_RATE)
+        assert np.array_equal(sound, conversation[at : at + sound.size])
+
+
+def test_what_never_pauses_is_cut_and_no_more_than_a_turn_is_kept() -> None:
+    endless = np.concatenate([spoken("english")] * 60)
+    cutter, size = Cutter(), 90 * SAMPLE_RATE
+    cuts = []
+    for start in range(0, endless.size, size):
+        cuts += cutter.add(endless[start : start + size], last=start + size >= endless.size)
+        assert cutter._held.size <= (LONGEST_TURN_S + 2) * SAMPLE_RATE
+    assert max(sound.size for _, sound in cuts) <= LONGEST_TURN_S * SAMPLE_RATE
+    assert sum(sound.size for _, sound in cuts) > 0.9 * endless.size
+
+
+def test_silence_is_nobodys_turn() -> None:
+    assert Cutter().add(silence(60), last=True) == []
+    assert utterances(silence(60)) == []
