@@ -45,7 +45,9 @@ app = typer.Typer(
 )
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="API keys: one tenant each.")
 app.add_typer(keys, name="keys")
-jobs = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Jobs: what became of the turns' analysis.")
+jobs = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Jobs: what became of whatever was to be done."
+)
 app.add_typer(jobs, name="jobs")
 benchmarks = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Measure this Tenor on this machine.")
 app.add_typer(benchmarks, name="bench")
@@ -491,11 +493,12 @@ def list_jobs(
     if output is Format.json:
         sys.stdout.write(json.dumps([job.model_dump(mode="json") for job in found]) + "\n")
         return
-    table = Table("id", "tenant", "status", "attempts", "since", "reason")
+    table = Table("id", "tenant", "lane", "status", "attempts", "since", "reason")
     table.columns[0].no_wrap = True
     for job in found:
         since = f"{job.updated_at:%Y-%m-%d %H:%M:%S %Z}"
-        table.add_row(str(job.id), job.tenant, job.status.value, str(job.attempts), since, job.error_message or "")
+        known = (job.tenant or "", job.lane.value, job.status.value, str(job.attempts), since)
+        table.add_row(str(job.id), *known, job.error_message or "")
     _out.print(table)
 
 
@@ -546,7 +549,7 @@ def drop_jobs(
 ) -> None:
     """End jobs for good, without a result: in quarantine, waiting or running.
 
-    Their turns stay, `failed` with `job_dropped`, and those that waited for them go on.
+    A turn stays, `failed` with `job_dropped`, and those that waited for it go on.
     """
 
     def drop(transaction: Transaction, job: ListedJob) -> None:

@@ -5,12 +5,14 @@ promises, an Ogg file that ends within a page, a FLAC, MP4, WebM or AIFF with le
 bare AAC and AMR do not state their length, and a live stream does not know it: these are taken for as long as they are.
 """
 
+import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import av
 import av.error
@@ -23,7 +25,7 @@ from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecod
 SAMPLE_RATE = 16_000
 
 Samples = NDArray[np.float32]
-"""Shape [samples], 16 kHz mono, nominally in [-1, 1]."""
+"""Shape [samples], 16 kHz mono, nominally in [-1, 1]; shape [samples, channels] where that is said."""
 
 Source = Path | IO[bytes]
 
@@ -37,6 +39,7 @@ MIN_RATE = 4_000
 """Below any telephone's: a small file at 1 Hz would become hours of sound."""
 
 MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
+_FLAC_BLOCK = 4096
 UNKNOWN_WAV_BYTES = 0x7FFF_0000
 """Writers to a pipe put this or more into the header, or nothing."""
 
@@ -74,34 +77,91 @@ def decode(source: Source, max_duration_s: float | None = None) -> Samples:
         AudioNotFinite: NaN or infinite samples.
         AudioTooLong: longer than `max_duration_s`.
     """
-    chunks: list[Samples] = []
+    return np.concatenate([frame.mean(axis=1) for frame in _frames(source, max_duration_s)])
+
+
+def decode_parts(
+    source: Source, channels: int, part_s: float, max_duration_s: float | None = None
+) -> Iterator[list[Samples]]:
+    """A long recording in parts of `part_s` seconds, the last of which may be shorter: each channel by itself.
+
+    Args:
+        source: the recording.
+        channels: as many as it has; 1: they are averaged.
+        part_s: how much of it is in memory at once, and somewhat more.
+        max_duration_s: the longest that is allowed.
+
+    Raises:
+        As `decode` does, but for what comes late perhaps after some parts.
+        AudioUndecodable: also where it has another number of channels, or comes to have.
+    """
+    waiting: list[Samples] = []
+    count = 0
+    for frame in _frames(source, max_duration_s):
+        waiting.append(frame.mean(axis=1, keepdims=True) if channels == 1 else frame)
+        if waiting[-1].shape[1] != channels:
+            raise AudioUndecodable(f"the recording has {frame.shape[1]} channels where it should have {channels}")
+        count += len(frame)
+        if count >= part_s * SAMPLE_RATE:
+            yield _apart(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield _apart(waiting)
+
+
+def encode(samples: Samples) -> bytes:
+    """Sound, shape [samples], as a FLAC file of 16 bits."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="flac") as container:
+        stream = cast("av.AudioStream", container.add_stream("flac", rate=SAMPLE_RATE))
+        stream.layout, stream.format = "mono", "s16"
+        whole = np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)[None]
+        for start in range(0, whole.shape[1], _FLAC_BLOCK):
+            frame = av.AudioFrame.from_ndarray(whole[:, start : start + _FLAC_BLOCK], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = SAMPLE_RATE, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _frames(source: Source, max_duration_s: float | None) -> Iterator[Samples]:
+    """The recording at 16 kHz, piece by piece, shape [samples, channels]; none of them is empty, and there is one."""
     count = 0
     with _open(source) as container:
         promised = _promised_seconds(container)
-        # FFmpeg's own mixing makes two equal channels 3 dB louder than one, so the channels are kept here.
-        # Interleaved, since PyAV miscounts the planes of eight channels and more.
-        resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
-        try:
-            for frame in container.decode(audio=0):
-                for resampled in resampler.resample(frame):
-                    chunks.append(_averaged(resampled))
-                    count += chunks[-1].size
-                if max_duration_s is not None and count > max_duration_s * SAMPLE_RATE:
-                    raise AudioTooLong(f"the recording is longer than the {max_duration_s:g} s allowed")
-            chunks.extend(_averaged(frame) for frame in resampler.resample(None))
-        except (av.error.FFmpegError, ValueError) as error:
-            raise AudioUndecodable(f"the recording is damaged: {error}") from error
-    samples = np.concatenate(chunks) if chunks else np.empty(0, np.float32)
-    if samples.size < SAMPLE_RATE * (0.99 * promised - 0.1):
+        for frame in _resampled(container):
+            if not np.isfinite(frame).all():
+                bad = count + int(np.flatnonzero(~np.isfinite(frame).all(axis=1))[0])
+                raise AudioNotFinite(f"the sample at {bad / SAMPLE_RATE:.3f} s is not a finite number")
+            count += len(frame)
+            if max_duration_s is not None and count > max_duration_s * SAMPLE_RATE:
+                raise AudioTooLong(f"the recording is longer than the {max_duration_s:g} s allowed")
+            yield frame
+    if count < SAMPLE_RATE * (0.99 * promised - 0.1):
         raise AudioUndecodable(
-            f"the recording is cut off: {samples.size / SAMPLE_RATE:.1f} of the {promised:.1f} s its header promises"
+            f"the recording is cut off: {count / SAMPLE_RATE:.1f} of the {promised:.1f} s its header promises"
         )
-    return _checked(samples.astype(np.float32, copy=False))
+    if count == 0:
+        raise AudioEmpty("the recording holds no samples")
 
 
-def _averaged(frame: av.AudioFrame) -> Samples:
-    """An interleaved frame's channels averaged, shape [samples]."""
-    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels).mean(axis=1)
+def _resampled(container: InputContainer) -> Iterator[Samples]:
+    # FFmpeg's own mixing makes two equal channels 3 dB louder than one, so the channels are kept here.
+    # Interleaved, since PyAV miscounts the planes of eight channels and more.
+    resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
+    try:
+        for frame in chain(container.decode(audio=0), [None]):
+            for resampled in resampler.resample(frame):
+                if resampled.samples:
+                    interleaved = resampled.to_ndarray().astype(np.float32, copy=False)
+                    yield interleaved.reshape(-1, resampled.layout.nb_channels)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise AudioUndecodable(f"the recording is damaged: {error}") from error
+
+
+def _apart(frames: Sequence[Samples]) -> list[Samples]:
+    """The channels of frames of shape [samples, channels]."""
+    return list(np.ascontiguousarray(np.concatenate(frames).T))
 
 
 def _packets_s(container: InputContainer) -> float | None:
@@ -122,15 +182,6 @@ def _promised_seconds(container: InputContainer) -> float:
         return float(stream.duration * stream.time_base)
     alone = len(container.streams) == 1  # a video's length need not be its sound's
     return container.duration / av.time_base if alone and container.duration else 0.0
-
-
-def _checked(samples: Samples) -> Samples:
-    if samples.size == 0:
-        raise AudioEmpty("the recording holds no samples")
-    if not np.isfinite(samples).all():
-        bad = int(np.flatnonzero(~np.isfinite(samples))[0])
-        raise AudioNotFinite(f"the sample at {bad / SAMPLE_RATE:.3f} s is not a finite number")
-    return samples
 
 
 def _open(source: Source) -> InputContainer:

@@ -8,6 +8,7 @@ TenorError
 │   ├── NotFound                404   not_found
 │   │   ├── SessionNotFound           session_not_found
 │   │   ├── TurnNotFound              turn_not_found
+│   │   ├── RecordingNotFound         recording_not_found
 │   │   ├── JobNotFound               job_not_found
 │   │   └── TenantNotFound            tenant_not_found
 │   ├── SessionClosed           409   session_closed
@@ -26,6 +27,7 @@ TenorError
 │   └── WeightsMissing                weights_missing
 ├── Unavailable                 503   unavailable: try again later
 │   └── StorageFull             507   storage_full: the disk of the recordings is full
+├── ClaimLost                   500   claim_lost: another worker took the job over; it does it now
 ├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
 ├── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
 ├── JobDropped                  500   job_dropped: a person ended it without a result
@@ -90,6 +92,11 @@ class SessionNotFound(NotFound):
 class TurnNotFound(NotFound):
     code = "turn_not_found"
     title = "No such turn"
+
+
+class RecordingNotFound(NotFound):
+    code = "recording_not_found"
+    title = "No such recording"
 
 
 class JobNotFound(NotFound):
@@ -191,6 +198,11 @@ class StorageFull(Unavailable):
     code = "storage_full"
     status = 507
     title = "There is no room for the recording"
+
+
+class ClaimLost(TenorError):
+    code = "claim_lost"
+    title = "Another worker took the job over"
 
 
 class StageTimeout(TenorError):

@@ -116,6 +116,7 @@ class Settings(BaseSettings):
     )
 
     max_turn_s: float = Field(default=300, gt=0, description="longest recording of one turn, in seconds")
+    max_recording_s: float = Field(default=4 * 3600, gt=0, description="longest recording that is cut into turns")
     max_text_chars: int = Field(default=10_000, gt=0)
     max_body_bytes: int = Field(default=64 * 2**20, gt=0)
     audio_retention_days: float = Field(default=30, ge=0, description="where the speaker consented to keep audio")

@@ -9,7 +9,7 @@ from fastapi_offline import FastAPIOffline
 from services.api import errors
 from services.api.body import BodyLimit
 from services.api.dependencies import Resources
-from services.api.routes import health, sessions, turns
+from services.api.routes import health, recordings, sessions, turns
 from services.api.sending import Sending
 from services.api.telemetry import Telemetry
 from shared.blobs import open_blobs
@@ -71,6 +71,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(errors.Unexpected)
     app.add_middleware(Telemetry)
     # They are tried in order, and most of what comes is turns.
-    for router in (turns.router, sessions.router, health.router):
+    for router in (turns.router, sessions.router, recordings.router, health.router):
         app.include_router(router)
     return app

@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.datastructures import Headers
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -17,6 +18,7 @@ from shared.errors import BodyTooLarge, InvalidRequest, StorageFull, Unsupported
 
 _SOUND = ("audio/", "video/", "application/octet-stream", "application/ogg")
 _MAX_MEDIA_TYPE = 100
+Fields = TypeVar("Fields", bound=BaseModel)
 _MAX_JSON_BYTES = 2 * 2**20
 """Parsed, JSON takes up to twenty times its size, and nothing but a recording is longer."""
 
@@ -64,7 +66,7 @@ class BodyLimit:
 
 
 async def written_turn(request: Request) -> TurnIn | None:
-    """The turn that was sent as JSON; None where it comes as a form, and `spoken_turn` reads it.
+    """The turn that was sent as JSON; None where it comes as a form, and `with_sound` reads it.
 
     Raises:
         UnsupportedMediaType: neither.
@@ -72,7 +74,7 @@ async def written_turn(request: Request) -> TurnIn | None:
     """
     media_type, _ = parse_options_header(request.headers.get("content-type", ""))
     if media_type == b"application/json":
-        return _turn(await request.body())
+        return _valid(TurnIn, await request.body())
     if media_type == b"multipart/form-data":
         return None
     raise UnsupportedMediaType(
@@ -81,25 +83,29 @@ async def written_turn(request: Request) -> TurnIn | None:
 
 
 @asynccontextmanager
-async def spoken_turn(request: Request) -> AsyncIterator[tuple[TurnIn, UploadFile]]:
-    """The turn that was sent as a form, with its recording, which is closed on leaving.
+async def with_sound(request: Request, model: type[Fields]) -> AsyncIterator[tuple[Fields, UploadFile]]:
+    """What was sent as a form: its fields, and its recording, which is closed on leaving.
 
     Raises:
-        UnsupportedMediaType: the file is declared to be something else than sound.
+        UnsupportedMediaType: it is no form, or the file is declared to be something else than sound.
         InvalidRequest: a field is missing or wrong, or its text is not UTF-8.
         StorageFull: there is no room to take the recording in.
     """
-    _, parameters = parse_options_header(request.headers.get("content-type", ""))
+    media_type, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if media_type != b"multipart/form-data":
+        raise UnsupportedMediaType(
+            f"a recording is sent as multipart/form-data, not as {media_type.decode('latin-1')!r}"
+        )
     fields, audio = await _form(request, parameters.get(b"boundary", b""))
     try:
-        yield _turn(fields), _sound(audio)
+        yield _valid(model, fields), _sound(audio)
     finally:
         await audio.close()
 
 
-def _turn(body: bytes | dict[str, str]) -> TurnIn:
+def _valid(model: type[Fields], body: bytes | dict[str, str]) -> Fields:
     try:
-        return TurnIn.model_validate_json(body) if isinstance(body, bytes) else TurnIn.model_validate(body)
+        return model.model_validate_json(body) if isinstance(body, bytes) else model.model_validate(body)
     except ValidationError as error:
         raise InvalidRequest(describe(list(error.errors(include_url=False, include_input=False)))) from None
 

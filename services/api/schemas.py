@@ -4,12 +4,12 @@ from datetime import datetime
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, Json, StringConstraints
 
-from shared.domain.conversation import Consent, Name, Session, SpeakerRole, Text
+from shared.domain.conversation import Consent, Name, Session, SpeakerRole, Text, Voice
 from shared.domain.emotion import Prediction
-from shared.domain.history import AnalyzedTurn
-from shared.domain.job import JobStatus, Lane, TurnLane
+from shared.domain.history import AnalyzedTurn, RecordingProgress
+from shared.domain.job import Job, JobStatus, Lane, TurnLane
 from shared.domain.transcript import Transcript
 
 
@@ -80,9 +80,27 @@ class TurnIn(BaseModel):
     )
 
 
+class RecordingIn(BaseModel):
+    """How a long recording, in the form's field `audio`, is to be cut into turns."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    voices: Json[Annotated[tuple[Voice, ...], Field(min_length=1, max_length=32)]] = Field(
+        default=(Voice(),),
+        description="who is heard, as a JSON list: one for each channel, or one for all channels together",
+        examples=['[{"speaker": "Tom", "role": "agent"}, {"speaker": "caller", "role": "customer"}]'],
+    )
+    lane: TurnLane = Field(default=Lane.bulk, description="of its turns")
+    began_at: Time | None = Field(default=None, description="when it began; unset: now")
+
+
 class ErrorOut(BaseModel):
     code: str = Field(examples=["audio_undecodable"])
     message: str
+
+    @classmethod
+    def of(cls, job: Job) -> Self | None:
+        return None if job.error_code is None else cls(code=job.error_code, message=job.error_message or "")
 
 
 class TurnOut(BaseModel):
@@ -94,6 +112,8 @@ class TurnOut(BaseModel):
     speaker: str
     role: SpeakerRole
     text: str | None
+    start: float | None = Field(description="seconds within the long recording that it was cut from, if so")
+    end: float | None
     occurred_at: datetime
     lane: Lane
     status: JobStatus
@@ -105,13 +125,30 @@ class TurnOut(BaseModel):
     def of(cls, analyzed: AnalyzedTurn) -> Self:
         turn, job = analyzed.turn, analyzed.job
         return cls(
-            **turn.model_dump(include={"id", "session_id", "index", "speaker", "role", "text", "occurred_at"}),
+            **turn.model_dump(exclude={"recording_id"}),
             lane=job.lane,
             status=job.status,
-            error=None if job.error_code is None else ErrorOut(code=job.error_code, message=job.error_message or ""),
+            error=ErrorOut.of(job),
             transcript=analyzed.transcript,
             prediction=analyzed.prediction,
         )
+
+
+class RecordingOut(BaseModel):
+    """A long recording: when `status` is `succeeded`, its turns are in the session's history. `turns` counts them."""
+
+    id: UUID
+    session_id: UUID
+    duration_s: float | None
+    channels: int | None
+    status: JobStatus
+    error: ErrorOut | None
+    turns: dict[JobStatus, int]
+
+    @classmethod
+    def of(cls, progress: RecordingProgress) -> Self:
+        job, its = progress.job, progress.recording.model_dump(include={"id", "session_id", "duration_s", "channels"})
+        return cls(**its, status=job.status, error=ErrorOut.of(job), turns=progress.turns)
 
 
 class HistoryOut(BaseModel):

@@ -71,7 +71,9 @@ class Session(BaseModel):
 
 
 class Recording(BaseModel):
-    """A stored sound file. `uri` names its blob; None once the audio was deleted."""
+    """A stored sound file. `uri` names its blob; None once the audio was deleted. `source_id` is the longer one that it
+    was cut from, if so.
+    """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
@@ -83,6 +85,16 @@ class Recording(BaseModel):
     duration_s: float | None
     channels: int | None
     expires_at: datetime | None
+    source_id: UUID | None = None
+
+
+class Voice(BaseModel):
+    """Who is heard on a channel of a recording."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    speaker: Name = "speaker"
+    role: SpeakerRole = SpeakerRole.user
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,15 @@ class NewTurn:
     text: str | None
     recording_id: UUID | None = None
     occurred_at: datetime | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 class Turn(BaseModel):
     """One speaker's stretch of a conversation: text, a recording, or both.
 
-    `index` counts from 0 within the session, in the order of arrival. `start` and `end` are seconds within a longer
-    recording, None for the whole of it.
+    `index` counts from 0 within the session, in the order of arrival. `start` and `end` are seconds within the
+    longer recording that it was cut from, if so; its own recording holds no more than the turn.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)

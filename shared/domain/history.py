@@ -1,10 +1,13 @@
 """A turn together with what became of it."""
 
+from datetime import datetime
+from uuid import UUID
+
 from pydantic import BaseModel, ConfigDict
 
-from shared.domain.conversation import Recording, Turn
+from shared.domain.conversation import Consent, Recording, Turn, Voice
 from shared.domain.emotion import Prediction
-from shared.domain.job import Job
+from shared.domain.job import Job, JobStatus, TurnLane
 from shared.domain.transcript import Transcript
 
 LONGEST_BASELINE = 50
@@ -22,6 +25,34 @@ class AnalyzedTurn(BaseModel):
     job: Job
     transcript: Transcript | None
     prediction: Prediction | None
+
+
+class Call(BaseModel):
+    """A long recording, to be cut into turns.
+
+    There is one voice for all channels together, or one for each. `lane` is where its turns go, and `began_at` when it
+    began.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    job: Job
+    tenant_id: UUID
+    consent: Consent
+    recording: Recording
+    voices: tuple[Voice, ...]
+    lane: TurnLane
+    began_at: datetime
+
+
+class RecordingProgress(BaseModel):
+    """A long recording and what became of it: how many of its turns are in each status."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recording: Recording
+    job: Job
+    turns: dict[JobStatus, int]
 
 
 class Work(BaseModel):

@@ -58,14 +58,20 @@ class Cutter:
         self._held = np.empty(0, np.float32)
         self._held_from = 0
 
-    def add(self, part: Samples, last: bool = False) -> list[tuple[float, Samples]]:
-        """The utterances that are known to have ended, each with the second at which it starts.
+    def add(self, part: Samples) -> list[tuple[float, Samples]]:
+        """The utterances that are known to have ended by the end of a further part, shape [samples].
 
-        Args:
-            part: what comes next, shape [samples], of several times `LONGEST_TURN_S` unless it is the last.
+        Each comes with the second at which it starts.
         """
-        sound = np.concatenate([self._held, part])
-        known = sound.size / SAMPLE_RATE - (0.0 if last else TURN_PAUSE_S + PAD_S)
+        self._held = np.concatenate([self._held, part])
+        return self._ended(self._held.size / SAMPLE_RATE - TURN_PAUSE_S - PAD_S)
+
+    def end(self) -> list[tuple[float, Samples]]:
+        """The utterances that remain when there is no further part."""
+        return self._ended(self._held.size / SAMPLE_RATE)
+
+    def _ended(self, known: float) -> list[tuple[float, Samples]]:
+        sound = self._held
         edges = [(int(start * SAMPLE_RATE), int(end * SAMPLE_RATE)) for start, end in utterances(sound)]
         ended = [span for span in edges if span[1] <= known * SAMPLE_RATE]
         offset = self._held_from

@@ -171,6 +171,8 @@ class Conversations:
             "text": turn.text,
             "recording_id": turn.recording_id,
             "occurred_at": turn.occurred_at or session.now,
+            "start": turn.start,
+            "end": turn.end,
         }
 
     def _count(self, counts: Mapping[UUID, int]) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, create_engine, exc, make_url, text
 from shared.errors import SetupError, Unavailable
 from shared.store.accounts import Accounts
 from shared.store.analyses import Analyses
+from shared.store.calls import Calls
 from shared.store.conversations import Conversations
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
@@ -49,6 +50,10 @@ class Transaction:
     @cached_property
     def analyses(self) -> Analyses:
         return Analyses(self._connection)
+
+    @cached_property
+    def calls(self) -> Calls:
+        return Calls(self._connection)
 
     @cached_property
     def conversations(self) -> Conversations:

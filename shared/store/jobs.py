@@ -130,6 +130,12 @@ class Jobs:
                 .values(lease_until=func.now() + lease, updated_at=func.now())
             )
 
+    def hold(self, job: Job) -> bool:
+        """Keep a claim from being voided until this transaction ends. False where it was void by then."""
+        self._hold(job)
+        held = select(jobs.c.id).where(*_held(job)).with_for_update()
+        return self._connection.execute(held).one_or_none() is not None
+
     def succeed(self, job: Job) -> bool:
         """End a job whose result this transaction writes. False where the claim was void by then."""
         self._hold(job)
@@ -333,6 +339,8 @@ class Jobs:
             return False
         if status is not JobStatus.quarantined:
             self._used(row)
+        if status is JobStatus.failed:
+            self._useless(row)
         return True
 
     def _used(self, job: Row[*tuple[Any, ...]]) -> None:
@@ -342,6 +350,12 @@ class Jobs:
         self._connection.execute(
             update(recordings).where(its, recordings.c.expires_at.is_(None)).values(expires_at=func.now())
         )
+
+    def _useless(self, job: Row[*tuple[Any, ...]]) -> None:
+        """What was cut off a recording, and became no turn, goes with the next sweep, whatever was consented to."""
+        no_turn = ~exists().where(turns.c.recording_id == recordings.c.id)
+        cuts = update(recordings).where(recordings.c.source_id == job.recording_id, no_turn)
+        self._connection.execute(cuts.values(expires_at=func.now()))
 
     # what is going on
 

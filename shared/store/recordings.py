@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, union, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.conversation import Recording
 from shared.domain.job import OPEN, JobStatus
 from shared.store.tables import doomed_blobs, jobs, recordings, turns
+
+_STILL_OPEN = jobs.c.status.in_(OPEN)
 
 
 class Recordings:
@@ -34,6 +36,7 @@ class Recordings:
         duration_s: float | None,
         channels: int | None,
         retention: timedelta | None,
+        source_id: UUID | None = None,
     ) -> Recording:
         """Make a stored blob a session's recording. `retention` None: it goes once its turn has been analysed."""
         self._connection.execute(delete(doomed_blobs).where(doomed_blobs.c.uri == uri))
@@ -47,6 +50,7 @@ class Recordings:
                 duration_s=duration_s,
                 channels=channels,
                 expires_at=None if retention is None else func.now() + retention,
+                source_id=source_id,
             )
             .returning(recordings)
         ).one()
@@ -54,12 +58,10 @@ class Recordings:
 
     def expire(self) -> int:
         """Doom the sound of every recording whose time is up and whose turn has ended; how many there were."""
-        waiting = (
-            select(jobs.c.id)
-            .join(turns, turns.c.id == jobs.c.turn_id)
-            .where(turns.c.recording_id == recordings.c.id, jobs.c.status.in_(OPEN))
-            .exists()
-        )
+        of_turn = jobs.join(turns, turns.c.id == jobs.c.turn_id)
+        heard = select(jobs.c.id).select_from(of_turn).where(turns.c.recording_id == recordings.c.id, _STILL_OPEN)
+        cut = select(jobs.c.id).where(jobs.c.recording_id == recordings.c.id, _STILL_OPEN)
+        waiting = heard.exists() | cut.exists()
         due = (
             select(recordings.c.id, recordings.c.uri)
             .where(recordings.c.uri.is_not(None), recordings.c.expires_at <= func.now(), ~waiting)
@@ -79,11 +81,11 @@ class Recordings:
 
         Only sound that nobody consented to keep, which else goes with the end of its turn's analysis.
         """
-        forgotten = (
-            select(turns.c.recording_id)
-            .join(jobs, jobs.c.turn_id == turns.c.id)
-            .where(jobs.c.status == JobStatus.quarantined.value, jobs.c.updated_at < func.now() - quarantined_for)
-        )
+        long_ago = (jobs.c.status == JobStatus.quarantined.value) & (jobs.c.updated_at < func.now() - quarantined_for)
+        of_turns = select(turns.c.recording_id).join(jobs, jobs.c.turn_id == turns.c.id).where(long_ago)
+        whole = select(jobs.c.recording_id).where(long_ago)
+        cut = recordings.alias("cut")
+        forgotten = union(of_turns, whole, select(cut.c.id).where(cut.c.source_id.in_(whole)))
         self._connection.execute(
             update(recordings)
             .where(recordings.c.id.in_(forgotten), recordings.c.expires_at.is_(None))

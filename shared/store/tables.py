@@ -102,9 +102,20 @@ recordings = Table(
     Column("duration_s", Float),
     Column("channels", Integer),
     Column("expires_at", DateTime(timezone=True)),
+    Column("source_id", Uuid, ForeignKey("recordings.id", ondelete="CASCADE"), comment="that it was cut from"),
     _now(),
     Index(None, "session_id"),
+    Index(None, "source_id"),
     Index(None, "expires_at", postgresql_where=text("uri IS NOT NULL")),
+)
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("recording_id", Uuid, ForeignKey("recordings.id", ondelete="CASCADE"), primary_key=True),
+    Column("voices", JSONB, nullable=False, comment="speaker and role of each channel, or of all together"),
+    Column("lane", String(20), nullable=False, comment="of its turns"),
+    _now("began_at"),
 )
 
 turns = Table(

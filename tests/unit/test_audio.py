@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.audio import SAMPLE_RATE, decode, probe
+from shared.audio import SAMPLE_RATE, decode, decode_parts, encode, probe
 from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable
 from tests.sounds import FORMATS, encoded, riff, write
 
@@ -232,3 +232,44 @@ def test_a_playlist_does_not_make_us_read_another_file(tmp_path: Path) -> None:
     playlist.write_text("ffconcat version 1.0\nfile another.wav\n")
     with pytest.raises(AudioUndecodable):
         decode(playlist)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.2, 5), st.sampled_from((8_000, 44_100)), st.sampled_from(("flac", "opus")))
+def test_parts_put_together_are_the_whole_with_its_channels_apart(part_s: float, rate: int, name: str) -> None:
+    rate = 48_000 if name == "opus" else rate
+    left = tone(3, rate)
+    data = io.BytesIO(encoded(name, np.stack([left, 0.2 * left]), rate))
+    parts = list(decode_parts(data, 2, part_s))
+    lengths = [{channel.size for channel in part} for part in parts]
+    assert all(len(of_part) == 1 and max(of_part) >= part_s * SAMPLE_RATE for of_part in lengths[:-1])
+    first, second = (np.concatenate(of_channel) for of_channel in zip(*parts, strict=True))
+    assert np.allclose((first + second) / 2, decode(data), atol=1e-6)
+    assert rms(second) == pytest.approx(0.2 * rms(first), rel=0.05)
+
+
+def test_parts_of_a_recording_with_one_voice_are_averaged() -> None:
+    data = io.BytesIO(encoded("wav", np.stack([tone(2), 0 * tone(2)])))
+    (whole,) = zip(*decode_parts(data, 1, 0.5), strict=True)
+    assert np.array_equal(np.concatenate(whole), decode(data))
+
+
+def test_parts_need_a_voice_for_each_channel() -> None:
+    with pytest.raises(AudioUndecodable, match="has 1 channels where it should have 2"):
+        list(decode_parts(io.BytesIO(encoded("wav", tone(1))), 2, 1))
+
+
+def test_a_recording_in_parts_is_refused_as_a_whole_one_is() -> None:
+    data = encoded("flac", tone(4))
+    with pytest.raises(AudioUndecodable):
+        list(decode_parts(io.BytesIO(data[: len(data) // 2]), 1, 1))
+    with pytest.raises(AudioTooLong):
+        list(decode_parts(io.BytesIO(data), 1, 1, max_duration_s=3))
+
+
+@given(st.integers(1, 20_000), st.floats(0.01, 2))
+def test_what_is_encoded_is_decoded_as_it_was(size: int, level: float) -> None:
+    sound = (level * np.sin(np.arange(size) / 20)).astype(np.float32)
+    again = decode(io.BytesIO(encode(sound)))
+    assert again.shape == sound.shape
+    assert np.abs(again - np.clip(sound, -1, 1)).max() <= 1 / 32768

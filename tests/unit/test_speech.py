@@ -64,7 +64,7 @@ def test_a_recording_that_comes_in_parts_is_cut_as_one_that_is_there_at_once(
 ) -> None:
     cutter, size = Cutter(), int(part_s * SAMPLE_RATE)
     parts = [conversation[start : start + size] for start in range(0, conversation.size, size)]
-    cuts = [cut for part in parts[:-1] for cut in cutter.add(part)] + cutter.add(parts[-1], last=True)
+    cuts = [cut for part in parts for cut in cutter.add(part)] + cutter.end()
     whole = utterances(conversation)
     assert [start for start, _ in cuts] == pytest.approx([start for start, _ in whole], abs=0.3)
     ends = [start + sound.size / SAMPLE_RATE for start, sound in cuts]
@@ -79,12 +79,14 @@ def test_what_never_pauses_is_cut_and_no_more_than_a_turn_is_kept() -> None:
     cutter, size = Cutter(), 90 * SAMPLE_RATE
     cuts = []
     for start in range(0, endless.size, size):
-        cuts += cutter.add(endless[start : start + size], last=start + size >= endless.size)
+        cuts += cutter.add(endless[start : start + size])
         assert cutter._held.size <= (LONGEST_TURN_S + 2) * SAMPLE_RATE
+    cuts += cutter.end()
     assert max(sound.size for _, sound in cuts) <= LONGEST_TURN_S * SAMPLE_RATE
     assert sum(sound.size for _, sound in cuts) > 0.9 * endless.size
 
 
 def test_silence_is_nobodys_turn() -> None:
-    assert Cutter().add(silence(60), last=True) == []
+    cutter = Cutter()
+    assert [*cutter.add(silence(60)), *cutter.end()] == []
     assert utterances(silence(60)) == []

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -12,22 +11,21 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from services.api.accepting import Arrival
-from services.api.body import spoken_turn, written_turn
+from services.api.body import with_sound, written_turn
 from services.api.dependencies import Reader, Res, Resources, Writer
 from services.api.schemas import TurnIn, TurnOut
-from shared import audio
-from shared.blobs import new_uri
+from services.api.uploads import SOUND_FORMATS, find_session, store_upload
 from shared.domain.access import ApiKey
-from shared.domain.conversation import NewTurn, Session
+from shared.domain.conversation import NewTurn, Recording, Session
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Message
-from shared.errors import AudioTooLong, InvalidRequest, TenorError, TextTooLong
+from shared.errors import InvalidRequest, TenorError, TextTooLong
+from shared.store.database import Transaction
 from shared.telemetry import ids
 from shared.tracing import traceparent
 
 router = APIRouter(prefix="/v1", tags=["turns"])
 
-_UPLOAD_PATIENCE = timedelta(hours=1)
 _FIELDS = TurnIn.model_json_schema(ref_template="#/components/schemas/{model}")
 _FIELDS.pop("$defs")  # the answer's schema brings them into the components
 
@@ -45,7 +43,7 @@ _BODY: dict[str, Any] = {
                         "audio": {
                             "type": "string",
                             "format": "binary",
-                            "description": "WAV, FLAC, MP3, Ogg, Opus, M4A or WebM; any rate, mono or stereo",
+                            "description": SOUND_FORMATS,
                         },
                         **_FIELDS["properties"],
                     },
@@ -67,8 +65,8 @@ async def add_turn(session_id: UUID, request: Request, response: Response, res: 
     if body is not None:
         accepted = await res.written.do(_written(res, key, session_id, body))
     else:
-        session = await run_in_threadpool(_session, res, key, session_id)
-        async with spoken_turn(request) as (body, upload):
+        session = await run_in_threadpool(find_session, res, key, session_id)
+        async with with_sound(request, TurnIn) as (body, upload):
             accepted = await run_in_threadpool(_accept_sound, res, session, body, upload)
     response.headers["Location"] = f"/v1/turns/{accepted.turn.id}"
     return TurnOut.of(accepted)
@@ -90,11 +88,6 @@ async def read_turn(
     return TurnOut.of(found)
 
 
-def _session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
-    with res.database.transaction() as transaction:
-        return transaction.conversations.session(key.tenant_id, session_id)
-
-
 def _written(res: Resources, key: ApiKey, session_id: UUID, body: TurnIn) -> Arrival:
     if body.text is None or not body.text.strip():
         raise InvalidRequest("text: a turn without a recording needs a text")
@@ -110,41 +103,14 @@ def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) ->
 
 def _accept_sound(res: Resources, session: Session, body: TurnIn, upload: UploadFile) -> AnalyzedTurn:
     arrival = _arrival(res, session.tenant_id, session.id, body)
-    info = audio.probe(upload.file)
-    if info.duration_s is not None and info.duration_s > res.settings.max_turn_s:
-        raise AudioTooLong(
-            f"the recording lasts {info.duration_s:.0f} s; a turn may last {res.settings.max_turn_s:.0f} s"
-        )
-    uri = new_uri(session.tenant_id, session.id)
-    with res.database.transaction() as transaction:
-        transaction.recordings.announce(uri, _UPLOAD_PATIENCE)
-    try:
-        accepted, messages = _claim(res, session, arrival, upload, uri, info)
-    except TenorError:
-        # Sound that became no turn goes at once; where it cannot, it goes once its announcement is old.
-        res.delete_sound([uri])
-        raise
-    res.sending.send(messages)
-    return accepted
 
-
-def _claim(
-    res: Resources, session: Session, arrival: Arrival, upload: UploadFile, uri: str, info: audio.AudioInfo
-) -> tuple[AnalyzedTurn, Sequence[Message]]:
-    sha256 = res.blobs.put(uri, upload.file)
-    with res.database.transaction() as transaction:
-        transaction.conversations.hold(session.tenant_id, session.id)
-        recording = transaction.recordings.claim(
-            session.id,
-            uri=uri,
-            sha256=sha256,
-            media_type=upload.content_type or "application/octet-stream",
-            duration_s=info.duration_s,
-            channels=info.channels,
-            retention=res.settings.audio_retention if session.consent.retain_audio else None,
-        )
+    def add(transaction: Transaction, recording: Recording) -> tuple[AnalyzedTurn, Sequence[Message]]:
         heard = replace(arrival, turn=replace(arrival.turn, recording_id=recording.id))
         (accepted,), messages = res.accepting.store(transaction, [heard])
         if isinstance(accepted, TenorError):
             raise accepted  # the recording goes with it
-    return accepted, messages
+        return accepted, messages
+
+    accepted, messages = store_upload(res, session, upload, res.settings.max_turn_s, add)
+    res.sending.send(messages)
+    return accepted

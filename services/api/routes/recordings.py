@@ -1,0 +1,72 @@
+"""Long recordings: accepted at once, then cut into turns by the workers."""
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from services.api.body import with_sound
+from services.api.dependencies import Reader, Res, Resources, Writer
+from services.api.schemas import RecordingIn, RecordingOut
+from services.api.uploads import SOUND_FORMATS, find_session, store_upload
+from shared.domain.conversation import Recording, Session
+from shared.domain.history import RecordingProgress
+from shared.domain.job import JobStatus, Lane, Message, NewJob
+from shared.errors import InvalidRequest, SessionClosed
+from shared.store.database import Transaction
+from shared.telemetry import ids
+from shared.tracing import traceparent
+
+router = APIRouter(prefix="/v1", tags=["recordings"])
+
+_FIELDS = RecordingIn.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+_FIELDS.pop("$defs", None)
+_AUDIO = {"type": "string", "format": "binary", "description": SOUND_FORMATS}
+_FORM = {**_FIELDS, "required": ["audio"], "properties": {"audio": _AUDIO, **_FIELDS["properties"]}}
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
+
+
+@router.post(
+    "/sessions/{session_id}/recordings",
+    status_code=202,
+    summary="Add a long recording, to be cut into turns",
+    openapi_extra=_BODY,
+)
+async def add_recording(session_id: UUID, request: Request, response: Response, res: Res, key: Writer) -> RecordingOut:
+    session = await run_in_threadpool(find_session, res, key, session_id)
+    async with with_sound(request, RecordingIn) as (body, upload):
+        accepted = await run_in_threadpool(_accept, res, session, body, upload)
+    response.headers["Location"] = f"/v1/recordings/{accepted.recording.id}"
+    return RecordingOut.of(accepted)
+
+
+@router.get("/recordings/{recording_id}", summary="Read how far a long recording is")
+def read_recording(recording_id: UUID, res: Res, key: Reader) -> RecordingOut:
+    with res.database.transaction() as transaction:
+        return RecordingOut.of(transaction.calls.progress(key.tenant_id, recording_id))
+
+
+def _accept(res: Resources, session: Session, body: RecordingIn, upload: UploadFile) -> RecordingProgress:
+    if session.closed_at is not None:
+        raise SessionClosed(f"session {session.id} was closed at {session.closed_at.isoformat()}")
+
+    def add(transaction: Transaction, recording: Recording) -> tuple[RecordingProgress, Message]:
+        if len(body.voices) not in (1, recording.channels):
+            raise InvalidRequest(
+                f"voices: name one voice, or one for each of the {recording.channels} channels, not {len(body.voices)}"
+            )
+        transaction.calls.add(recording.id, body.voices, body.lane, body.began_at)
+        new = NewJob(
+            lane=Lane.ingest,
+            recording_id=recording.id,
+            correlation_id=ids().get("correlation_id"),
+            traceparent=traceparent(),
+        )
+        ((job, message),) = transaction.jobs.enqueue([new], lease=res.settings.lease)
+        return RecordingProgress(recording=recording, job=job, turns=dict.fromkeys(JobStatus, 0)), message
+
+    accepted, message = store_upload(res, session, upload, res.settings.max_recording_s, add)
+    res.sending.send([message])
+    return accepted

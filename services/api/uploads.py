@@ -1,0 +1,76 @@
+"""Recordings are taken in: stored, then claimed by what they were sent for."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+from starlette.datastructures import UploadFile
+
+from services.api.dependencies import Resources
+from shared import audio
+from shared.blobs import new_uri
+from shared.domain.access import ApiKey
+from shared.domain.conversation import Recording, Session
+from shared.errors import AudioTooLong, TenorError
+from shared.store.database import Transaction
+
+SOUND_FORMATS = "WAV, FLAC, MP3, Ogg, Opus, M4A or WebM; any rate, mono or stereo"
+_PATIENCE = timedelta(hours=1)
+Accepted = TypeVar("Accepted")
+
+
+def find_session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
+    """Raises SessionNotFound, before anything is uploaded in vain."""
+    with res.database.transaction() as transaction:
+        return transaction.conversations.session(key.tenant_id, session_id)
+
+
+def store_upload(
+    res: Resources,
+    session: Session,
+    upload: UploadFile,
+    longest_s: float,
+    accept: Callable[[Transaction, Recording], Accepted],
+) -> Accepted:
+    """Store a recording, and in one transaction with its row what it is for. Where that fails, nothing of it stays.
+
+    Raises:
+        AudioTooLong: it says that it lasts longer than `longest_s` seconds.
+        TenorError: as `audio.probe`, the store of recordings, or `accept` raises.
+    """
+    info = audio.probe(upload.file)
+    if info.duration_s is not None and info.duration_s > longest_s:
+        raise AudioTooLong(f"the recording lasts {info.duration_s:.0f} s; {longest_s:.0f} s are allowed here")
+    uri = new_uri(session.tenant_id, session.id)
+    with res.database.transaction() as transaction:
+        transaction.recordings.announce(uri, _PATIENCE)
+    try:
+        return _claim(res, session, upload, uri, info, accept)
+    except TenorError:
+        # It goes at once; where it cannot, it goes once its announcement is old.
+        res.delete_sound([uri])
+        raise
+
+
+def _claim(
+    res: Resources,
+    session: Session,
+    upload: UploadFile,
+    uri: str,
+    info: audio.AudioInfo,
+    accept: Callable[[Transaction, Recording], Accepted],
+) -> Accepted:
+    sha256 = res.blobs.put(uri, upload.file)
+    with res.database.transaction() as transaction:
+        transaction.conversations.hold(session.tenant_id, session.id)
+        recording = transaction.recordings.claim(
+            session.id,
+            uri=uri,
+            sha256=sha256,
+            media_type=upload.content_type or "application/octet-stream",
+            duration_s=info.duration_s,
+            channels=info.channels,
+            retention=res.settings.audio_retention if session.consent.retain_audio else None,
+        )
+        return accept(transaction, recording)

@@ -1,0 +1,336 @@
+"""Long recordings are cut into turns: all of them or none, and nothing of a voice is left behind."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+from uuid import UUID
+
+import numpy as np
+import psycopg
+import pytest
+from fastapi.testclient import TestClient
+from httpx2 import Response
+
+from shared.audio import Samples, decode
+from shared.blobs import BlobFolder
+from shared.domain.access import KeyRole
+from shared.domain.conversation import Voice
+from shared.domain.history import Call
+from shared.domain.job import OPEN, Job, Lane
+from shared.errors import Unavailable
+from shared.queue import Queue
+from shared.settings import Settings
+from shared.store.database import Database
+from tests.integration.conftest import MakeKey
+from tests.sounds import encoded, silence, spoken, tone, wav
+from workers.engine import Engine
+from workers.sweeper import Sweeper
+from workers.tasks.delete_sound import DeleteSound
+from workers.tasks.ingest_recording import Cut, IngestRecording
+
+VOICES = [{"speaker": "Tom", "role": "agent"}, {"speaker": "Ana", "role": "customer"}]
+
+
+@pytest.fixture
+def task(settings: Settings, database: Database) -> IngestRecording:
+    return IngestRecording(settings, database, BlobFolder(settings.blob_dir))
+
+
+@pytest.fixture
+def engine(settings: Settings, database: Database, task: IngestRecording) -> Engine:
+    deletion = DeleteSound(database, BlobFolder(settings.blob_dir))
+    return Engine(settings, database, Queue(settings.broker_url), {Lane.ingest: task, Lane.maintenance: deletion})
+
+
+@pytest.fixture
+def work(database: Database, engine: Engine) -> Callable[[], None]:
+    """Do all jobs that wait in the lanes of recordings and of maintenance."""
+
+    def work() -> None:
+        with database.transaction() as transaction:
+            waiting = transaction.jobs.listed(statuses=OPEN)
+        for job in waiting:
+            if job.lane in (Lane.ingest, Lane.maintenance):
+                engine.run(job.id)
+
+    return work
+
+
+@pytest.fixture
+def upkeep(settings: Settings, database: Database, work: Callable[[], None]) -> Callable[[], None]:
+    sweeper = Sweeper(settings, database, Queue(settings.broker_url), "bundle")
+
+    def upkeep() -> None:
+        sweeper.sweep()
+        work()
+
+    return upkeep
+
+
+def call() -> bytes:
+    """The agent says something, then the customer, then the agent again, each on their own channel."""
+    agent = [silence(1), spoken("english"), silence(6), spoken("german"), silence(1)]
+    before = 2 + spoken("english").size / 16_000
+    customer = [silence(before), spoken("spanish")]
+    left, right = np.concatenate(agent), np.concatenate(customer)
+    return encoded("flac", np.stack([left, np.pad(right, (0, left.size - right.size))]))
+
+
+def post(api: TestClient, session_id: str, sound: bytes, name: str = "call.flac", **fields: str) -> Response:
+    files = {"audio": (name, sound, "audio/flac")}
+    return api.post(f"/v1/sessions/{session_id}/recordings", files=files, data=fields)
+
+
+def blobs(settings: Settings) -> list[Path]:
+    return [path for path in settings.blob_dir.rglob("*") if path.is_file()]
+
+
+def test_a_call_becomes_the_turns_of_its_speakers_in_order(
+    api: TestClient, session_id: str, work: Callable[[], None], settings: Settings, database: Database
+) -> None:
+    response = post(api, session_id, call(), voices=json.dumps(VOICES), began_at="2026-03-01T10:00:00Z")
+    assert response.status_code == 202, response.text
+    location = response.headers["Location"]
+    assert (response.json()["status"], response.json()["channels"]) == ("queued", 2)
+    assert response.json() == api.get(location).json()
+    work()
+    done = api.get(location).json()
+    assert (done["status"], done["turns"]["queued"], sum(done["turns"].values())) == ("succeeded", 3, 3)
+    turns = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+    assert [(turn["index"], turn["speaker"], turn["role"]) for turn in turns] == [
+        (0, "Tom", "agent"),
+        (1, "Ana", "customer"),
+        (2, "Tom", "agent"),
+    ]
+    first_s, second_s = (spoken(name).size / 16_000 for name in ("english", "spanish"))
+    assert turns[0]["start"] == pytest.approx(1, abs=0.6)
+    assert turns[0]["end"] == pytest.approx(1 + first_s, abs=0.6)
+    assert turns[1]["end"] == pytest.approx(2 + first_s + second_s, abs=0.6)
+    assert turns[0]["occurred_at"].startswith("2026-03-01T10:00:0")
+    assert {turn["lane"] for turn in turns} == {"bulk"}
+
+
+def test_each_turn_has_its_own_sound_exactly_as_it_was(
+    api: TestClient, session_id: str, work: Callable[[], None], settings: Settings, database: Database
+) -> None:
+    sound = call()
+    post(api, session_id, sound, voices=json.dumps(VOICES))
+    work()
+    (settings.data_dir / "whole").write_bytes(sound)
+    turns = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+    with database.transaction() as transaction:
+        works = [transaction.analyses.work(job, "bundle") for job in transaction.jobs.listed() if job.lane is Lane.bulk]
+    heard = {str(work.turn.id): work.recording for work in works}
+    for turn in turns:
+        recording = heard[turn["id"]]
+        assert recording is not None
+        assert recording.uri is not None
+        cut = decode(settings.blob_dir / recording.uri)
+        assert cut.size / 16_000 == pytest.approx(turn["end"] - turn["start"], abs=1e-3)
+        assert np.abs(cut).max() > 0.1
+    started = round(turns[0]["start"] * 16_000)
+    first = heard[turns[0]["id"]]
+    assert first is not None
+    assert first.uri is not None
+    cut = decode(settings.blob_dir / first.uri)
+    left = np.concatenate([silence(1), spoken("english"), silence(6)])
+    assert np.abs(cut - left[started : started + cut.size]).max() < 1e-3
+
+
+def test_the_call_itself_goes_once_it_is_cut_unless_it_may_be_kept(
+    api: TestClient, session_id: str, work: Callable[[], None], upkeep: Callable[[], None], settings: Settings
+) -> None:
+    post(api, session_id, call(), voices=json.dumps(VOICES))
+    upkeep()
+    upkeep()
+    assert len(blobs(settings)) == 3
+    consenting = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
+    post(api, consenting, call(), voices=json.dumps(VOICES))
+    upkeep()
+    upkeep()
+    assert len(blobs(settings)) == 3 + 4
+
+
+def test_without_voices_all_channels_are_one_speakers(
+    api: TestClient, session_id: str, work: Callable[[], None]
+) -> None:
+    location = post(api, session_id, call()).headers["Location"]
+    work()
+    assert sum(api.get(location).json()["turns"].values()) == 3
+    turns = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+    assert {(turn["speaker"], turn["role"]) for turn in turns} == {("speaker", "user")}
+
+
+def test_a_recording_in_which_nobody_speaks_has_no_turns(
+    api: TestClient, session_id: str, work: Callable[[], None]
+) -> None:
+    location = post(api, session_id, wav(silence(5)), "call.wav").headers["Location"]
+    work()
+    done = api.get(location).json()
+    assert (done["status"], sum(done["turns"].values())) == ("succeeded", 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "word"),
+    [
+        ({"voices": json.dumps(VOICES[:1] * 3)}, 422, "each of the 2 channels, not 3"),
+        ({"voices": "Tom"}, 422, "voices"),
+        ({"voices": "[]"}, 422, "voices"),
+        ({"lane": "ingest"}, 422, "lane"),
+    ],
+)
+def test_what_cannot_be_cut_that_way_is_refused_and_leaves_nothing(
+    api: TestClient, session_id: str, settings: Settings, fields: dict[str, str], status: int, word: str
+) -> None:
+    response = post(api, session_id, call(), **fields)
+    assert (response.status_code, response.json()["code"]) == (status, "request_invalid")
+    assert word in response.json()["detail"]
+    assert blobs(settings) == []
+
+
+def test_a_recording_is_sent_as_a_form(api: TestClient, session_id: str) -> None:
+    response = api.post(f"/v1/sessions/{session_id}/recordings", json={})
+    assert (response.status_code, response.json()["code"]) == (415, "media_type_unsupported")
+
+
+def test_no_key_sees_another_tenants_recordings(api: TestClient, session_id: str, make_key: MakeKey) -> None:
+    location = post(api, session_id, call()).headers["Location"]
+    stranger = {"Authorization": f"Bearer {make_key('globex', KeyRole.admin)}"}
+    refused = api.get(location, headers=stranger)
+    assert (refused.status_code, refused.json()["code"]) == (404, "recording_not_found")
+    reader = {"Authorization": f"Bearer {make_key('acme', KeyRole.reader)}"}
+    assert api.get(location, headers=reader).status_code == 200
+    sent = api.post(f"/v1/sessions/{session_id}/recordings", files={"audio": b"x"}, headers=reader)
+    assert sent.status_code == 403
+
+
+def damaged() -> bytes:
+    """A call that shows only when it is decoded that it is cut off."""
+    whole = encoded("flac", np.concatenate([spoken("english"), silence(3), spoken("german")] * 4))
+    return whole[: len(whole) * 3 // 4]
+
+
+def test_a_recording_that_is_cut_off_becomes_no_turns_and_leaves_no_sound(
+    api: TestClient, session_id: str, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.tasks.ingest_recording._PART_S", 5)
+    location = post(api, session_id, damaged()).headers["Location"]
+    upkeep()
+    failed = api.get(location).json()
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "audio_undecodable")
+    assert api.get(f"/v1/sessions/{session_id}/history").json()["turns"] == []
+    upkeep()
+    assert blobs(settings) == []
+
+
+class Dies(BlobFolder):
+    """A store that takes one recording and then no more."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.left = 1
+
+    def put(self, uri: str, source: IO[bytes]) -> str:
+        if not self.left:
+            raise Unavailable("the store is away")
+        self.left -= 1
+        return super().put(uri, source)
+
+
+def test_what_an_attempt_left_behind_is_gone_when_the_next_one_succeeds(
+    api: TestClient,
+    session_id: str,
+    task: IngestRecording,
+    work: Callable[[], None],
+    upkeep: Callable[[], None],
+    settings: Settings,
+) -> None:
+    location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
+    task._blobs = Dies(settings.blob_dir)
+    work()
+    waits = api.get(location).json()
+    assert (waits["status"], waits["error"]["code"]) == ("queued", "unavailable")
+    assert len(blobs(settings)) == 2
+    task._blobs = BlobFolder(settings.blob_dir)
+    work()
+    assert api.get(location).json()["status"] == "succeeded"
+    upkeep()
+    assert len(blobs(settings)) == 3
+
+
+def test_of_two_who_cut_the_same_recording_the_later_claim_writes(
+    api: TestClient, session_id: str, task: IngestRecording, settings: Settings, work: Callable[[], None]
+) -> None:
+    location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
+    store, taken_over = task._store, []
+
+    def slow(call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
+        if not taken_over:
+            taken_over.append(True)
+            with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+                connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
+            with ThreadPoolExecutor(1) as another_worker:  # takes the job over and finishes it
+                another_worker.submit(work).result(60)
+        return store(call, voice, start, sound)
+
+    task._store = slow
+    work()
+    assert sum(api.get(location).json()["turns"].values()) == 3
+    assert len(api.get(f"/v1/sessions/{session_id}/history").json()["turns"]) == 3
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        cuts = connection.execute("SELECT count(*) FROM recordings WHERE source_id IS NOT NULL").fetchone()
+    assert cuts == (3,)
+
+
+def test_deleting_the_session_ends_its_cutting_and_leaves_no_sound(
+    api: TestClient, session_id: str, task: IngestRecording, work: Callable[[], None], settings: Settings
+) -> None:
+    location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
+    store, count = task._store, []
+
+    def store_two(call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
+        if len(count) == 2:
+            assert api.delete(f"/v1/sessions/{session_id}").status_code == 204
+        count.append(True)
+        return store(call, voice, start, sound)
+
+    task._store = store_two
+    work()
+    assert api.get(location).status_code == 404
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE doomed_blobs SET after = now()")
+    DeleteSound(task._database, BlobFolder(settings.blob_dir))._deleted_some()
+    assert blobs(settings) == []
+
+
+def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
+    api: TestClient, session_id: str, task: IngestRecording, engine: Engine, database: Database, settings: Settings
+) -> None:
+    location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
+    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    task._blobs = Dies(settings.blob_dir)
+
+    def the_job() -> Job:
+        with database.transaction() as transaction:
+            (job,) = (job for job in transaction.jobs.listed(tenant="acme") if job.lane is Lane.ingest)
+            assert job.session_id == UUID(session_id)
+            return job
+
+    engine.run(the_job().id)
+    assert api.get(location).json()["error"]["code"] == "attempts_exhausted"
+    with database.transaction() as transaction:
+        transaction.jobs.requeue(the_job(), lease=settings.lease)
+    task._blobs = BlobFolder(settings.blob_dir)
+    engine.run(the_job().id)
+    assert sum(api.get(location).json()["turns"].values()) == 3
+
+
+def test_a_recording_that_is_too_long_is_refused_where_it_says_so_and_else_when_it_is_heard(
+    api: TestClient, session_id: str, task: IngestRecording, work: Callable[[], None], settings: Settings
+) -> None:
+    task._settings = settings.model_copy(update={"max_recording_s": 2.0})
+    location = post(api, session_id, encoded("mp3", tone(5)), "call.mp3").headers["Location"]
+    work()
+    assert api.get(location).json()["error"]["code"] == "audio_too_long"

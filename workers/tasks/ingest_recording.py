@@ -1,0 +1,118 @@
+"""A long recording is cut into turns, each with a small recording of its own."""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from shared.audio import SAMPLE_RATE, Samples, decode_parts, encode
+from shared.blobs import Blobs, new_uri
+from shared.domain.conversation import NewTurn, Turn, Voice
+from shared.domain.history import Call
+from shared.domain.job import Job, Message, NewJob
+from shared.errors import ClaimLost, RecordingGone, TenorError
+from shared.modeling.speech import LONGEST_TURN_S, Cutter
+from shared.settings import Settings
+from shared.store.database import Database, Transaction
+from workers.engine import Enter, Write
+
+_PART_S = 10 * LONGEST_TURN_S
+_PATIENCE = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one voice says without a longer pause, from and to a second of the recording."""
+
+    voice: Voice
+    start: float
+    end: float
+    recording_id: UUID
+
+
+class IngestRecording:
+    def __init__(self, settings: Settings, database: Database, blobs: Blobs) -> None:
+        self._settings = settings
+        self._database = database
+        self._blobs = blobs
+
+    def read(self, transaction: Transaction, job: Job) -> Call:
+        """The recording, and who is heard on its channels."""
+        return transaction.calls.work(job)
+
+    def do(self, job: Job, call: Call, enter: Enter) -> Write:
+        """Store every utterance by itself; they become turns all at once, when the recording has been heard to its end.
+
+        Where it cannot be, what was cut off goes with the next attempt, or with the job's end.
+        """
+        cuts = [self._store(call, *utterance) for utterance in self._utterances(call, enter)]
+        cuts.sort(key=lambda cut: (cut.start, cut.end))
+
+        def write(transaction: Transaction) -> Sequence[Message]:
+            turns = transaction.conversations.add_turns([_turn(call, cut) for cut in cuts])
+            new = [_analysis(call, turn) for turn in turns]
+            return [message for _, message in transaction.jobs.enqueue(new, lease=self._settings.lease)]
+
+        return write
+
+    def _utterances(self, call: Call, enter: Enter) -> Iterator[tuple[Voice, float, Samples]]:
+        if call.recording.uri is None:
+            raise RecordingGone("the recording was deleted before it was cut into turns")
+        cutters = [Cutter() for _ in call.voices]
+        enter("fetch")
+        with self._blobs.open(call.recording.uri) as recording:
+            limit = self._settings.max_recording_s
+            parts = decode_parts(recording, len(cutters), _PART_S, limit)
+            for number, channels in enumerate(parts):
+                enter(f"part {number}")
+                for voice, cutter, sound in zip(call.voices, cutters, channels, strict=True):
+                    yield from ((voice, *utterance) for utterance in cutter.add(sound))
+        for voice, cutter in zip(call.voices, cutters, strict=True):
+            yield from ((voice, *utterance) for utterance in cutter.end())
+
+    def _store(self, call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
+        uri = new_uri(call.tenant_id, call.recording.session_id)
+        with self._database.transaction() as transaction:
+            transaction.recordings.announce(uri, _PATIENCE)
+        duration = sound.size / SAMPLE_RATE
+        sha256 = self._blobs.put(uri, io.BytesIO(encode(sound)))
+        with self._database.transaction() as transaction:
+            if not transaction.jobs.hold(call.job):
+                raise ClaimLost("the recording was deleted, or is cut by another worker")
+            recording = transaction.recordings.claim(
+                call.recording.session_id,
+                uri=uri,
+                sha256=sha256,
+                media_type="audio/flac",
+                duration_s=duration,
+                channels=1,
+                retention=self._settings.audio_retention if call.consent.retain_audio else None,
+                source_id=call.recording.id,
+            )
+        return Cut(voice, start, start + duration, recording.id)
+
+
+def _analysis(call: Call, turn: Turn | TenorError) -> NewJob:
+    if isinstance(turn, TenorError):
+        raise turn  # the session was closed meanwhile
+    return NewJob(
+        lane=call.lane,
+        turn_id=turn.id,
+        correlation_id=call.job.correlation_id,
+        traceparent=call.job.traceparent,
+    )
+
+
+def _turn(call: Call, cut: Cut) -> NewTurn:
+    return NewTurn(
+        call.tenant_id,
+        call.recording.session_id,
+        cut.voice.speaker,
+        cut.voice.role,
+        text=None,
+        recording_id=cut.recording_id,
+        occurred_at=call.began_at + timedelta(seconds=cut.start),
+        start=cut.start,
+        end=cut.end,
+    )
