@@ -177,7 +177,7 @@ def _on_gpu(costs: Costs, times: float) -> Costs:
 
 def _connections() -> int:
     """That one worker keeps open: see `workers.app`."""
-    return SETTINGS.worker_threads + SETTINGS.bulk_threads + 2
+    return sum(SETTINGS.threads.values()) + 2
 
 
 def _latency(outcome: Outcome) -> str:
