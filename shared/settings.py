@@ -151,15 +151,12 @@ class Settings(BaseSettings):
     @classmethod
     def _is_a_broker(cls, url: SecretStr) -> SecretStr:
         scheme, _, rest = url.get_secret_value().partition("://")
-        if "cluster" in scheme:
-            raise ValueError(
-                "a Redis Cluster cannot be the queue, as Celery reads keys of several of its nodes at once: should be "
-                "one Redis, redis:// or rediss://, or one with replicas, sentinel://"
-            )
-        if scheme not in ("redis", "rediss", "redis+socket", "sentinel"):
-            raise ValueError("should begin with redis://, rediss:// or sentinel://")
+        if scheme not in ("redis", "rediss", "redis+socket", "sentinel", "redis+cluster", "rediss+cluster"):
+            raise ValueError("should begin with redis://, rediss://, sentinel://, redis+cluster:// or rediss+cluster://")
         if scheme == "sentinel" and not re.search("[?&]master_name=.", rest):
             raise ValueError("should end with ?master_name= and the name by which the sentinels know the Redis")
+        if scheme.endswith("+cluster"):
+            _are_nodes(url.get_secret_value().partition("?")[0].split(";"), scheme)
         return url
 
     @field_validator("blob_url")
@@ -187,6 +184,16 @@ class Settings(BaseSettings):
         if (self.s3_access_key_id is None) is not (self.s3_secret_access_key is None):
             raise ValueError("TENOR_S3_ACCESS_KEY_ID and TENOR_S3_SECRET_ACCESS_KEY go together: set both or neither")
         return self
+
+
+def _are_nodes(urls: list[str], scheme: str) -> None:
+    """Raises ValueError unless each names a node of a Redis Cluster. It tells none of them, as they may hold secrets."""
+    for url in urls:
+        node = re.fullmatch(rf"{re.escape(scheme)}://(?:[^@/]*@)?(?:\[[^]]+\]|[^@:/[]+)(?::\d+)?(/.*)?", url)
+        if node is None:
+            raise ValueError(f"each node, between semicolons, should be {scheme}://HOST:PORT")
+        if node[1] not in (None, "/", "/0"):
+            raise ValueError("a Redis Cluster has no other database than 0: should end without a number")
 
 
 @cache
