@@ -54,6 +54,8 @@ def celery_app(broker_url: SecretStr) -> Celery:
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # Else a master that becomes a replica, and so refuses those who wait for messages, ends every worker.
+        broker_channel_error_retry=True,
     )
     return app
 

@@ -10,27 +10,13 @@ from typing import Any
 
 import redis
 from kombu.transport import redis as kombu_redis
+from redis import exceptions
 from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    ConnectionError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
 
 Address = tuple[str, int]
 
-_ELSEWHERE = (AskError, TryAgainError, ClusterDownError, ReadOnlyError)
-"""What a node says that does not serve a slot, or not now; the first includes its MOVED."""
-
-
-def is_elsewhere(error: ResponseError) -> bool:
-    """Whether an answer means that another node has to be asked, or the same one later."""
-    # The last is what those waiting for a message hear from a master that becomes a replica.
-    return isinstance(error, _ELSEWHERE) or str(error).startswith("UNBLOCKED")
+_ELSEWHERE = (exceptions.AskError, exceptions.TryAgainError, exceptions.ClusterDownError, exceptions.ReadOnlyError)
+"""What a node says that does not serve a slot, or not now; the first includes MOVED."""
 
 
 class MasterConnection(redis.Connection):
@@ -59,23 +45,26 @@ class MasterConnection(redis.Connection):
 
     def _master(self) -> Address:
         """The slot's master by the first seed that answers. In any order, as one that is cut off knows an old one."""
-        trouble: RedisError | None = None
-        for self.host, self.port in random.sample(self._seeds, len(self._seeds)):
+        trouble: exceptions.RedisError | None = None
+        for seed in random.sample(self._seeds, len(self._seeds)):
+            self.host, self.port = seed
             try:
                 super().connect_check_health()
                 return self._master_of(key_slot(self._key.encode()))
-            except RedisError as error:
+            except exceptions.RedisError as error:
                 trouble = error
             finally:
                 super().disconnect()
-        raise ConnectionError(f"no node of the Redis Cluster says where the queue is: {trouble}") from trouble
+        raise exceptions.ConnectionError(
+            f"no node of the Redis Cluster says where the queue is: {trouble}"
+        ) from trouble
 
     def _master_of(self, slot: int) -> Address:
         for first, last, (host, port, *_), *_ in self._ask("CLUSTER", "SLOTS"):
             if first <= slot <= last:
                 # Nodes without a name of their own go by the one that they were asked under.
                 return self.host if host in (None, b"", b"?") else host.decode(), port
-        raise ConnectionError(f"no node serves slot {slot}")
+        raise exceptions.ConnectionError(f"no node serves slot {slot}")
 
     def _ask(self, *command: str) -> Any:  # noqa: ANN401 - whatever is asked for
         self.send_command(*command)
@@ -84,11 +73,11 @@ class MasterConnection(redis.Connection):
     def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's
         try:
             return super().read_response(*args, **options)
-        except ResponseError as error:
-            if not is_elsewhere(error):
-                raise
+        except _ELSEWHERE as error:
             self.disconnect()
-            raise ConnectionError(f"{self.host}:{self.port} does not serve the queue now: {error}") from error
+            raise exceptions.ConnectionError(
+                f"{self.host}:{self.port} does not serve the queue now: {error}"
+            ) from error
 
 
 class MasterSSLConnection(MasterConnection, redis.SSLConnection):

