@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         if scheme == "sentinel" and not re.search("[?&]master_name=.", rest):
             raise ValueError("should end with ?master_name= and the name by which the sentinels know the Redis")
         if scheme.endswith("+cluster"):
-            _are_nodes(url.get_secret_value().partition("?")[0].split(";"), scheme)
+            _check_cluster(url.get_secret_value(), scheme)
         return url
 
     @field_validator("blob_url")
@@ -188,14 +188,17 @@ class Settings(BaseSettings):
         return self
 
 
-def _are_nodes(urls: list[str], scheme: str) -> None:
-    """Raises ValueError, which tells none of them as they may hold secrets, unless all are nodes of a Redis Cluster."""
-    for url in urls:
-        node = re.fullmatch(rf"{re.escape(scheme)}://(?:[^@/]*@)?(?:\[[^]]+\]|[^@:/[]+)(?::\d+)?(/.*)?", url)
-        if node is None:
+def _check_cluster(url: str, scheme: str) -> None:
+    """Raises ValueError, which tells nothing of the URL as it may hold secrets, unless it names nodes of a cluster."""
+    nodes, _, options = url.partition("?")
+    for node in nodes.split(";"):
+        found = re.fullmatch(rf"{re.escape(scheme)}://(?:[^@/]*@)?(?:\[[^]]+\]|[^@:/[]+)(?::\d+)?(/.*)?", node)
+        if found is None:
             raise ValueError(f"each node, between semicolons, should be {scheme}://HOST:PORT")
-        if node[1] not in (None, "/", "/0"):
+        if found[1] not in (None, "/", "/0"):
             raise ValueError("a Redis Cluster has no other database than 0: should end without a number")
+    if ";" in options:
+        raise ValueError("options should stand behind the last node")
 
 
 @cache

@@ -150,6 +150,7 @@ def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url:
         ("redis+cluster://", "each node, between semicolons, should be redis[+]cluster://HOST:PORT"),
         ("redis+cluster://a:6379;secret", "each node, between semicolons, should be redis[+]cluster://HOST:PORT"),
         ("rediss+cluster://a;redis+cluster://:secret@b", "should be rediss[+]cluster://HOST:PORT"),
+        ("redis+cluster://a?tag=x;redis+cluster://:secret@b", "options should stand behind the last node"),
         ("redis+cluster://:not/quoted:secret@a:6379", "should be redis[+]cluster://HOST:PORT"),
         (
             "amqp://secret@a",

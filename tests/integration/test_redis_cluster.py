@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -127,6 +127,12 @@ class Cluster:
         for node in self.nodes:
             node.kill()
 
+    def agrees_on(self, master: Node) -> bool:
+        """Whether every node knows whose the queue's slot is."""
+        slots = [node.says("SLOTS") for node in self.nodes]
+        owners = [each[2][1] for known in slots for each in known if each[0] <= SLOT <= each[1]]
+        return owners == [master.port] * len(self.nodes)
+
     def _is_whole(self) -> bool:
         said = [node.says("INFO") for node in self.nodes]
         return all((info["cluster_state"], info["cluster_known_nodes"]) == ("ok", "4") for info in said)
@@ -218,7 +224,7 @@ def send_in_the_end(queue: Queue, sent: list[Message]) -> None:
 def test_messages_wait_in_one_slot_of_the_cluster(cluster: Cluster, url: SecretStr) -> None:
     queue = Queue(url)
     queue.ping()
-    assert queue.send([message(), message(), message(Lane.bulk)])
+    send_in_the_end(queue, [message(), message(), message(Lane.bulk)])
     assert waiting(cluster) == (2, 1)
 
 
@@ -226,7 +232,7 @@ def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
     cluster: Cluster, url: SecretStr, app: Celery, taken: Taken
 ) -> None:
     sent = [message(lane) for lane in Lane for _ in range(5)]
-    assert Queue(url).send(sent)
+    send_in_the_end(Queue(url), sent)
     wait_for(lambda: taken.has(sent))
     assert app.control.ping(timeout=2)
     keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*"))]
@@ -246,7 +252,7 @@ def test_a_killed_master_is_followed_to_the_replica_that_takes_its_place(
     cluster: Cluster, url: SecretStr, taken: Taken
 ) -> None:
     queue, before, after = Queue(url), [message(lane) for lane in Lane], [message(lane) for lane in Lane]
-    assert queue.send(before)
+    send_in_the_end(queue, before)
     wait_for(lambda: taken.has(before) and not cluster.master.client.exists(f"{PREFIX}unacked"))
     cluster.master.client.wait(1, 5000)  # what was acknowledged is known to the replica
     cluster.master.kill()
@@ -274,13 +280,35 @@ def test_a_slot_that_is_moved_to_another_master_is_followed(cluster: Cluster, ur
     queue, before, after = Queue(url), [message(lane) for lane in Lane], [message(lane) for lane in Lane]
     send_in_the_end(queue, before)
     wait_for(lambda: taken.has(before))
+    with moved_slot(cluster) as target:
+        send_in_the_end(queue, after)
+        wait_for(lambda: taken.has(after), 30)
+        assert target.client.exists(f"{PREFIX}_kombu.binding.celery.pidbox")
+    assert taken.count_of(before) == len(before)
+
+
+def test_whoever_is_told_that_the_slot_is_elsewhere_goes_there_the_next_time(
+    cluster: Cluster, url: SecretStr, app: Celery
+) -> None:
+    send_in_the_end(Queue(url), [message()])
+    with app.connection_for_read() as connection:
+        client = connection.default_channel.client
+        assert client.llen("interactive") == 1
+        with moved_slot(cluster):
+            with pytest.raises(connection.connection_errors, match="does not serve the queue now"):
+                client.llen("interactive")
+            assert client.llen("interactive") == 1
+
+
+@contextmanager
+def moved_slot(cluster: Cluster) -> Iterator[Node]:
+    """The other master that has the queue's slot meanwhile."""
     source, (target, _) = cluster.master, cluster.others
     move_slot(cluster, source, target)
-    send_in_the_end(queue, after)
-    wait_for(lambda: taken.has(after), 30)
-    assert taken.count_of(before) == len(before)
-    assert target.client.exists(f"{PREFIX}_kombu.binding.celery.pidbox")
-    move_slot(cluster, target, source)
+    try:
+        yield target
+    finally:
+        move_slot(cluster, target, source)
 
 
 def move_slot(cluster: Cluster, source: Node, target: Node) -> None:
@@ -288,8 +316,10 @@ def move_slot(cluster: Cluster, source: Node, target: Node) -> None:
     target.says("SETSLOT", SLOT, "IMPORTING", ids[0])
     source.says("SETSLOT", SLOT, "MIGRATING", ids[1])
     wait_for(lambda: not migrated(source, target))
-    for node in (target, source, *cluster.others):
-        node.says("SETSLOT", SLOT, "NODE", ids[1])
+    for node in cluster.nodes:
+        if node.is_master:
+            node.says("SETSLOT", SLOT, "NODE", ids[1])
+    wait_for(lambda: cluster.master is target and cluster.agrees_on(target))
 
 
 def migrated(source: Node, target: Node) -> list[bytes]:
@@ -348,6 +378,32 @@ def test_the_password_in_the_first_part_opens_every_node(cluster: Cluster, passw
     for wrong in ("wrong", ""):
         with pytest.raises(Unavailable):
             Queue(url_of(*cluster.ports, password=wrong)).ping()
+
+
+@pytest.fixture
+def user(cluster: Cluster) -> Iterator[str]:
+    """Who may do what a queue needs, and nothing beside it; and the password, as they stand in a URL."""
+    rules = "on >p@ss resetkeys ~{tenor}.* &* +@all -@dangerous"
+    for node in cluster.nodes:
+        node.client.execute_command("ACL SETUSER", "queue", *rules.split())
+    yield "queue:p%40ss"
+    for node in cluster.nodes:
+        node.client.execute_command("ACL DELUSER", "queue")
+
+
+@pytest.mark.usefixtures("user")
+class TestAUserOfItsOwn:
+    """With the rights that the operator's guide names."""
+
+    @pytest.fixture
+    def url(self, cluster: Cluster, user: str) -> SecretStr:
+        return SecretStr(f"redis+cluster://{user}@127.0.0.1:{cluster.ports[0]}")
+
+    def test_can_send_take_and_be_pinged(self, url: SecretStr, app: Celery, taken: Taken) -> None:
+        sent = [message(lane) for lane in Lane]
+        send_in_the_end(Queue(url), sent)
+        wait_for(lambda: taken.has(sent))
+        assert app.control.ping(timeout=1)
 
 
 @pytest.fixture
