@@ -38,7 +38,11 @@ class MasterConnection(redis.Connection):
     def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
         if self.is_connected:
             return
-        self.host, self.port = self._master()
+        patience, self.socket_timeout = self.socket_timeout, self.socket_connect_timeout
+        try:
+            self.host, self.port = self._master()
+        finally:
+            self.socket_timeout = patience
         super().connect_check_health(check_health, retry_socket_connect)
         # Else a node that has lost the slot would count as connected, and be left and connected to again without pause.
         self._ask("EXISTS", self._key)

@@ -1,8 +1,10 @@
 """A real Redis Cluster as the queue: three masters, and a replica of the one whose slot the queue is in."""
 
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -23,7 +25,7 @@ from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
 from shared.queue import ANALYZE_TURN, Queue, celery_app
 from shared.settings import Settings
-from tests.conftest import wait_for
+from tests.conftest import PATIENCE, wait_for
 from tests.integration.tls import tls_endpoint
 from workers.bulk import BulkThread
 
@@ -46,6 +48,7 @@ class Node:
         self.start()
 
     def start(self) -> None:
+        self.frozen = False
         self._process = subprocess.Popen(shlex.split(self._command), stdout=subprocess.DEVNULL)
         wait_for(self._answers)
 
@@ -53,9 +56,14 @@ class Node:
         self._process.kill()
         self._process.wait()
 
+    def freeze(self) -> None:
+        """Say nothing more, with every connection left open. Only to be killed afterwards."""
+        self._process.send_signal(signal.SIGSTOP)
+        self.frozen = True
+
     @property
     def lives(self) -> bool:
-        return self._process.poll() is None
+        return not self.frozen and self._process.poll() is None
 
     def says(self, command: str, *arguments: str | int) -> Any:  # noqa: ANN401 - whatever is asked for
         return self.client.execute_command(f"CLUSTER {command}", *arguments)
@@ -117,6 +125,7 @@ class Cluster:
         """All nodes live again, and nothing is in them."""
         for node in self.nodes:
             if not node.lives:
+                node.kill()
                 node.start()
         wait_for(self._is_whole, 30)
         wait_for(self._has_its_replica, 30)
@@ -260,6 +269,15 @@ def test_a_killed_master_is_followed_to_the_replica_that_takes_its_place(
     send_in_the_end(queue, after)
     wait_for(lambda: taken.has(after), 30)
     assert taken.count_of(before) == len(before)
+
+
+def test_a_seed_that_hangs_holds_nobody_up(cluster: Cluster) -> None:
+    cluster.replica.freeze()
+    queue = Queue(url_of(*(node.port for node in cluster.nodes if not node.lives or node.is_master)))
+    for _ in range(3):
+        begun = time.monotonic()
+        queue.ping()
+        assert time.monotonic() - begun < 6 * PATIENCE
 
 
 def test_a_master_that_becomes_a_replica_is_left_by_those_who_wait_for_messages(
