@@ -30,5 +30,5 @@ COPY shared shared
 USER 10001:10001
 # Through the broker, as a port for metrics would answer even where no job is taken up.
 HEALTHCHECK --interval=60s --timeout=20s --start-period=120s \
-    CMD ["sh", "-c", "celery --broker \"$TENOR_BROKER_URL\" inspect ping --destination \"celery@$(hostname)\" --timeout 10"]
+    CMD ["sh", "-c", "celery --app workers inspect ping --destination \"celery@$(hostname)\" --timeout 10"]
 ENTRYPOINT ["python", "-m", "workers"]

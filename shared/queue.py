@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 import kombu.exceptions
 import redis.exceptions
@@ -53,6 +53,8 @@ def celery_app(broker_url: SecretStr) -> Celery:
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # Else a master that becomes a replica, and so refuses those who wait for messages, ends every worker.
+        broker_channel_error_retry=True,
     )
     return app
 
@@ -60,28 +62,42 @@ def celery_app(broker_url: SecretStr) -> Celery:
 def _broker(url: str) -> dict[str, Any]:
     """Celery's settings for the broker that a URL names. Its certificate is verified, unless its options say otherwise.
 
-    Options stand behind the last `?`: `master_name` and `sentinel_password`, and `ssl_...` as redis-py names them.
+    Options stand behind the last `?`: `master_name` and `sentinel_password`, `tag`, and `ssl_...` as redis-py names
+    them.
     """
     query = dict(parse_qsl(url.rpartition("?")[2])) if "?" in url else {}
-    transport: dict[str, Any] = {
+    scheme, url = url.partition("://")[0], re.sub(r"\?[^;]*", "", url)
+    settings: dict[str, Any] = {"broker_url": url}
+    options: dict[str, Any] = {
         "visibility_timeout": 3600,
         "socket_connect_timeout": 2,
         "socket_timeout": 10,
         "socket_keepalive": True,
+        # A broker that hangs with its connections open is left within some twice as long.
+        "health_check_interval": 5,
     }
-    settings = {"broker_url": re.sub(r"\?[^;]*", "", url), "broker_transport_options": transport}
-    if url.startswith("sentinel:"):
-        transport["master_name"] = query["master_name"]
-        transport["sentinel_kwargs"] = {
-            "password": query.get("sentinel_password"),
-            "socket_connect_timeout": 2,
-            "socket_timeout": 2,
-        }
-    if url.startswith("rediss:"):
+    if scheme == "sentinel":
+        options |= _sentinels(query)
+    if scheme.endswith("+cluster"):
+        nodes = url.replace("+cluster://", "://").split(";")
+        settings |= {"broker_url": nodes[0], "broker_transport": "shared.redis_cluster:Transport"}
+        options |= _cluster(nodes, query)
+    if scheme.startswith("rediss"):
         # Kombu alone would take any certificate.
         ssl = {name: value for name, value in query.items() if name.startswith("ssl_")}
         settings["broker_use_ssl"] = {"ssl_cert_reqs": "required", **ssl}
-    return settings
+    return {**settings, "broker_transport_options": options}
+
+
+def _sentinels(query: dict[str, str]) -> dict[str, Any]:
+    asking = {"password": query.get("sentinel_password"), "socket_connect_timeout": 2, "socket_timeout": 2}
+    return {"master_name": query["master_name"], "sentinel_kwargs": asking}
+
+
+def _cluster(nodes: list[str], query: dict[str, str]) -> dict[str, Any]:
+    # All keys carry one hash tag, so that they lie in one slot.
+    seeds = [(node.hostname, node.port or 6379) for node in map(urlsplit, nodes)]
+    return {"seeds": seeds, "global_keyprefix": f"{{{query.get('tag', 'tenor')}}}."}
 
 
 class Queue:

@@ -170,15 +170,14 @@ class Settings(BaseSettings):
     @classmethod
     def _is_a_broker(cls, url: SecretStr) -> SecretStr:
         scheme, _, rest = url.get_secret_value().partition("://")
-        if "cluster" in scheme:
+        if scheme not in ("redis", "rediss", "redis+socket", "sentinel", "redis+cluster", "rediss+cluster"):
             raise ValueError(
-                "a Redis Cluster cannot be the queue, as Celery reads keys of several of its nodes at once: should be "
-                "one Redis, redis:// or rediss://, or one with replicas, sentinel://"
+                "should begin with redis://, rediss://, sentinel://, redis+cluster:// or rediss+cluster://"
             )
-        if scheme not in ("redis", "rediss", "redis+socket", "sentinel"):
-            raise ValueError("should begin with redis://, rediss:// or sentinel://")
         if scheme == "sentinel" and not re.search("[?&]master_name=.", rest):
             raise ValueError("should end with ?master_name= and the name by which the sentinels know the Redis")
+        if scheme.endswith("+cluster"):
+            _check_cluster(url.get_secret_value(), scheme)
         return url
 
     @field_validator("blob_url")
@@ -212,6 +211,19 @@ class Settings(BaseSettings):
         if (self.s3_access_key_id is None) is not (self.s3_secret_access_key is None):
             raise ValueError("TENOR_S3_ACCESS_KEY_ID and TENOR_S3_SECRET_ACCESS_KEY go together: set both or neither")
         return self
+
+
+def _check_cluster(url: str, scheme: str) -> None:
+    """Raises ValueError, which tells nothing of the URL as it may hold secrets, unless it names nodes of a cluster."""
+    nodes, _, options = url.partition("?")
+    for node in nodes.split(";"):
+        found = re.fullmatch(rf"{re.escape(scheme)}://(?:[^@/]*@)?(?:\[[^]]+\]|[^@:/[]+)(?::\d+)?(/.*)?", node)
+        if found is None:
+            raise ValueError(f"each node, between semicolons, should be {scheme}://HOST:PORT")
+        if found[1] not in (None, "/", "/0"):
+            raise ValueError("a Redis Cluster has no other database than 0: should end without a number")
+    if ";" in options:
+        raise ValueError("options should stand behind the last node")
 
 
 @cache

@@ -33,7 +33,7 @@ class Calls:
             .join(sessions, sessions.c.id == recordings.c.session_id)
             .where(recordings.c.id == job.recording_id)
         ).one()
-        return Call.model_validate({**row._mapping, "job": job, "recording": Recording.model_validate(row)})
+        return Call.model_validate({**row._asdict(), "job": job, "recording": Recording.model_validate(row)})
 
     def progress(self, tenant_id: UUID, recording_id: UUID) -> RecordingProgress:
         """How far a long recording is. Raises RecordingNotFound where the tenant has none of that id."""

