@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -70,10 +71,10 @@ class Engine:
             return [held.job for held in self._held.values() if not held.given_up]
 
     @property
-    def stuck(self) -> int:
-        """How many threads are still at a job that was given up."""
+    def stuck(self) -> Counter[Lane]:
+        """How many threads of each lane are still at a job that was given up."""
         with self._lock:
-            return sum(held.given_up for held in self._held.values())
+            return Counter(held.job.lane for held in self._held.values() if held.given_up)
 
     @property
     def busy(self) -> bool:

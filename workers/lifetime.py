@@ -21,7 +21,7 @@ _CELERYS_S = 5.0
 
 
 class Lifetime:
-    """A background thread that drains the process when it is told to end, and tells it where half its threads hang.
+    """A background thread that drains the process when it is told to end, or where half the threads of a lane hang.
 
     A thread that hangs in native code cannot be ended, only its process can: so such a process takes no more jobs up,
     finishes the others, and ends with EX_TEMPFAIL for its supervisor to start it again.
@@ -61,11 +61,12 @@ class Lifetime:
             self._engine.give_up_stuck()
         except Unavailable as error:
             _log.warning("jobs that take too long are not yet given up: %s", error.detail)
-        threads = sum(self._settings.threads.values())
-        if self._engine.stuck * 2 >= threads and not self._status:
-            _log.error("%d of %d threads hang: this worker ends", self._engine.stuck, threads)
-            self._status = EX_TEMPFAIL
-            os.kill(os.getpid(), signal.SIGTERM)
+        for lane, stuck in self._engine.stuck.items():
+            threads = self._settings.threads[lane]
+            if stuck * 2 >= threads and not self._status:
+                _log.error("%d of %d threads of the %s lane hang: this worker ends", stuck, threads, lane.value)
+                self._status = EX_TEMPFAIL
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def _drain(self) -> None:
         """Wait for what is running, then hand the rest to others."""

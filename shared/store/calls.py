@@ -27,13 +27,14 @@ class Calls:
     def work(self, job: Job) -> Call:
         """The long recording of a job. What an earlier attempt had cut off it is doomed."""
         self._doom_cuts(job)
-        row = self._connection.execute(
+        found = self._connection.execute(
             select(recordings, calls.c.voices, calls.c.lane, calls.c.began_at, sessions.c.tenant_id, sessions.c.consent)
             .join(calls, calls.c.recording_id == recordings.c.id)
             .join(sessions, sessions.c.id == recordings.c.session_id)
             .where(recordings.c.id == job.recording_id)
-        ).one()
-        return Call.model_validate({**row._asdict(), "job": job, "recording": Recording.model_validate(row)})
+        )
+        row = found.mappings().one()
+        return Call.model_validate({**row, "job": job, "recording": dict(row)})
 
     def progress(self, tenant_id: UUID, recording_id: UUID) -> RecordingProgress:
         """How far a long recording is. Raises RecordingNotFound where the tenant has none of that id."""

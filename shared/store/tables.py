@@ -200,6 +200,7 @@ jobs = Table(
     Index(None, "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
     Index(None, "updated_at", postgresql_where=text("status = 'quarantined'")),
     Index(None, "lane", "created_at", postgresql_where=text("status = 'queued'")),
+    Index("ix_jobs_maintenance", "status", postgresql_where=text("lane = 'maintenance'")),
 )
 
 outbox = Table(

@@ -36,19 +36,25 @@ class Tenor:
         log = self.settings.data_dir / "worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         # A killed worker counts as alive until its last sign of life is old.
-        wait_for(lambda: self.workers() == 0, seconds=30)
+        wait_for(lambda: self.alive() == 0, seconds=30)
         with log.open("ab") as file:
             env = self.env | {f"TENOR_{name.upper()}": str(value) for name, value in settings.items()}
             worker = subprocess.Popen([sys.executable, "-m", "workers"], env=env, stdout=file, stderr=file)
         try:
-            wait_for(lambda: self.workers() > 0 or worker.poll() is not None, seconds=90)
+            wait_for(lambda: self.alive() > 0 or worker.poll() is not None, seconds=90)
             assert worker.poll() is None, log.read_text()
         except AssertionError:
             worker.kill()
             raise
         return worker
 
+    def alive(self) -> int:
+        """How many workers gave a sign of life lately, whatever they take."""
+        with self.database.transaction() as transaction:
+            return sum(worker.unseen_s < self.settings.lease_s for worker in transaction.jobs.fleet())
+
     def workers(self) -> int:
+        """How many of them take turns."""
         return self.api.get("/readyz").json()["workers"]
 
     def broker(self) -> redis.Redis:

@@ -4,13 +4,18 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
+import psycopg
 import pytest
 
+from shared.audio import decode, encode
 from shared.domain.job import Lane
 from shared.errors import EX_TEMPFAIL
 from tests.acceptance.conftest import ASSETS, Tenor
 from tests.conftest import PATIENCE, wait_for
+from tests.sounds import silence
 
 TURNS = 20
 RECOVERY_S = 30
@@ -89,3 +94,30 @@ def test_a_worker_whose_threads_hang_ends_and_leaves_its_jobs_to_others(tenor: T
     assert any(turn["error"] and turn["error"]["code"] == "stage_timeout" for turn in tenor.turns(session_id))
     with killed_at_the_end(tenor.start_worker()):
         assert_all_are_done_once(tenor, session_id)
+
+
+def test_a_call_that_a_killed_worker_was_cutting_is_cut_by_one_that_takes_no_turns(tenor: Tenor) -> None:
+    sounds = [sound for path in sorted(ASSETS.glob("*.ogg")) for sound in (decode(path), silence(1.5))]
+    files = {"audio": ("call.flac", encode(np.concatenate(sounds * 25)), "audio/flac")}
+    light = {"worker_threads": 0, "bulk_threads": 0}
+    with killed_at_the_end(tenor.start_worker(**light)):
+        posted = tenor.api.post(f"/v1/sessions/{tenor.session()}/recordings", files=files)
+        wait_for(lambda: cuts(tenor) > 10, 60)
+
+    def call() -> dict[str, Any]:
+        return tenor.api.get(posted.headers["Location"]).json()
+
+    assert call()["status"] == "running"
+    with killed_at_the_end(tenor.start_worker(**light)):
+        wait_for(lambda: call()["status"] == "succeeded", 120)
+        assert tenor.workers() == 0
+        assert call()["turns"]["queued"] == cuts(tenor) == len(sounds) // 2 * 25
+        # What was stored as the worker died was announced, and goes once that is old.
+        wait_for(lambda: sum(path.is_file() for path in tenor.settings.blob_dir.rglob("*")) <= cuts(tenor) + 1, 60)
+
+
+def cuts(tenor: Tenor) -> int:
+    with psycopg.connect(tenor.settings.database_url.get_secret_value()) as connection:
+        row = connection.execute("SELECT count(*) FROM recordings WHERE source_id IS NOT NULL").fetchone()
+    assert row is not None
+    return row[0]

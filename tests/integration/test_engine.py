@@ -420,12 +420,12 @@ def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_o
         turn = api.get(location).json()
         assert (turn["status"], turn["error"]["code"]) == ("queued", "stage_timeout")
         assert f"the stage {stage!r} took longer than 0.1 s" in turn["error"]["message"]
-        assert (engine.held, engine.stuck, engine.busy) == ([], 1, False)
+        assert (engine.held, engine.stuck, engine.busy) == ([], {Lane.interactive: 1}, False)
         engine.run(other)
         assert api.get(written).json()["status"] == "succeeded"
         hangs.goes_on.set()
         assert hanging.result(10)
-    assert engine.stuck == 0
+    assert not engine.stuck
 
 
 def test_what_is_not_finished_is_given_back_without_using_an_attempt(

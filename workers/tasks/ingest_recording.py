@@ -18,7 +18,7 @@ from shared.store.database import Database, Transaction
 from workers.engine import Enter, Write
 
 _PART_S = 10 * LONGEST_TURN_S
-_PATIENCE = timedelta(hours=1)
+_PATIENCE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
