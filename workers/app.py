@@ -24,6 +24,7 @@ from workers.stages import Stages
 from workers.sweeper import Sweeper
 from workers.tasks.analyze_turn import AnalyzeTurn
 from workers.tasks.delete_sound import DeleteSound
+from workers.tasks.deliver_event import DeliverEvent
 
 
 def run(settings: Settings) -> None:
@@ -99,7 +100,10 @@ def _loaded(settings: Settings) -> Pipeline:
 
 
 def _tasks(settings: Settings, database: Database, blobs: Blobs, pipeline: Pipeline | None) -> dict[Lane, Task[Any]]:
-    tasks: dict[Lane, Task[Any]] = {Lane.maintenance: DeleteSound(database, blobs)}
+    tasks: dict[Lane, Task[Any]] = {
+        Lane.delivery: DeliverEvent(settings, database),
+        Lane.maintenance: DeleteSound(database, blobs),
+    }
     if pipeline is not None:
         stages = Stages(pipeline, settings.batches, settings.courtesy_s)
         tasks.update(dict.fromkeys(TURN_LANES, AnalyzeTurn(settings, blobs, pipeline, stages)))

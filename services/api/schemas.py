@@ -4,13 +4,14 @@ from datetime import datetime
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl, StringConstraints
 
 from shared.domain.conversation import Consent, Name, Session, SpeakerRole, Text
 from shared.domain.emotion import Prediction
 from shared.domain.history import AnalyzedTurn
 from shared.domain.job import JobStatus, Lane, TurnLane
 from shared.domain.transcript import Transcript
+from shared.domain.webhook import Webhook
 
 
 def _of_this_age(time: datetime) -> datetime:
@@ -119,6 +120,18 @@ class HistoryOut(BaseModel):
 
     turns: list[TurnOut]
     next_cursor: str | None
+
+
+class WebhookIn(BaseModel):
+    """Where to tell of turns that have ended."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "https://example.com/tenor"}]})
+
+    url: HttpUrl
+
+
+class WebhooksOut(BaseModel):
+    webhooks: list[Webhook]
 
 
 class Health(BaseModel):
