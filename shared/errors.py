@@ -10,9 +10,13 @@ TenorError
 │   │   ├── TurnNotFound              turn_not_found
 │   │   ├── RecordingNotFound         recording_not_found
 │   │   ├── JobNotFound               job_not_found
+│   │   ├── WebhookNotFound           webhook_not_found
 │   │   └── TenantNotFound            tenant_not_found
 │   ├── SessionClosed           409   session_closed
 │   ├── WrongJobStatus          409   job_status_wrong: it is not one that this can be done with
+│   ├── TooManyWebhooks         409   webhooks_too_many
+│   ├── WebhookGone             410   webhook_gone: it takes no events any more
+│   ├── WebhookForbidden        422   webhook_forbidden: it is not where events may be sent to
 │   ├── BodyTooLarge            413   body_too_large
 │   ├── TextTooLong             413   text_too_long
 │   ├── AudioTooLong            413   audio_too_long
@@ -104,6 +108,11 @@ class JobNotFound(NotFound):
     title = "No such job"
 
 
+class WebhookNotFound(NotFound):
+    code = "webhook_not_found"
+    title = "No such webhook"
+
+
 class TenantNotFound(NotFound):
     code = "tenant_not_found"
     title = "No such tenant"
@@ -113,6 +122,24 @@ class WrongJobStatus(RequestError):
     code = "job_status_wrong"
     status = 409
     title = "Not with a job of this status"
+
+
+class TooManyWebhooks(RequestError):
+    code = "webhooks_too_many"
+    status = 409
+    title = "There are too many webhooks"
+
+
+class WebhookGone(RequestError):
+    code = "webhook_gone"
+    status = 410
+    title = "The webhook takes no events any more"
+
+
+class WebhookForbidden(RequestError):
+    code = "webhook_forbidden"
+    status = 422
+    title = "The webhook is not where events may be sent to"
 
 
 class SessionClosed(RequestError):
@@ -217,7 +244,7 @@ class AttemptsExhausted(TenorError):
 
 class JobDropped(TenorError):
     code = "job_dropped"
-    title = "An operator gave the turn up"
+    title = "An operator gave the job up"
 
 
 class BenchmarkFailed(TenorError):

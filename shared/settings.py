@@ -10,7 +10,7 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.domain.job import Lane
+from shared.domain.job import Lane, Retry
 from shared.errors import SetupError
 
 
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     )
     bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise")
     ingest_threads: int = Field(default=1, ge=0, description="long recordings that are cut into turns, likewise")
-    delivery_threads: int = Field(default=2, ge=0, description="events that others are told of, likewise")
+    delivery_threads: int = Field(default=4, ge=0, description="events that others are told of, likewise")
     maintenance_threads: int = Field(default=1, ge=0, description="threads that delete what must go; 0: others' do")
     batches: Batches = Batches()
     courtesy_s: float = Field(
@@ -123,7 +123,9 @@ class Settings(BaseSettings):
 
     lease_s: float = Field(default=15, gt=0, description="after this long without a sign of life work is done anew")
     sweep_interval_s: float = Field(default=2, gt=0)
-    max_attempts: int = Field(default=5, ge=1)
+    max_attempts: int = Field(default=5, ge=1, description="at any job but a delivery")
+    delivery_attempts: int = Field(default=30, ge=1, description="at telling a webhook of an event: about a day long")
+    webhook_private: bool = Field(default=False, description="webhooks may be http and in one's own network")
     stage_limit_s: float = Field(
         default=300, gt=0, description="longest time in one stage of an attempt; a longer one ends it"
     )
@@ -143,6 +145,14 @@ class Settings(BaseSettings):
             Lane.maintenance: self.maintenance_threads,
         }
         return {lane: count for lane, count in threads.items() if count}
+
+    @property
+    def retries(self) -> dict[Lane, Retry]:
+        """How often the jobs of each lane are tried."""
+        each = dict.fromkeys(Lane, Retry(attempts=self.max_attempts, first_s=1, factor=2, longest_s=60))
+        # Whoever is to be told may be away for hours.
+        each[Lane.delivery] = Retry(attempts=self.delivery_attempts, first_s=5, factor=3, longest_s=3600)
+        return each
 
     @property
     def lease(self) -> timedelta:

@@ -24,6 +24,7 @@ from workers.stages import Stages
 from workers.sweeper import Sweeper
 from workers.tasks.analyze_turn import AnalyzeTurn
 from workers.tasks.delete_sound import DeleteSound
+from workers.tasks.deliver_event import DeliverEvent
 from workers.tasks.ingest_recording import IngestRecording
 
 
@@ -101,6 +102,7 @@ def _loaded(settings: Settings) -> Pipeline:
 
 def _tasks(settings: Settings, database: Database, blobs: Blobs, pipeline: Pipeline | None) -> dict[Lane, Task[Any]]:
     tasks: dict[Lane, Task[Any]] = {
+        Lane.delivery: DeliverEvent(settings, database),
         Lane.ingest: IngestRecording(settings, database, blobs),
         Lane.maintenance: DeleteSound(database, blobs),
     }

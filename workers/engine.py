@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from shared.errors import RequestError, StageTimeout, TenorError
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
+from shared.store.jobs import Jobs
 from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, about, type_and_place
 from shared.tracing import Span, span
 
@@ -26,6 +26,7 @@ Enter = Callable[[str], None]
 """Says that this thread's job begins a stage of that name. Each has `stage_limit_s` of its own."""
 Write = Callable[[Transaction], Sequence[Message]]
 """Writes a result, in the transaction that ends its job; the messages to send once that is committed."""
+End = Callable[[Jobs], Sequence[Message] | None]
 Details = TypeVar("Details")
 
 
@@ -151,36 +152,35 @@ class Engine:
             except RequestError as error:
                 attempt.error = error
                 _log.info("the job failed: %s", error.code)
-                self._end(job, "failed", lambda transaction, error=error: transaction.jobs.fail(job, error))
+                self._end(job, "failed", lambda jobs, error=error: jobs.fail(job, error, lease=self._settings.lease))
             except Exception as error:
                 attempt.error = error
                 self._put_back(job, error)
 
     def _finish(self, job: Job, write: Write) -> None:
-        written = self._end(job, "succeeded", lambda transaction: transaction.jobs.succeed(job), write)
+        written = self._end(job, "succeeded", lambda jobs: jobs.succeed(job, lease=self._settings.lease), write)
         _log.info("the job %s", "succeeded" if written else "was no longer ours: its result is dropped")
 
-    def _end(self, job: Job, outcome: str, end: Callable[[Transaction], bool], write: Write = lambda _: ()) -> bool:
+    def _end(self, job: Job, outcome: str, end: End, write: Write = lambda _: ()) -> bool:
         """Write how a job ended, then send for those that waited for it. False where it was no longer ours."""
-        messages: list[Message] = []
         with span("store"), self._database.transaction() as transaction:
-            ended = end(transaction)
-            if ended:
-                messages += write(transaction)
-                messages += transaction.jobs.release(job.turn_id, lease=self._settings.lease)
-        JOBS.labels(job.lane, outcome if ended else "void").inc()
-        outbox.send(messages, self._database, self._queue)
-        return ended
+            messages = end(transaction.jobs)
+            if messages is not None:
+                messages = [*messages, *write(transaction)]
+        JOBS.labels(job.lane, "void" if messages is None else outcome).inc()
+        outbox.send(messages or (), self._database, self._queue)
+        return messages is not None
 
     def _put_back(self, job: Job, error: Exception) -> None:
         _log.error("attempt %d: %s", job.attempts, type_and_place(error))
         _log.debug("attempt %d: %s", job.attempts, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
-        if job.attempts >= self._settings.max_attempts:
-            self._end(job, "quarantined", lambda transaction: transaction.jobs.quarantine(job, known))
+        retry = self._settings.retries[job.lane]
+        if job.attempts >= retry.attempts:
+            self._end(job, "quarantined", lambda jobs: jobs.quarantine(job, known, lease=self._settings.lease))
             return
         with self._database.transaction() as transaction:
-            waits = transaction.jobs.retry(job, known, backoff(job.attempts))
+            waits = transaction.jobs.retry(job, known, retry.pause(job.attempts))
         JOBS.labels(job.lane, "put_back" if waits else "void").inc()
 
     @contextmanager
@@ -216,8 +216,3 @@ def _rest_left_to_sweeper() -> Generator[None]:
     except Exception as error:
         # Not left to Celery, which would log the message, and with it perhaps what a person said.
         _log.error("the job is left to the sweeper: %s", type_and_place(error))
-
-
-def backoff(attempts: int) -> timedelta:
-    """How long to wait before the next attempt: 1 s, then twice as long each time, at most a minute."""
-    return timedelta(seconds=min(2.0 ** (attempts - 1), 60.0))

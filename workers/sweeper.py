@@ -65,7 +65,7 @@ class Sweeper:
             transaction.jobs.forget_workers(settings.lease * 10)
             transaction.jobs.renew(self._held(), settings.lease)
         with self._database.transaction() as transaction:
-            lost = transaction.jobs.sweep(lease=settings.lease, max_attempts=settings.max_attempts)
+            lost = transaction.jobs.sweep(lease=settings.lease, retries=settings.retries)
         if lost:
             _log.warning("%d jobs were overdue", lost)
         self._send_unsent()

@@ -9,7 +9,7 @@ from fastapi_offline import FastAPIOffline
 from services.api import errors
 from services.api.body import BodyLimit
 from services.api.dependencies import Resources
-from services.api.routes import health, recordings, sessions, turns
+from services.api.routes import health, recordings, sessions, turns, webhooks
 from services.api.sending import Sending
 from services.api.telemetry import Telemetry
 from shared.blobs import open_blobs
@@ -23,7 +23,7 @@ Send what people say, as text or as recordings, and read back what they feel.
 
 1. `POST /v1/sessions` opens a conversation.
 2. `POST /v1/sessions/{id}/turns` adds a turn and answers at once with its `Location`.
-3. `GET /v1/turns/{id}?wait=10` answers as soon as the turn is analysed.
+3. `GET /v1/turns/{id}?wait=10` answers as soon as the turn is analysed. Or `POST /v1/webhooks`, to be told of each.
 
 Every error is an RFC 9457 problem document with a stable `code`.
 """
@@ -65,12 +65,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         responses=errors.RESPONSES,
         telemetry=_NO_TELEMETRY,
+        webhooks=webhooks.events,
     )
     errors.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(errors.Unexpected)
     app.add_middleware(Telemetry)
     # They are tried in order, and most of what comes is turns.
-    for router in (turns.router, sessions.router, recordings.router, health.router):
+    for router in (turns.router, sessions.router, recordings.router, webhooks.router, health.router):
         app.include_router(router)
     return app

@@ -104,3 +104,4 @@ class Allowed:
 Reader = Annotated[ApiKey, Depends(Allowed(Permission.read))]
 Writer = Annotated[ApiKey, Depends(Allowed(Permission.write))]
 Deleter = Annotated[ApiKey, Depends(Allowed(Permission.delete))]
+Manager = Annotated[ApiKey, Depends(Allowed(Permission.manage))]

@@ -4,13 +4,14 @@ from datetime import datetime
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, Json, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl, Json, StringConstraints
 
 from shared.domain.conversation import Consent, Name, Session, SpeakerRole, Text, Voice
 from shared.domain.emotion import Prediction
 from shared.domain.history import AnalyzedTurn, RecordingProgress
 from shared.domain.job import Job, JobStatus, Lane, TurnLane
 from shared.domain.transcript import Transcript
+from shared.domain.webhook import Webhook
 
 
 def _of_this_age(time: datetime) -> datetime:
@@ -156,6 +157,18 @@ class HistoryOut(BaseModel):
 
     turns: list[TurnOut]
     next_cursor: str | None
+
+
+class WebhookIn(BaseModel):
+    """Where to tell of turns that have ended."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "https://example.com/tenor"}]})
+
+    url: HttpUrl
+
+
+class WebhooksOut(BaseModel):
+    webhooks: list[Webhook]
 
 
 class Health(BaseModel):

@@ -208,10 +208,9 @@ class _Conversation:
             assert claimed is not None
             work = transaction.analyses.work(claimed, self._bundle_id)
         with self._database.transaction() as transaction:
-            transaction.jobs.succeed(claimed)
+            transaction.jobs.succeed(claimed, lease=self._lease)
             result = (analysis.transcript, analysis.reading, summary)
             transaction.analyses.write(work.turn.id, self._bundle_id, *result)
-            transaction.jobs.release(job.turn_id, lease=self._lease)
 
 
 def _measured(action: Callable[[], object], rounds: int) -> tuple[float, float]:

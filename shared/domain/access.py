@@ -13,10 +13,11 @@ class Permission(StrEnum):
     read = "read"
     write = "write"
     delete = "delete"
+    manage = "manage"
 
 
 class KeyRole(StrEnum):
-    """`reader` reads histories, `writer` also sends turns, `admin` also deletes."""
+    """`reader` reads histories, `writer` also sends turns, `admin` also deletes, and manages webhooks."""
 
     reader = "reader"
     writer = "writer"

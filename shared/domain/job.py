@@ -1,6 +1,6 @@
 """Work that was accepted and must end."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 from uuid import UUID
@@ -52,8 +52,23 @@ OPEN = (JobStatus.queued, JobStatus.running)
 """A job in one of these has still to end by itself. One in quarantine has ended, unless a person puts it back."""
 
 
+class Retry(BaseModel):
+    """How often a job is tried. Each pause is `factor` times as long as the one before, and none above the longest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempts: int
+    first_s: float
+    factor: float
+    longest_s: float
+
+    def pause(self, attempts: int) -> timedelta:
+        """How long to wait after so many attempts."""
+        return timedelta(seconds=min(self.first_s * self.factor ** (attempts - 1), self.longest_s))
+
+
 class Job(BaseModel):
-    """Something to be done with one turn, or recording, as its lane says; in the maintenance lane with neither.
+    """Something to be done with one turn, recording or delivery, as its lane says; in the maintenance lane with none.
 
     `claims` counts the times that a worker took it up, and `attempts` those of them that count against its limit.
     `lease_until`: while queued, when its message counts as lost and is sent again; while running, when its worker
@@ -66,6 +81,7 @@ class Job(BaseModel):
     id: UUID
     turn_id: UUID | None
     recording_id: UUID | None
+    delivery_id: UUID | None
     lane: Lane
     status: JobStatus
     attempts: int

@@ -19,6 +19,7 @@ from shared.store.calls import Calls
 from shared.store.conversations import Conversations
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
+from shared.store.webhooks import Webhooks
 
 _MIGRATION_LOCK = 7_366_711_001
 _PATIENCE = {
@@ -66,6 +67,10 @@ class Transaction:
     @cached_property
     def jobs(self) -> Jobs:
         return Jobs(self._connection)
+
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self._connection)
 
 
 class Database:

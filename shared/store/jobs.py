@@ -4,10 +4,12 @@ A claim is a job's id and its number of claims: whoever claims later voids it, s
 comes back can no longer write. The database's clock alone decides, as the workers' clocks may differ.
 
 Whoever ends a turn holds its session, and its subject, until the commit, as whoever adds one or deletes the session
-does: so the next turn is there to be sent for, or is added once this one has ended and need not wait.
+does: so the next turn is there to be sent for, or is added once this one has ended and need not wait. They are given
+the messages for whatever waited for it, and for the webhooks that are to be told of it, to send once the transaction is
+committed; or None, where their claim was void by then and nothing has ended.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
+    Integer,
     Select,
     bindparam,
     case,
@@ -25,14 +27,16 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, Message, NewJob, Waiting, Worker
+from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, Message, NewJob, Retry, Waiting, Worker
 from shared.errors import AttemptsExhausted, JobDropped, TenorError, WrongJobStatus
 from shared.store.order import next_in_line, waits
 from shared.store.tables import (
+    deliveries,
     doomed_blobs,
     jobs,
     outbox,
@@ -43,6 +47,7 @@ from shared.store.tables import (
     turns,
     workers,
 )
+from shared.store.webhooks import telling
 
 _MOST_COUNTED = 1_000_000
 _REQUEST = (jobs.c.correlation_id, jobs.c.traceparent)
@@ -55,7 +60,25 @@ def _writing_messages() -> Select[Any]:
     return select(written, *_REQUEST).join(jobs, jobs.c.id == written.c.job_id)
 
 
-_SEND = _writing_messages()  # made once, as that takes longer than to have it done
+def _ending() -> Select[Any]:
+    """One row, or as many as there are webhooks to be told of it; none where there was no such job to end."""
+    claims = func.coalesce(bindparam("its_claims", type_=Integer), jobs.c.claims)
+    ended = (
+        update(jobs)
+        .where(jobs.c.id == bindparam("its_id"), jobs.c.claims == claims)
+        .where(jobs.c.status.in_(bindparam("before", expanding=True)))
+        .values(status=bindparam("after"), error_code=bindparam("code"), error_message=bindparam("reason"))
+        .values(updated_at=func.now())
+        .returning(jobs)
+        .cte("ended")
+    )
+    messages = telling(ended)
+    request = (ended.c[column.name] for column in _REQUEST)
+    return select(messages, *request).select_from(ended.outerjoin(messages, true()))
+
+
+# Made once, as that takes longer than to have it done.
+_SEND, _END = _writing_messages(), _ending()
 
 
 class Jobs:
@@ -136,29 +159,20 @@ class Jobs:
         held = select(jobs.c.id).where(*_held(job)).with_for_update()
         return self._connection.execute(held).one_or_none() is not None
 
-    def succeed(self, job: Job) -> bool:
-        """End a job whose result this transaction writes. False where the claim was void by then."""
+    def succeed(self, job: Job, *, lease: timedelta) -> Sequence[Message] | None:
+        """End a job whose result this transaction writes."""
         self._hold(job)
-        return self._end(_held(job), JobStatus.succeeded)
+        return self._end(job, JobStatus.succeeded, lease=lease)
 
-    def fail(self, job: Job, error: TenorError) -> bool:
-        """End a job without a result. False where the claim was void by then."""
+    def fail(self, job: Job, error: TenorError, *, lease: timedelta) -> Sequence[Message] | None:
+        """End a job without a result."""
         self._hold(job)
-        return self._end(_held(job), JobStatus.failed, error)
+        return self._end(job, JobStatus.failed, error, lease=lease)
 
-    def quarantine(self, job: Job, last_error: TenorError) -> bool:
-        """End a job that has no attempt left, until a person looks at it. False where the claim was void by then."""
+    def quarantine(self, job: Job, last_error: TenorError, *, lease: timedelta) -> Sequence[Message] | None:
+        """End a job that has no attempt left, until a person looks at it."""
         self._hold(job)
-        return self._end(_held(job), JobStatus.quarantined, _exhausted(job, last_error.detail))
-
-    def release(self, turn_id: UUID | None, *, lease: timedelta) -> Sequence[Message]:
-        """The messages for those that waited for a turn that has ended, to send once this transaction is committed."""
-        row = None if turn_id is None else self._connection.execute(next_in_line(turn_id)).one_or_none()
-        waiting = {job_id for job_id in row or () if job_id is not None}
-        if not waiting:
-            return []
-        self._connection.execute(update(jobs).where(jobs.c.id.in_(waiting)).values(lease_until=func.now() + lease))
-        return self._sent_for(waiting)
+        return self._end(job, JobStatus.quarantined, _exhausted(job, last_error.detail), lease=lease)
 
     def retry(self, job: Job, error: TenorError, delay: timedelta) -> bool:
         """Put a job back, to be sent again after `delay`. False where the claim was void by then."""
@@ -183,17 +197,17 @@ class Jobs:
 
     # the sweeper's way
 
-    def sweep(self, *, lease: timedelta, max_attempts: int, limit: int = 500) -> int:
+    def sweep(self, *, lease: timedelta, retries: Mapping[Lane, Retry], limit: int = 500) -> int:
         """Give every job whose lease ran out another message, or put it in quarantine where it has no attempt left.
 
         One whose turn has to wait is left alone until it has not. A queued job waits twice as long each time before its
         message counts as lost again, so that a long queue is not made longer by the sweeper.
         """
-        spent = self._overdue(jobs.c.attempts >= max_attempts, limit)
+        most = case({lane.value: retry.attempts for lane, retry in retries.items()}, value=jobs.c.lane)
+        spent = self._overdue(jobs.c.attempts >= most, limit)
         for job in spent:
-            self._end(_held(job), JobStatus.quarantined, _exhausted(job, job.error_message))
-            self.release(job.turn_id, lease=lease)
-        lost = self._overdue((jobs.c.attempts < max_attempts) & ~waits(), limit)
+            self._end(job, JobStatus.quarantined, _exhausted(job, job.error_message), lease=lease)
+        lost = self._overdue((jobs.c.attempts < most) & ~waits(), limit)
         if lost:
             self._resend([job.id for job in lost], lease)
         return len(spent) + len(lost)
@@ -221,10 +235,11 @@ class Jobs:
         limit: int | None = None,
     ) -> list[ListedJob]:
         """Jobs with one of the ids, of one of the statuses and of the tenant, those that changed last first."""
+        turn_id = func.coalesce(jobs.c.turn_id, deliveries.c.turn_id)
         session_id = func.coalesce(turns.c.session_id, recordings.c.session_id)
-        known = jobs.outerjoin(turns, turns.c.id == jobs.c.turn_id).outerjoin(
-            recordings, recordings.c.id == jobs.c.recording_id
-        )
+        known = jobs.outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
+        known = known.outerjoin(turns, turns.c.id == turn_id)
+        known = known.outerjoin(recordings, recordings.c.id == jobs.c.recording_id)
         known = known.outerjoin(sessions, sessions.c.id == session_id).outerjoin(tenants)
         wanted = select(jobs, tenants.c.name.label("tenant"), sessions.c.id.label("session_id"))
         whose = wanted.select_from(known).limit(limit)
@@ -254,7 +269,7 @@ class Jobs:
             raise WrongJobStatus(f"job {job.id} is not quarantined: only a quarantined one can be tried again")
         self._announce([job.id])
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: Job, *, lease: timedelta) -> Sequence[Message]:
         """End a job for good without a result, whether it is in quarantine or has not ended. Its turn stays.
 
         Raises:
@@ -263,9 +278,10 @@ class Jobs:
         self._hold(job)
         reason = "" if job.error_message is None else f"; before that: {job.error_message}"
         dropped = JobDropped(f"an operator gave it up after {job.attempts} attempts{reason}")
-        droppable = jobs.c.status.in_((*OPEN, JobStatus.quarantined))
-        if not self._end((jobs.c.id == job.id, droppable), JobStatus.failed, dropped):
+        messages = self._end(job, JobStatus.failed, dropped, lease=lease, by_hand=True)
+        if messages is None:
             raise WrongJobStatus(f"job {job.id} succeeded or failed before: there is nothing to drop")
+        return messages
 
     def _given_back(self, job: Job, lease: timedelta) -> bool:
         unspent = {"status": JobStatus.queued.value, "attempts": jobs.c.attempts - 1}
@@ -323,27 +339,45 @@ class Jobs:
         again = select(jobs.c.id, _TASK, jobs.c.lane).where(jobs.c.id.in_(job_ids), ~waiting)
         self._connection.execute(insert(outbox).from_select(["job_id", "task", "queue"], again))
 
-    def _end(self, which: tuple[ColumnElement[bool], ...], status: JobStatus, error: TenorError | None = None) -> bool:
-        row = self._connection.execute(
-            update(jobs)
-            .where(*which)
-            .values(
-                status=status.value,
-                error_code=None if error is None else error.code,
-                error_message=None if error is None else error.detail,
-                updated_at=func.now(),
-            )
-            .returning(jobs.c.turn_id, jobs.c.recording_id)
-        ).one_or_none()
-        if row is None:
-            return False
+    def _end(
+        self,
+        job: Job,
+        status: JobStatus,
+        error: TenorError | None = None,
+        *,
+        lease: timedelta,
+        by_hand: bool = False,
+    ) -> Sequence[Message] | None:
+        """By hand a job is ended whoever holds it, and out of quarantine too."""
+        values = {
+            "its_id": job.id,
+            "its_claims": None if by_hand else job.claims,
+            "before": (*OPEN, JobStatus.quarantined) if by_hand else OPEN,
+            "after": status,
+            "code": error and error.code,
+            "reason": error and error.detail,
+            "lease": lease,
+        }
+        rows = self._connection.execute(_END, values).all()
+        if not rows:
+            return None
         if status is not JobStatus.quarantined:
-            self._used(row)
+            self._used(job)
         if status is JobStatus.failed:
-            self._useless(row)
-        return True
+            self._useless(job)
+        told = [Message.model_validate(row) for row in rows if row.id is not None]
+        return [*told, *self._release(job.turn_id, lease)]
 
-    def _used(self, job: Row[*tuple[Any, ...]]) -> None:
+    def _release(self, turn_id: UUID | None, lease: timedelta) -> Sequence[Message]:
+        """The messages for those that waited for a turn that has ended."""
+        row = None if turn_id is None else self._connection.execute(next_in_line(turn_id)).one_or_none()
+        waiting = {job_id for job_id in row or () if job_id is not None}
+        if not waiting:
+            return []
+        self._connection.execute(update(jobs).where(jobs.c.id.in_(waiting)).values(lease_until=func.now() + lease))
+        return self._sent_for(waiting)
+
+    def _used(self, job: Job) -> None:
         """Sound that nobody consented to keep has served its purpose."""
         of_turn = select(turns.c.recording_id).where(turns.c.id == job.turn_id).scalar_subquery()
         its = recordings.c.id == func.coalesce(job.recording_id, of_turn)
@@ -351,7 +385,7 @@ class Jobs:
             update(recordings).where(its, recordings.c.expires_at.is_(None)).values(expires_at=func.now())
         )
 
-    def _useless(self, job: Row[*tuple[Any, ...]]) -> None:
+    def _useless(self, job: Job) -> None:
         """What was cut off a recording, and became no turn, goes with the next sweep, whatever was consented to."""
         no_turn = ~exists().where(turns.c.recording_id == recordings.c.id)
         cuts = update(recordings).where(recordings.c.source_id == job.recording_id, no_turn)

@@ -177,12 +177,39 @@ voice_summaries = Table(
     _now(),
 )
 
+webhooks = Table(
+    "webhooks",
+    metadata,
+    _id(),
+    _tenant(),
+    Column("url", Text, nullable=False),
+    Column("secret", String(100), nullable=False, comment="in clear, as events are signed with it"),
+    _now(),
+    Column("disabled_at", DateTime(timezone=True)),
+    Column("disabled_reason", Text),
+    Index(None, "tenant_id"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    _id(),
+    Column("webhook_id", Uuid, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
+    Column("turn_status", String(20), nullable=False, comment="how the turn ended"),
+    Column("turn_error_code", String(50)),
+    _now(),
+    Index(None, "webhook_id", "created_at"),
+    Index(None, "turn_id"),
+)
+
 jobs = Table(
     "jobs",
     metadata,
     _id(),
     Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), comment="of a job that analyses one"),
     Column("recording_id", Uuid, ForeignKey("recordings.id", ondelete="CASCADE"), comment="of a job that cuts one"),
+    Column("delivery_id", Uuid, ForeignKey("deliveries.id", ondelete="CASCADE"), comment="of a job that makes one"),
     Column("lane", String(20), nullable=False, server_default="interactive", comment="also its queue's name"),
     Column("status", String(20), nullable=False, server_default="queued"),
     Column("attempts", Integer, nullable=False, server_default=text("0"), comment="claims that count"),
@@ -197,6 +224,7 @@ jobs = Table(
     _now("updated_at"),
     Index(None, "turn_id"),
     Index(None, "recording_id"),
+    Index(None, "delivery_id"),
     Index(None, "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
     Index(None, "updated_at", postgresql_where=text("status = 'quarantined'")),
     Index(None, "lane", "created_at", postgresql_where=text("status = 'queued'")),

@@ -195,7 +195,7 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
     ("setting", "value", "said"),
     [
         ("TENOR_BUNDLE", "nonesuch", "one of compact"),
-        ("TENOR_WORKER_THREADS", "0", "TENOR_WORKER_THREADS"),
+        ("TENOR_WORKER_THREADS", "-1", "TENOR_WORKER_THREADS"),
         ("TENOR_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
         ("TENOR_WHISPER", "huge", "known are"),
         ("TENOR_WHISPER_COMPUTE", "int4", "'int8'"),

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from services.api.app import create_app
 from shared.domain.access import KeyRole
 from shared.domain.emotion import Reading
 from shared.domain.history import AnalyzedTurn, Work
-from shared.domain.job import Job
+from shared.domain.job import Job, Message
 from shared.domain.transcript import Transcript
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
@@ -42,13 +42,13 @@ def end_with(
     reading: Reading,
     summary: bytes | None = None,
     bundle_id: str = "bundle",
-) -> bool:
+) -> Sequence[Message] | None:
     """As a worker writes a turn's result."""
     assert job.turn_id is not None
-    if not transaction.jobs.succeed(job):
-        return False
-    transaction.analyses.write(job.turn_id, bundle_id, transcript, reading, summary)
-    return True
+    messages = transaction.jobs.succeed(job, lease=timedelta(seconds=30))
+    if messages is not None:
+        transaction.analyses.write(job.turn_id, bundle_id, transcript, reading, summary)
+    return messages
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from tests.conftest import wait_for
 from tests.integration.conftest import AllSent, read_turn
 from tests.sounds import riff, tone, wav
 from tests.unit.tiny import write_bundle
-from workers.engine import Engine, backoff
+from workers.engine import Engine
 from workers.lane import LaneThread
 from workers.stages import Stages
 from workers.tasks.analyze_turn import AnalyzeTurn
@@ -466,8 +466,15 @@ def test_a_job_that_is_gone_is_no_error(engine: Engine) -> None:
     engine.run(UUID(int=0))
 
 
-def test_attempts_are_ever_further_apart_up_to_a_minute() -> None:
-    waits = [backoff(attempts).total_seconds() for attempts in range(1, 12)]
+@pytest.mark.parametrize(("lane", "first_s", "longest_s"), [(Lane.bulk, 1, 60), (Lane.delivery, 5, 3600)])
+def test_attempts_are_ever_further_apart_up_to_a_longest(lane: Lane, first_s: float, longest_s: float) -> None:
+    retry = Settings().retries[lane]
+    waits = [retry.pause(attempts).total_seconds() for attempts in range(1, 12)]
     assert waits == sorted(waits)
-    assert waits[0] == 1
-    assert waits[-1] == 60
+    assert (waits[0], waits[-1]) == (first_s, longest_s)
+
+
+def test_a_receiver_may_be_away_for_most_of_a_day() -> None:
+    retry = Settings().retries[Lane.delivery]
+    pauses = [retry.pause(attempts) for attempts in range(1, retry.attempts)]
+    assert timedelta(hours=23) < sum(pauses, timedelta(0)) < timedelta(hours=25)

@@ -83,7 +83,8 @@ def claim(database: Database, job: Job, lease: timedelta = LEASE) -> Job | None:
 
 def succeed(database: Database, job: Job, bundle_id: str = "bundle") -> bool:
     with database.transaction() as transaction:
-        return end_with(transaction, job, Transcript.provided("good news"), READING, bundle_id=bundle_id)
+        ended = end_with(transaction, job, Transcript.provided("good news"), READING, bundle_id=bundle_id)
+        return ended is not None
 
 
 def read(database: Database, tenant_id: UUID, job: Job) -> AnalyzedTurn:
@@ -92,7 +93,7 @@ def read(database: Database, tenant_id: UUID, job: Job) -> AnalyzedTurn:
 
 def sweep(database: Database, max_attempts: int = 5) -> int:
     with database.transaction() as transaction:
-        return transaction.jobs.sweep(lease=LEASE, max_attempts=max_attempts)
+        return transaction.jobs.sweep(lease=LEASE, retries=Settings(max_attempts=max_attempts).retries)
 
 
 def unsent(database: Database) -> list[UUID]:
@@ -247,7 +248,8 @@ def quarantined(database: Database, job: Job) -> Job:
     claimed = claim(database, job)
     assert claimed is not None
     with database.transaction() as transaction:
-        assert transaction.jobs.quarantine(claimed, TenorError("internal error (ValueError)"))
+        ended = transaction.jobs.quarantine(claimed, TenorError("internal error (ValueError)"), lease=LEASE)
+        assert ended is not None
     return claimed
 
 
@@ -283,12 +285,12 @@ def test_what_is_dropped_ends_for_good_and_keeps_its_turn(
 ) -> None:
     job = quarantined(database, add_turn())
     with database.transaction() as transaction:
-        transaction.jobs.drop(job)
+        transaction.jobs.drop(job, lease=LEASE)
     found = read(database, tenant_id, job)
     assert (found.job.status, found.job.error_code) == (JobStatus.failed, "job_dropped")
     assert found.turn.text == "good news"
     with pytest.raises(WrongJobStatus), database.transaction() as transaction:
-        transaction.jobs.drop(job)
+        transaction.jobs.drop(job, lease=LEASE)
     with pytest.raises(WrongJobStatus):
         requeue(database, job)
 
@@ -544,15 +546,15 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
         assert succeed(database, job)
     elif outcome == "fails":
         with database.transaction() as transaction:
-            assert transaction.jobs.fail(job, AudioUndecodable("damaged"))
+            assert transaction.jobs.fail(job, AudioUndecodable("damaged"), lease=LEASE) is not None
     else:
         with database.transaction() as transaction:
-            transaction.jobs.quarantine(job, TenorError("broken"))
+            transaction.jobs.quarantine(job, TenorError("broken"), lease=LEASE)
         upkeep()
         assert path.exists() is (retention != NO_TIME)
         if outcome == "is dropped":
             with database.transaction() as transaction:
-                transaction.jobs.drop(job)
+                transaction.jobs.drop(job, lease=LEASE)
         else:
             _age(settings, job, timedelta(days=8))
     upkeep()

@@ -44,7 +44,7 @@ def add_job(database: Database) -> AddJob:
             if quarantined:
                 claimed = transaction.jobs.claim(job.id, LEASE)
                 assert claimed is not None
-                assert transaction.jobs.quarantine(claimed, TenorError("internal error (ValueError)"))
+                transaction.jobs.quarantine(claimed, TenorError("internal error (ValueError)"), lease=LEASE)
             return job
 
     return add

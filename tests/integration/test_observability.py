@@ -361,7 +361,7 @@ def test_id_and_trace_outlive_the_message(
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
     with database.transaction() as transaction:
-        transaction.jobs.sweep(lease=settings.lease, max_attempts=5)
+        transaction.jobs.sweep(lease=settings.lease, retries=settings.retries)
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE outbox SET created_at = now() - interval '1 minute'")
     Sweeper(settings, database, Queue(settings.broker_url), "bundle").sweep()

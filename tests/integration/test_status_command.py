@@ -80,9 +80,10 @@ def test_jobs_and_turns_are_counted(
         add_turn(api, session_id, lane)
     change(settings, "UPDATE jobs SET created_at = now() - interval '10 minutes' WHERE lane = 'bulk'")
     with database.transaction() as transaction:
-        claimed = transaction.jobs.claim(transaction.jobs.listed()[0].id, timedelta(seconds=30))
+        lease = timedelta(seconds=30)
+        claimed = transaction.jobs.claim(transaction.jobs.listed()[0].id, lease)
         assert claimed is not None
-        assert transaction.jobs.quarantine(claimed, TenorError("internal error (ValueError)"))
+        assert transaction.jobs.quarantine(claimed, TenorError("internal error"), lease=lease) is not None
     stored = found(tenor("--format", "json"))["stored"]
     assert (stored["turns_last_minute"], stored["turns_last_hour"], stored["quarantined"]) == (2, 5, 1)
     assert sum(count["jobs"] for count in stored["jobs"] if count["status"] == "queued") == 4

@@ -21,8 +21,9 @@ from shared.tracing import traceparent
 
 router = APIRouter(prefix="/v1", tags=["recordings"])
 
-_FIELDS = RecordingIn.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
-_FIELDS.pop("$defs", None)
+_FIELDS = RecordingIn.model_json_schema()
+_FIELDS.pop("$defs")
+_FIELDS["properties"]["voices"].pop("contentSchema")  # it is told in words, and by an example
 _AUDIO = {"type": "string", "format": "binary", "description": SOUND_FORMATS}
 _FORM = {**_FIELDS, "required": ["audio"], "properties": {"audio": _AUDIO, **_FIELDS["properties"]}}
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}

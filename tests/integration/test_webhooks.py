@@ -1,0 +1,598 @@
+"""Webhooks: told of every turn that ends, signed, until they have heard it, and nowhere but on the public internet."""
+
+import json
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import httpx2 as httpx
+import psycopg
+import pytest
+import redis
+import trustme
+from fastapi.testclient import TestClient
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+
+from services.api.app import create_app
+from shared.domain.access import KeyRole
+from shared.domain.job import OPEN, TURN_LANES, Job, JobStatus, Lane, ListedJob, Message
+from shared.errors import AudioUndecodable, TenorError, WebhookForbidden
+from shared.queue import Queue
+from shared.settings import Settings
+from shared.store.database import Database, Transaction
+from shared.store.webhooks import MOST
+from tests.integration.conftest import MakeKey
+from workers.engine import Engine, Enter, Write
+from workers.sweeper import Sweeper
+from workers.tasks import deliver_event
+from workers.tasks.deliver_event import DeliverEvent
+
+LEASE = timedelta(seconds=30)
+SECRET = "my father has died"
+AddTurn = Callable[[], Job]
+Deliver = Callable[[], ListedJob | None]
+
+
+class Receiver:
+    """A server that notes what it is sent, and answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.answer, self.drips = 204, False
+        self.heard: list[tuple[dict[str, str], bytes]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.heard.append((dict(self.headers), body))
+                while receiver.drips:
+                    self.wfile.write(b"H")
+                    time.sleep(0.05)
+                self.send_response(receiver.answer)
+                self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port: int = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.heard]
+
+    @property
+    def ids(self) -> list[str]:
+        return [headers["webhook-id"] for headers, _ in self.heard]
+
+    def verified(self, secret: str) -> dict[str, Any]:
+        """What it was told last, if the signature is right."""
+        headers, body = self.heard[-1]
+        return Webhook(secret).verify(body, headers)
+
+
+class Analysis:
+    """A turn's, that ends as it is told to."""
+
+    error: Exception | None = None
+
+    def read(self, transaction: Transaction, job: Job) -> None: ...
+
+    def do(self, job: Job, details: None, enter: Enter) -> Write:
+        if self.error is not None:
+            raise self.error
+        return lambda _: ()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.drips = False
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"webhook_private": True})
+
+
+@pytest.fixture
+def webhook(api: TestClient, receiver: Receiver) -> dict[str, Any]:
+    created = api.post("/v1/webhooks", json={"url": f"http://127.0.0.1:{receiver.port}/tenor?token=hunter2"})
+    assert created.status_code == 201, created.text
+    return created.json()
+
+
+@pytest.fixture
+def analysis() -> Analysis:
+    return Analysis()
+
+
+@pytest.fixture
+def engine(settings: Settings, database: Database, analysis: Analysis) -> Engine:
+    tasks = {**dict.fromkeys(TURN_LANES, analysis), Lane.delivery: DeliverEvent(settings, database)}
+    return Engine(settings, database, Queue(settings.broker_url), tasks)
+
+
+@pytest.fixture
+def add_turn(api: TestClient, database: Database) -> AddTurn:
+    """A turn of `call-7`, in a session of its own."""
+
+    def add() -> Job:
+        session_id = api.post("/v1/sessions", json={"external_ref": "call-7"}).json()["id"]
+        turn = api.post(f"/v1/sessions/{session_id}/turns", json={"text": SECRET}).json()
+        (job,) = (job for job in jobs(database) if str(job.turn_id) == turn["id"])
+        return job
+
+    return add
+
+
+@pytest.fixture
+def deliver(engine: Engine, database: Database) -> Deliver:
+    """One attempt at every delivery that waits for one; the newest as it is then, None once it is made."""
+
+    def deliver() -> ListedJob | None:
+        for job in deliveries(database):
+            if job.status in OPEN:
+                engine.run(job.id)
+        return next(iter(deliveries(database)), None)
+
+    return deliver
+
+
+def jobs(database: Database) -> list[ListedJob]:
+    with database.transaction() as transaction:
+        return transaction.jobs.listed()
+
+
+def deliveries(database: Database) -> list[ListedJob]:
+    return [job for job in jobs(database) if job.lane is Lane.delivery]
+
+
+def claim(database: Database, job: Job) -> Job:
+    with database.transaction() as transaction:
+        return transaction.jobs.claim(job.id, LEASE) or pytest.fail("it cannot be claimed")
+
+
+def let_leases_run_out(settings: Settings) -> None:
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
+
+
+def sweep(settings: Settings, database: Database) -> None:
+    Sweeper(settings, database, Queue(settings.broker_url), "bundle").sweep()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (None, "succeeded", None),
+        (AudioUndecodable("damaged"), "failed", "audio_undecodable"),
+        (TenorError("broken"), "quarantined", "attempts_exhausted"),
+    ],
+)
+def test_whoever_is_to_be_told_is_told_at_once_how_a_turn_ended_and_nothing_that_was_said(
+    engine: Engine,
+    analysis: Analysis,
+    add_turn: AddTurn,
+    deliver: Deliver,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    settings: Settings,
+    broker: redis.Redis,
+    error: TenorError | None,
+    status: str,
+    code: str | None,
+) -> None:
+    turn = add_turn()
+    analysis.error = error
+    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    engine.run(turn.id)
+    assert broker.llen(Lane.delivery.value) == 1
+    assert deliver() is None
+    told = receiver.verified(webhook["secret"])
+    assert told["type"] == f"turn.{status}"
+    assert told["timestamp"].endswith("Z")
+    assert told["data"].pop("session_id")
+    wanted = {"turn_id": str(turn.turn_id), "external_ref": "call-7", "index": 0, "status": status, "error_code": code}
+    assert told["data"] == wanted
+    assert SECRET not in str(receiver.heard)
+    with pytest.raises(WebhookVerificationError):
+        receiver.verified("whsec_aW52YWxpZA==")
+
+
+def test_a_turn_that_an_operator_or_the_sweeper_ends_is_told_too(
+    add_turn: AddTurn,
+    deliver: Deliver,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    settings: Settings,
+    database: Database,
+) -> None:
+    claim(database, add_turn())
+    let_leases_run_out(settings)
+    sweep(settings.model_copy(update={"max_attempts": 1}), database)
+    deliver()
+    with database.transaction() as transaction:
+        transaction.jobs.drop(add_turn(), lease=LEASE)
+    deliver()
+    told = [(event["type"], event["data"]["error_code"]) for event in receiver.events]
+    assert told == [("turn.quarantined", "attempts_exhausted"), ("turn.failed", "job_dropped")]
+
+
+def test_each_webhook_of_the_tenant_is_told_and_no_other(
+    api: TestClient,
+    make_key: MakeKey,
+    engine: Engine,
+    add_turn: AddTurn,
+    deliver: Deliver,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+) -> None:
+    key, url = {"Authorization": f"Bearer {make_key('globex', KeyRole.admin)}"}, f"http://127.0.0.1:{receiver.port}/"
+    for headers in ({}, key):
+        assert api.post("/v1/webhooks", json={"url": url}, headers=headers).status_code == 201
+    engine.run(add_turn().id)
+    deliver()
+    assert len(set(receiver.ids)) == len(receiver.heard) == 2
+    assert api.delete(f"/v1/webhooks/{webhook['id']}", headers=key).status_code == 404
+    assert len(api.get("/v1/webhooks", headers=key).json()["webhooks"]) == 1
+
+
+@pytest.mark.parametrize("answer", [500, 404, 302])
+def test_a_receiver_is_told_again_under_the_same_id_until_it_has_heard(
+    engine: Engine, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any], answer: int
+) -> None:
+    receiver.answer = answer
+    engine.run(add_turn().id)
+    waiting = deliver()
+    assert waiting is not None
+    assert (waiting.status, waiting.error_message) == (JobStatus.queued, f"the receiver answered {answer}")
+    receiver.answer = 200
+    assert deliver() is None
+    assert len(receiver.ids) == 2
+    assert len(set(receiver.ids)) == 1
+    receiver.verified(webhook["secret"])
+
+
+def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
+    engine: Engine,
+    add_turn: AddTurn,
+    deliver: Deliver,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    database: Database,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deliver_event, "_LIMIT_S", 0.3)
+    engine.run(add_turn().id)
+    receiver.drips = True
+    slow = deliver()
+    receiver.drips = False
+    assert slow is not None
+    assert slow.error_message == "the receiver could not be reached (TimeoutError)"
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE webhooks SET url = 'http://127.0.0.1:1/'")
+    down = deliver()
+    assert down is not None
+    assert down.error_message == "the receiver could not be reached (ConnectError)"
+
+
+def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_sends_for_it_in_time(
+    engine: Engine,
+    add_turn: AddTurn,
+    deliver: Deliver,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    database: Database,
+    settings: Settings,
+    broker: redis.Redis,
+) -> None:
+    receiver.answer = 503
+    engine.run(add_turn().id)
+    for _ in range(settings.max_attempts + 1):
+        deliver()
+    sweep(settings, database)
+    broker.flushdb()
+    let_leases_run_out(settings)
+    sweep(settings, database)
+    (waiting,) = deliveries(database)
+    assert (waiting.status, waiting.attempts) == (JobStatus.queued, settings.max_attempts + 1)
+    time.sleep(1.1)
+    sweep(settings, database)
+    assert broker.llen(Lane.delivery.value) == 1
+
+
+def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again(
+    api: TestClient,
+    engine: Engine,
+    add_turn: AddTurn,
+    deliver: Deliver,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    database: Database,
+    settings: Settings,
+) -> None:
+    receiver.answer = 503
+    engine._settings = settings.model_copy(update={"delivery_attempts": 2})
+    turn = add_turn()
+    engine.run(turn.id)
+    deliver()
+    stuck = deliver()
+    assert stuck is not None
+    assert (stuck.status, stuck.error_code, stuck.tenant) == (JobStatus.quarantined, "attempts_exhausted", "acme")
+    (shown,) = api.get("/v1/webhooks").json()["webhooks"]
+    assert shown["undelivered"]["turn_id"] == str(turn.turn_id)
+    assert (shown["undelivered"]["status"], shown["undelivered"]["attempts"]) == ("quarantined", 2)
+    assert "the receiver answered 503" in shown["undelivered"]["error_message"]
+    receiver.answer = 200
+    with database.transaction() as transaction:
+        transaction.jobs.requeue(stuck, lease=LEASE)
+    assert deliver() is None
+    assert len(set(receiver.ids)) == 1
+    assert api.get("/v1/webhooks").json()["webhooks"][0]["undelivered"] is None
+
+
+def test_a_receiver_that_is_gone_is_told_nothing_any_more(
+    api: TestClient, engine: Engine, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
+) -> None:
+    receiver.answer = 410
+    first, second, third = add_turn(), add_turn(), add_turn()
+    engine.run(first.id)
+    engine.run(second.id)
+    ended = deliver()
+    assert ended is not None
+    assert (ended.status, ended.error_code) == (JobStatus.failed, "webhook_gone")
+    engine.run(third.id)
+    deliver()
+    assert len(receiver.heard) == 1
+    (shown,) = api.get("/v1/webhooks").json()["webhooks"]
+    assert shown["disabled_at"]
+    assert shown["disabled_reason"] == "it answered 410"
+
+
+@pytest.mark.parametrize("what", ["session", "webhook"])
+def test_with_a_session_or_a_webhook_goes_all_that_has_still_to_be_told(
+    api: TestClient, engine: Engine, add_turn: AddTurn, webhook: dict[str, Any], database: Database, what: str
+) -> None:
+    turn = add_turn()
+    engine.run(turn.id)
+    (waiting,) = deliveries(database)
+    gone = {"session": f"/v1/sessions/{waiting.session_id}", "webhook": f"/v1/webhooks/{webhook['id']}"}
+    assert api.delete(gone[what]).status_code == 204
+    engine.run(waiting.id)
+    assert deliveries(database) == []
+
+
+def test_whoever_ends_a_turn_does_not_wait_for_those_who_delete_a_webhook(
+    add_turn: AddTurn, webhook: dict[str, Any], database: Database
+) -> None:
+    turn = claim(database, add_turn())
+    with database.transaction() as deleting:
+        tenant_id = deleting.accounts.ensure_tenant("acme")
+        deleting.webhooks.delete(tenant_id, UUID(webhook["id"]))
+        with database.transaction() as transaction:
+            assert transaction.jobs.succeed(turn, lease=LEASE) == []
+
+
+def test_a_webhook_may_be_deleted_while_it_is_told(
+    api: TestClient, engine: Engine, add_turn: AddTurn, webhook: dict[str, Any], database: Database
+) -> None:
+    engine.run(add_turn().id)
+    told = claim(database, deliveries(database)[0])
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as ending:
+            assert ending.jobs.succeed(told, lease=LEASE) == []
+            deletion = pool.submit(api.delete, f"/v1/webhooks/{webhook['id']}")
+            time.sleep(0.3)  # by then it waits for us
+            ending.webhooks.delivered(told)
+        assert deletion.result(10).status_code == 204
+    assert deliveries(database) == []
+
+
+def test_a_turn_that_could_not_be_ended_tells_nobody(
+    add_turn: AddTurn, webhook: dict[str, Any], database: Database
+) -> None:
+    slow = claim(database, add_turn())
+    with database.transaction() as transaction:
+        transaction.jobs.give_back([slow], lease=LEASE)
+    quick = claim(database, slow)
+    ended: list[list[Message] | None] = []
+    for claimed in (slow, quick, quick):
+        with database.transaction() as transaction:
+            messages = transaction.jobs.succeed(claimed, lease=LEASE)
+        ended.append(None if messages is None else list(messages))
+    assert [messages and len(messages) for messages in ended] == [None, 1, None]
+
+
+# where nothing may be sent
+
+
+Names = Callable[..., None]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """Lets a name stand for addresses, for one look-up."""
+    real = socket.getaddrinfo
+
+    def names(name: str, *addresses: str) -> None:
+        stands_for = [addresses]
+
+        def look_up(host: str | bytes, *args: Any, **kwargs: Any) -> list[Any]:  # noqa: ANN401
+            its = stands_for.pop() if host in (name, name.encode()) else (host,)
+            return [found for address in its for found in real(address, *args, **kwargs)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    return names
+
+
+@pytest.fixture
+def tell(engine: Engine, add_turn: AddTurn, deliver: Deliver, database: Database) -> Callable[[str], ListedJob | None]:
+    """Tell a URL of a turn, whether or not the API would take it."""
+
+    def tell(url: str) -> ListedJob | None:
+        turn = add_turn()
+        with database.transaction() as transaction:
+            transaction.webhooks.create(transaction.accounts.ensure_tenant("acme"), url)
+        engine.run(turn.id)
+        return deliver()
+
+    return tell
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:{port}/", "https://inside.test:{port}/", "http://93.184.215.14/"])
+def test_nothing_is_sent_into_ones_own_network_or_in_clear(
+    tell: Callable[[str], ListedJob | None],
+    names: Names,
+    database: Database,
+    engine: Engine,
+    receiver: Receiver,
+    url: str,
+) -> None:
+    engine._tasks = {**engine._tasks, Lane.delivery: DeliverEvent(Settings(), database)}
+    names("inside.test", "93.184.215.14", "127.0.0.1")
+    ended = tell(url.format(port=receiver.port))
+    assert ended is not None
+    assert (ended.status, ended.error_code) == (JobStatus.failed, "webhook_forbidden")
+    assert receiver.heard == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "2130706433",
+        "0.0.0.0",
+        "10.0.0.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "224.0.0.1",
+        "[::]",
+        "[::1]",
+        "[::127.0.0.1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[fc00::1]",
+        "[fe80::1]",
+        "[fec0::1]",
+        "[ff02::1]",
+    ],
+)
+def test_addresses_that_are_not_everybodys_are_forbidden(host: str) -> None:
+    task = DeliverEvent(Settings(), cast("Database", None))
+    assert task._addresses(httpx.URL("https://93.184.215.14/")) == ["93.184.215.14"]
+    with pytest.raises(WebhookForbidden):
+        task._addresses(httpx.URL(f"https://{host}/"))
+
+
+@pytest.mark.parametrize("certified", ["receiver.test", "another.test"])
+def test_the_address_that_was_looked_up_is_called_and_has_to_be_certified_for_the_name(
+    tell: Callable[[str], ListedJob | None],
+    names: Names,
+    engine: Engine,
+    settings: Settings,
+    database: Database,
+    receiver: Receiver,
+    tmp_path: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+    certified: str,
+) -> None:
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(certified).configure_cert(tls)
+    receiver.server.socket = tls.wrap_socket(receiver.server.socket, server_side=True)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    engine._tasks = {**engine._tasks, Lane.delivery: DeliverEvent(settings, database)}
+    names("receiver.test", "127.0.0.1")
+    ended = tell(f"https://receiver.test:{receiver.port}/tenor")
+    if certified == "receiver.test":
+        assert ended is None
+        assert receiver.heard[0][0]["Host"] == f"receiver.test:{receiver.port}"
+    else:
+        assert ended is not None
+        assert ended.error_message == "the receiver could not be reached (ConnectError)"
+        assert receiver.heard == []
+
+
+@pytest.mark.parametrize("answer", [200, 500, 410])
+def test_neither_secrets_nor_a_urls_query_are_logged(
+    engine: Engine,
+    add_turn: AddTurn,
+    deliver: Deliver,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    answer: int,
+) -> None:
+    for package in ("services", "shared", "workers"):
+        caplog.set_level(logging.DEBUG, logger=package)
+    receiver.answer = answer
+    engine.run(add_turn().id)
+    left = deliver()
+    assert receiver.heard
+    assert "job" in caplog.text or "attempt" in caplog.text
+    for secret in ("hunter2", webhook["secret"], SECRET):
+        assert secret not in caplog.text
+        assert secret not in str(left)
+
+
+# the API
+
+
+def test_a_webhooks_secret_is_shown_once(api: TestClient, webhook: dict[str, Any]) -> None:
+    assert webhook["secret"].startswith("whsec_")
+    (shown,) = api.get("/v1/webhooks").json()["webhooks"]
+    assert shown == {key: value for key, value in webhook.items() if key != "secret"}
+    assert api.delete(f"/v1/webhooks/{webhook['id']}").status_code == 204
+    assert api.get("/v1/webhooks").json() == {"webhooks": []}
+
+
+@pytest.mark.parametrize("role", [KeyRole.reader, KeyRole.writer])
+def test_webhooks_are_the_admins_affair(
+    api: TestClient, make_key: MakeKey, webhook: dict[str, Any], role: KeyRole
+) -> None:
+    headers = {"Authorization": f"Bearer {make_key('acme', role)}"}
+    for answer in (
+        api.post("/v1/webhooks", json={"url": "https://example.com/"}, headers=headers),
+        api.get("/v1/webhooks", headers=headers),
+        api.delete(f"/v1/webhooks/{webhook['id']}", headers=headers),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+def test_a_webhook_that_is_not_there_cannot_be_deleted(api: TestClient) -> None:
+    answer = api.delete(f"/v1/webhooks/{uuid4()}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "webhook_not_found")
+
+
+def test_a_tenant_has_only_so_many_webhooks(api: TestClient) -> None:
+    answers = [api.post("/v1/webhooks", json={"url": "https://example.com/"}) for _ in range(MOST + 1)]
+    assert [answer.status_code for answer in answers] == [201] * MOST + [409]
+    assert answers[-1].json()["code"] == "webhooks_too_many"
+
+
+def test_a_webhook_in_clear_is_refused_unless_it_is_in_ones_own_network(settings: Settings, make_key: MakeKey) -> None:
+    with TestClient(create_app(settings.model_copy(update={"webhook_private": False}))) as client:
+        headers = {"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}"}
+        answer = client.post("/v1/webhooks", json={"url": "http://example.com/?token=hunter2"}, headers=headers)
+    assert (answer.status_code, answer.json()["detail"]) == (422, "url: should begin with https://")
+
+
+def test_the_documentation_shows_what_a_webhook_is_told(api: TestClient) -> None:
+    (event,) = api.get("/openapi.json").json()["webhooks"].values()
+    assert event["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/Event")
