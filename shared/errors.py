@@ -163,7 +163,7 @@ class TextTooLong(RequestError):
 class AudioTooLong(RequestError):
     code = "audio_too_long"
     status = 413
-    title = "The recording is too long for a turn"
+    title = "The recording is too long"
 
 
 class UnsupportedMediaType(RequestError):

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise")
     ingest_threads: int = Field(default=1, ge=0, description="long recordings that are cut into turns, likewise")
     delivery_threads: int = Field(default=4, ge=0, description="events that others are told of, likewise")
-    maintenance_threads: int = Field(default=1, ge=0, description="threads that delete what must go; 0: others' do")
+    maintenance_threads: int = Field(default=1, ge=0, le=1, description="1: it deletes what must go; 0: others do")
     batches: Batches = Batches()
     courtesy_s: float = Field(
         default=1.0, ge=0, description="longest that a bulk turn stands back before each stage for interactive ones"
@@ -152,6 +152,8 @@ class Settings(BaseSettings):
         each = dict.fromkeys(Lane, Retry(attempts=self.max_attempts, first_s=1, factor=2, longest_s=60))
         # Whoever is to be told may be away for hours.
         each[Lane.delivery] = Retry(attempts=self.delivery_attempts, first_s=5, factor=3, longest_s=3600)
+        # Nobody else would do it.
+        each[Lane.maintenance] = Retry(attempts=2**31 - 1, first_s=1, factor=2, longest_s=60)
         return each
 
     @property

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from shared import outbox
 from shared.domain.job import Job, Lane, Message
-from shared.errors import RequestError, StageTimeout, TenorError
+from shared.errors import ClaimLost, RequestError, StageTimeout, TenorError
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
@@ -149,6 +149,9 @@ class Engine:
         with JOB_SECONDS.labels(job.lane).time():
             try:
                 self._finish(job, task.do(job, details, self._enter))
+            except ClaimLost:
+                JOBS.labels(job.lane, "void").inc()
+                _log.info("the job was no longer ours")
             except RequestError as error:
                 attempt.error = error
                 _log.info("the job failed: %s", error.code)

@@ -64,4 +64,4 @@ class Accepting:
             else AnalyzedTurn(turn=turn, job=jobs[turn.id], transcript=None, prediction=None)
             for turn in turns
         ]
-        return stored, [message for _, message in queued]
+        return stored, [message for _, message in queued if message]

@@ -22,6 +22,7 @@ from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
 
+_MOST_DELETED = 100
 _log = logging.getLogger(__name__)
 
 
@@ -60,14 +61,18 @@ class Resources:
         self.database.close()
 
     def delete_sound(self, uris: Sequence[str]) -> None:
-        """Delete doomed blobs before the answer goes out. What cannot be deleted now, the sweeper deletes."""
+        """Delete doomed blobs before the answer goes out, unless they are many.
+
+        The others, and what cannot be deleted now, are left to the workers.
+        """
+        now = uris[:_MOST_DELETED]
         try:
-            for uri in uris:
+            for uri in now:
                 self.blobs.delete(uri)
             with self.database.transaction() as transaction:
-                transaction.recordings.forget(uris)
+                transaction.recordings.forget(now)
         except Unavailable as error:
-            _log.warning("deletion is left to the sweeper: %s", error.detail)
+            _log.warning("deletion is left to the workers: %s", error.detail)
 
 
 # These are coroutines, though they wait for little or nothing: a function would take a thread each.

@@ -26,22 +26,31 @@ def find_session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
         return transaction.conversations.session(key.tenant_id, session_id)
 
 
+def heard(upload: UploadFile, longest_s: float) -> audio.AudioInfo:
+    """What a recording says of itself.
+
+    Raises:
+        AudioTooLong: that it lasts longer than `longest_s` seconds.
+        AudioError: it is empty, or no recording.
+    """
+    info = audio.probe(upload.file)
+    if info.duration_s is not None and info.duration_s > longest_s:
+        raise AudioTooLong(f"the recording lasts {info.duration_s:.0f} s; {longest_s:.0f} s are allowed here")
+    return info
+
+
 def store_upload(
     res: Resources,
     session: Session,
     upload: UploadFile,
-    longest_s: float,
+    info: audio.AudioInfo,
     accept: Callable[[Transaction, Recording], Accepted],
 ) -> Accepted:
     """Store a recording, and in one transaction with its row what it is for. Where that fails, nothing of it stays.
 
     Raises:
-        AudioTooLong: it says that it lasts longer than `longest_s` seconds.
-        TenorError: as `audio.probe`, the store of recordings, or `accept` raises.
+        TenorError: as the store of recordings or `accept` raises.
     """
-    info = audio.probe(upload.file)
-    if info.duration_s is not None and info.duration_s > longest_s:
-        raise AudioTooLong(f"the recording lasts {info.duration_s:.0f} s; {longest_s:.0f} s are allowed here")
     uri = new_uri(session.tenant_id, session.id)
     with res.database.transaction() as transaction:
         transaction.recordings.announce(uri, _PATIENCE)

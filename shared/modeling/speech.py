@@ -76,7 +76,8 @@ class Cutter:
         ended = [span for span in edges if span[1] <= known * SAMPLE_RATE]
         offset = self._held_from
         rest = edges[len(ended)][0] if len(ended) < len(edges) else max(0, int(known * SAMPLE_RATE))
-        self._held, self._held_from = sound[rest:], offset + rest
+        # Copied, as a view would keep all of it.
+        self._held, self._held_from = sound[rest:].copy(), offset + rest
         return [((offset + start) / SAMPLE_RATE, sound[start:end]) for start, end in ended]
 
 

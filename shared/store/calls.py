@@ -25,8 +25,7 @@ class Calls:
         self._connection.execute(insert(calls).values(**values, lane=lane.value, **began))
 
     def work(self, job: Job) -> Call:
-        """The long recording of a job. What an earlier attempt had cut off it is doomed."""
-        self._doom_cuts(job)
+        """The long recording of a job."""
         found = self._connection.execute(
             select(recordings, calls.c.voices, calls.c.lane, calls.c.began_at, sessions.c.tenant_id, sessions.c.consent)
             .join(calls, calls.c.recording_id == recordings.c.id)
@@ -46,9 +45,10 @@ class Calls:
         recording = Recording.model_validate(row)
         return RecordingProgress(recording=recording, job=Job.model_validate(job), turns=self._turns(recording_id))
 
-    def _doom_cuts(self, job: Job) -> None:
+    def doom_cuts(self, recording_id: UUID) -> None:
+        """Doom what was cut off a recording and became no turn: an earlier attempt had cut it off."""
         no_turn = ~select(turns.c.id).where(turns.c.recording_id == recordings.c.id).exists()
-        cuts = delete(recordings).where(recordings.c.source_id == job.recording_id, no_turn)
+        cuts = delete(recordings).where(recordings.c.source_id == recording_id, no_turn)
         gone = cuts.returning(recordings.c.uri).cte("gone")
         doomed = select(gone.c.uri, func.now()).where(gone.c.uri.is_not(None))
         self._connection.execute(upsert(doomed_blobs).from_select(["uri", "after"], doomed).on_conflict_do_nothing())

@@ -19,6 +19,9 @@ from sqlalchemy import (
     Connection,
     Integer,
     Select,
+    Update,
+    Uuid,
+    any_,
     bindparam,
     case,
     delete,
@@ -26,10 +29,12 @@ from sqlalchemy import (
     extract,
     func,
     insert,
+    literal,
     select,
     true,
     update,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, Message, NewJob, Retry, Waiting, Worker
@@ -51,11 +56,13 @@ from shared.store.webhooks import telling
 
 _MOST_COUNTED = 1_000_000
 _REQUEST = (jobs.c.correlation_id, jobs.c.traceparent)
+_GIVEN = jobs.c.id == any_(bindparam("job_ids", type_=ARRAY(Uuid)))
+_WAITING_LEASE = timedelta(hours=1)
 _TASK = case({lane.value: lane.task for lane in Lane}, value=jobs.c.lane)
 
 
-def _writing_messages() -> Select[Any]:
-    each = select(jobs.c.id, _TASK, jobs.c.lane).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
+def _writing_messages(*which: ColumnElement[bool]) -> Select[Any]:
+    each = select(jobs.c.id, _TASK, jobs.c.lane).where(_GIVEN, *which)
     written = insert(outbox).from_select(["job_id", "task", "queue"], each).returning(outbox).cte("written")
     return select(written, *_REQUEST).join(jobs, jobs.c.id == written.c.job_id)
 
@@ -77,8 +84,19 @@ def _ending() -> Select[Any]:
     return select(messages, *request).select_from(ended.outerjoin(messages, true()))
 
 
+def _putting_off() -> Update:
+    """The given jobs that have to wait are sent for by whoever ends the turn before, and need no sweeper meanwhile."""
+    return update(jobs).where(_GIVEN, waits()).values(lease_until=func.now() + _WAITING_LEASE).returning(jobs.c.id)
+
+
+def _announcing() -> Select[Any]:
+    """The messages of the given jobs, but for those that have to wait, which are put off."""
+    waiting = _putting_off().cte("waiting")
+    return _writing_messages(jobs.c.id.not_in(select(waiting.c.id)))
+
+
 # Made once, as that takes longer than to have it done.
-_SEND, _END = _writing_messages(), _ending()
+_SEND, _ENQUEUE, _PUT_OFF, _END = _writing_messages(), _announcing(), _putting_off(), _ending()
 
 
 class Jobs:
@@ -87,16 +105,21 @@ class Jobs:
 
     # the way in
 
-    def enqueue(self, new: Sequence[NewJob], *, lease: timedelta) -> list[tuple[Job, Message]]:
-        """Jobs, and for each the message to send once this transaction is committed; in their order."""
+    def enqueue(self, new: Sequence[NewJob], *, lease: timedelta) -> list[tuple[Job, Message | None]]:
+        """Jobs, and for each the message to send once this transaction is committed; in their order.
+
+        There is none for a turn that has to wait: whoever ends the one before sends for it. So the transaction must
+        hold its session, and its subject, as `add_turns` does.
+        """
         if not new:
             return []
         queued = insert(jobs).values(lease_until=func.now() + lease).returning(jobs)
         rows = self._connection.execute(queued, [{**job.model_dump(), "lane": job.lane.value} for job in new])
         found = {(job.turn_id, job.recording_id): job for job in map(Job.model_validate, rows)}
         stored = [found[job.turn_id, job.recording_id] for job in new]
-        messages = {message.job_id: message for message in self._sent_for([job.id for job in stored])}
-        return [(job, messages[job.id]) for job in stored]
+        rows = self._connection.execute(_ENQUEUE, {"job_ids": [job.id for job in stored]})
+        messages = {message.job_id: message for message in map(Message.model_validate, rows)}
+        return [(job, messages.get(job.id)) for job in stored]
 
     def unsent(self, older_than: timedelta, limit: int = 500) -> Sequence[Message]:
         """Messages that nobody has sent. They stay locked until this transaction ends."""
@@ -114,7 +137,7 @@ class Jobs:
         """The broker has them. Those that somebody else is sending or deleting are left to them."""
         free = (
             select(outbox.c.id)
-            .where(outbox.c.id.in_([message.id for message in messages]))
+            .where(outbox.c.id == any_(literal([message.id for message in messages], ARRAY(Uuid))))
             .with_for_update(skip_locked=True)
         )
         self._connection.execute(delete(outbox).where(outbox.c.id.in_(free)))
@@ -200,16 +223,18 @@ class Jobs:
     def sweep(self, *, lease: timedelta, retries: Mapping[Lane, Retry], limit: int = 500) -> int:
         """Give every job whose lease ran out another message, or put it in quarantine where it has no attempt left.
 
-        One whose turn has to wait is left alone until it has not. A queued job waits twice as long each time before its
+        One whose turn has to wait is put off. A queued job waits twice as long each time before its
         message counts as lost again, so that a long queue is not made longer by the sweeper.
         """
         most = case({lane.value: retry.attempts for lane, retry in retries.items()}, value=jobs.c.lane)
         spent = self._overdue(jobs.c.attempts >= most, limit)
         for job in spent:
             self._end(job, JobStatus.quarantined, _exhausted(job, job.error_message), lease=lease)
-        lost = self._overdue((jobs.c.attempts < most) & ~waits(), limit)
+        overdue = [job.id for job in self._overdue(jobs.c.attempts < most, limit)]
+        waiting = set(self._connection.execute(_PUT_OFF, {"job_ids": overdue}).scalars())
+        lost = [job_id for job_id in overdue if job_id not in waiting]
         if lost:
-            self._resend([job.id for job in lost], lease)
+            self._resend(lost, lease)
         return len(spent) + len(lost)
 
     def maintain(self, lease: timedelta) -> Sequence[Message]:
@@ -218,7 +243,7 @@ class Jobs:
         open_one = select(jobs.c.id).where(jobs.c.lane == Lane.maintenance.value, jobs.c.status.in_(OPEN))
         if not self._connection.execute(select(due.exists() & ~open_one.exists())).scalar_one():
             return []
-        return [message for _, message in self.enqueue([NewJob(lane=Lane.maintenance)], lease=lease)]
+        return [message for _, message in self.enqueue([NewJob(lane=Lane.maintenance)], lease=lease) if message]
 
     def forget(self, job: Job) -> None:
         """Leave no trace of a job that nobody will ask for."""
@@ -301,7 +326,7 @@ class Jobs:
     def _overdue(self, which: ColumnElement[bool], limit: int) -> list[Job]:
         rows = self._connection.execute(
             select(jobs)
-            .where(jobs.c.status.in_(OPEN), jobs.c.lease_until < func.now(), which)
+            .where(jobs.c.status.in_(OPEN), jobs.c.lane.in_(Lane), jobs.c.lease_until < func.now(), which)
             .order_by(jobs.c.lease_until)
             .with_for_update(skip_locked=True)
             .limit(limit)

@@ -60,7 +60,8 @@ class Recordings:
         """Doom the sound of every recording whose time is up and whose turn has ended; how many there were."""
         of_turn = jobs.join(turns, turns.c.id == jobs.c.turn_id)
         heard = select(jobs.c.id).select_from(of_turn).where(turns.c.recording_id == recordings.c.id, _STILL_OPEN)
-        cut = select(jobs.c.id).where(jobs.c.recording_id == recordings.c.id, _STILL_OPEN)
+        its = jobs.c.recording_id.in_([recordings.c.id, recordings.c.source_id])
+        cut = select(jobs.c.id).where(its, _STILL_OPEN)
         waiting = heard.exists() | cut.exists()
         due = (
             select(recordings.c.id, recordings.c.uri)

@@ -105,7 +105,7 @@ recordings = Table(
     Column("source_id", Uuid, ForeignKey("recordings.id", ondelete="CASCADE"), comment="that it was cut from"),
     _now(),
     Index(None, "session_id"),
-    Index(None, "source_id"),
+    Index(None, "source_id", postgresql_where=text("source_id IS NOT NULL")),
     Index(None, "expires_at", postgresql_where=text("uri IS NOT NULL")),
 )
 
@@ -136,7 +136,7 @@ turns = Table(
     _now(),
     UniqueConstraint("session_id", "index"),
     UniqueConstraint("scope_id", "speaker", "role", "position"),
-    Index(None, "recording_id"),
+    Index(None, "recording_id", postgresql_where=text("recording_id IS NOT NULL")),
 )
 
 transcripts = Table(
@@ -223,8 +223,8 @@ jobs = Table(
     _now(),
     _now("updated_at"),
     Index(None, "turn_id"),
-    Index(None, "recording_id"),
-    Index(None, "delivery_id"),
+    Index(None, "recording_id", postgresql_where=text("recording_id IS NOT NULL")),
+    Index(None, "delivery_id", postgresql_where=text("delivery_id IS NOT NULL")),
     Index(None, "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
     Index(None, "updated_at", postgresql_where=text("status = 'quarantined'")),
     Index(None, "lane", "created_at", postgresql_where=text("status = 'queued'")),

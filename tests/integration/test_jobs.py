@@ -408,7 +408,7 @@ def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
     assert [(job.turn_id, job.lane, job.correlation_id) for job, _ in queued] == [
         (job.turn_id, job.lane, job.correlation_id) for job in jobs
     ]
-    assert all(message.job_id == job.id and message.queue == job.lane for job, message in queued)
+    assert all(message and (message.job_id, message.queue) == (job.id, job.lane) for job, message in queued)
     with database.transaction() as transaction:
         (turn,) = transaction.conversations.add_turns([new[0]])
     assert isinstance(turn, Turn)

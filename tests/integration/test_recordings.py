@@ -299,9 +299,6 @@ def test_deleting_the_session_ends_its_cutting_and_leaves_no_sound(
     task._store = store_two
     work()
     assert api.get(location).status_code == 404
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
-        connection.execute("UPDATE doomed_blobs SET after = now()")
-    DeleteSound(task._database, BlobFolder(settings.blob_dir))._deleted_some()
     assert blobs(settings) == []
 
 

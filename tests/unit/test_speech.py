@@ -80,6 +80,7 @@ def test_what_never_pauses_is_cut_and_no_more_than_a_turn_is_kept() -> None:
     cuts = []
     for start in range(0, endless.size, size):
         cuts += cutter.add(endless[start : start + size])
+        assert cutter._held.base is None
         assert cutter._held.size <= (LONGEST_TURN_S + 2) * SAMPLE_RATE
     cuts += cutter.end()
     assert max(sound.size for _, sound in cuts) <= LONGEST_TURN_S * SAMPLE_RATE

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from shared.blobs import Blobs
 from shared.domain.job import Job, Message
@@ -10,7 +11,9 @@ from shared.errors import Unavailable
 from shared.store.database import Database, Transaction
 from workers.engine import Enter, Write
 
-_AT_ONCE = 100
+_TOGETHER = 16
+_BATCH = 4 * _TOGETHER
+"""So few that a batch ends within a stage's limit also where each has to be waited for until the store is given up."""
 _log = logging.getLogger(__name__)
 
 
@@ -24,10 +27,11 @@ class DeleteSound:
 
     def do(self, job: Job, details: None, enter: Enter) -> Write:
         """Delete all that is doomed by now. What cannot be deleted stays doomed, and the next such job tries again."""
-        for batch in itertools.count():
-            enter(f"deletion {batch}")
-            if not self._deleted_some():
-                break
+        with ThreadPoolExecutor(_TOGETHER, "delete") as threads:
+            for batch in itertools.count():
+                enter(f"deletion {batch}")
+                if not self._deleted_batch(threads):
+                    break
 
         def write(transaction: Transaction) -> Sequence[Message]:
             transaction.jobs.forget(job)
@@ -35,13 +39,13 @@ class DeleteSound:
 
         return write
 
-    def _deleted_some(self) -> bool:
-        """Delete a few; whether all of them went, and there may be more."""
+    def _deleted_batch(self, threads: ThreadPoolExecutor) -> bool:
+        """Delete some; whether all of them went, and there may be more."""
         with self._database.transaction() as transaction:
-            doomed = transaction.recordings.doomed(_AT_ONCE)
-            gone = [uri for uri in doomed if self._deleted(uri)]
+            doomed = transaction.recordings.doomed(_BATCH)
+            gone = [uri for uri, deleted in zip(doomed, threads.map(self._deleted, doomed), strict=True) if deleted]
             transaction.recordings.forget(gone)
-        return len(gone) == _AT_ONCE
+        return len(gone) == _BATCH
 
     def _deleted(self, uri: str) -> bool:
         try:

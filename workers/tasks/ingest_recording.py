@@ -1,7 +1,8 @@
 """A long recording is cut into turns, each with a small recording of its own."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -11,13 +12,14 @@ from shared.blobs import Blobs, new_uri
 from shared.domain.conversation import NewTurn, Turn, Voice
 from shared.domain.history import Call
 from shared.domain.job import Job, Message, NewJob
-from shared.errors import ClaimLost, RecordingGone, TenorError
+from shared.errors import ClaimLost, RecordingGone, TenorError, Unavailable
 from shared.modeling.speech import LONGEST_TURN_S, Cutter
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from workers.engine import Enter, Write
 
 _PART_S = 10 * LONGEST_TURN_S
+"""Of all channels together, but of each channel at least twice its longest turn."""
 _PATIENCE = timedelta(minutes=5)
 
 
@@ -46,13 +48,14 @@ class IngestRecording:
 
         Where it cannot be, what was cut off goes with the next attempt, or with the job's end.
         """
+        self._begin(call)
         cuts = [self._store(call, *utterance) for utterance in self._utterances(call, enter)]
         cuts.sort(key=lambda cut: (cut.start, cut.end))
 
         def write(transaction: Transaction) -> Sequence[Message]:
             turns = transaction.conversations.add_turns([_turn(call, cut) for cut in cuts])
             new = [_analysis(call, turn) for turn in turns]
-            return [message for _, message in transaction.jobs.enqueue(new, lease=self._settings.lease)]
+            return [message for _, message in transaction.jobs.enqueue(new, lease=self._settings.lease) if message]
 
         return write
 
@@ -62,8 +65,8 @@ class IngestRecording:
         cutters = [Cutter() for _ in call.voices]
         enter("fetch")
         with self._blobs.open(call.recording.uri) as recording:
-            limit = self._settings.max_recording_s
-            parts = decode_parts(recording, len(cutters), _PART_S, limit)
+            part_s = max(2 * LONGEST_TURN_S, _PART_S / len(cutters))
+            parts = decode_parts(recording, len(cutters), part_s, self._settings.max_recording_s)
             for number, channels in enumerate(parts):
                 enter(f"part {number}")
                 for voice, cutter, sound in zip(call.voices, cutters, channels, strict=True):
@@ -71,15 +74,38 @@ class IngestRecording:
         for voice, cutter in zip(call.voices, cutters, strict=True):
             yield from ((voice, *utterance) for utterance in cutter.end())
 
+    def _begin(self, call: Call) -> None:
+        with self._held(call) as transaction:
+            transaction.calls.doom_cuts(call.recording.id)
+
+    @contextmanager
+    def _held(self, call: Call) -> Generator[Transaction]:
+        """A transaction in which nobody else takes the recording over or deletes it.
+
+        Raises:
+            ClaimLost: that has happened.
+        """
+        with self._database.transaction() as transaction:
+            if not transaction.jobs.hold(call.job):
+                raise ClaimLost("the recording was deleted, or is cut by another worker")
+            yield transaction
+
     def _store(self, call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
         uri = new_uri(call.tenant_id, call.recording.session_id)
         with self._database.transaction() as transaction:
             transaction.recordings.announce(uri, _PATIENCE)
+        try:
+            sha256 = self._blobs.put(uri, io.BytesIO(encode(sound)))
+            return self._claim(call, voice, start, sound, uri, sha256)
+        except Exception:
+            # It goes at once; where it cannot, it goes once its announcement is old.
+            with suppress(Unavailable):
+                self._blobs.delete(uri)
+            raise
+
+    def _claim(self, call: Call, voice: Voice, start: float, sound: Samples, uri: str, sha256: str) -> Cut:
         duration = sound.size / SAMPLE_RATE
-        sha256 = self._blobs.put(uri, io.BytesIO(encode(sound)))
-        with self._database.transaction() as transaction:
-            if not transaction.jobs.hold(call.job):
-                raise ClaimLost("the recording was deleted, or is cut by another worker")
+        with self._held(call) as transaction:
             recording = transaction.recordings.claim(
                 call.recording.session_id,
                 uri=uri,

@@ -1,5 +1,6 @@
 """Long recordings: accepted at once, then cut into turns by the workers."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from starlette.datastructures import UploadFile
 from services.api.body import with_sound
 from services.api.dependencies import Reader, Res, Resources, Writer
 from services.api.schemas import RecordingIn, RecordingOut
-from services.api.uploads import SOUND_FORMATS, find_session, store_upload
+from services.api.uploads import SOUND_FORMATS, find_session, heard, store_upload
 from shared.domain.conversation import Recording, Session
 from shared.domain.history import RecordingProgress
 from shared.domain.job import JobStatus, Lane, Message, NewJob
@@ -52,12 +53,11 @@ def read_recording(recording_id: UUID, res: Res, key: Reader) -> RecordingOut:
 def _accept(res: Resources, session: Session, body: RecordingIn, upload: UploadFile) -> RecordingProgress:
     if session.closed_at is not None:
         raise SessionClosed(f"session {session.id} was closed at {session.closed_at.isoformat()}")
+    info, count = heard(upload, res.settings.max_recording_s), len(body.voices)
+    if count not in (1, info.channels):
+        raise InvalidRequest(f"voices: name one voice, or one for each of the {info.channels} channels, not {count}")
 
-    def add(transaction: Transaction, recording: Recording) -> tuple[RecordingProgress, Message]:
-        if len(body.voices) not in (1, recording.channels):
-            raise InvalidRequest(
-                f"voices: name one voice, or one for each of the {recording.channels} channels, not {len(body.voices)}"
-            )
+    def add(transaction: Transaction, recording: Recording) -> tuple[RecordingProgress, Sequence[Message]]:
         transaction.calls.add(recording.id, body.voices, body.lane, body.began_at)
         new = NewJob(
             lane=Lane.ingest,
@@ -66,8 +66,9 @@ def _accept(res: Resources, session: Session, body: RecordingIn, upload: UploadF
             traceparent=traceparent(),
         )
         ((job, message),) = transaction.jobs.enqueue([new], lease=res.settings.lease)
-        return RecordingProgress(recording=recording, job=job, turns=dict.fromkeys(JobStatus, 0)), message
+        progress = RecordingProgress(recording=recording, job=job, turns=dict.fromkeys(JobStatus, 0))
+        return progress, [message] if message else []
 
-    accepted, message = store_upload(res, session, upload, res.settings.max_recording_s, add)
-    res.sending.send([message])
+    accepted, messages = store_upload(res, session, upload, info, add)
+    res.sending.send(messages)
     return accepted

@@ -14,7 +14,7 @@ from services.api.accepting import Arrival
 from services.api.body import with_sound, written_turn
 from services.api.dependencies import Reader, Res, Resources, Writer
 from services.api.schemas import TurnIn, TurnOut
-from services.api.uploads import SOUND_FORMATS, find_session, store_upload
+from services.api.uploads import SOUND_FORMATS, find_session, heard, store_upload
 from shared.domain.access import ApiKey
 from shared.domain.conversation import NewTurn, Recording, Session
 from shared.domain.history import AnalyzedTurn
@@ -103,14 +103,15 @@ def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) ->
 
 def _accept_sound(res: Resources, session: Session, body: TurnIn, upload: UploadFile) -> AnalyzedTurn:
     arrival = _arrival(res, session.tenant_id, session.id, body)
+    info = heard(upload, res.settings.max_turn_s)
 
     def add(transaction: Transaction, recording: Recording) -> tuple[AnalyzedTurn, Sequence[Message]]:
-        heard = replace(arrival, turn=replace(arrival.turn, recording_id=recording.id))
-        (accepted,), messages = res.accepting.store(transaction, [heard])
+        spoken = replace(arrival, turn=replace(arrival.turn, recording_id=recording.id))
+        (accepted,), messages = res.accepting.store(transaction, [spoken])
         if isinstance(accepted, TenorError):
             raise accepted  # the recording goes with it
         return accepted, messages
 
-    accepted, messages = store_upload(res, session, upload, res.settings.max_turn_s, add)
+    accepted, messages = store_upload(res, session, upload, info, add)
     res.sending.send(messages)
     return accepted

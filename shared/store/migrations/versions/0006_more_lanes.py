@@ -13,7 +13,8 @@ def upgrade() -> None:
     op.create_foreign_key(
         op.f("fk_jobs_recording_id"), "jobs", "recordings", ["recording_id"], ["id"], ondelete="CASCADE"
     )
-    op.create_index(op.f("ix_jobs_recording_id"), "jobs", ["recording_id"])
+    named = sa.text("recording_id IS NOT NULL")
+    op.create_index(op.f("ix_jobs_recording_id"), "jobs", ["recording_id"], postgresql_where=named)
     op.create_index("ix_jobs_maintenance", "jobs", ["status"], postgresql_where=sa.text("lane = 'maintenance'"))
     op.alter_column("workers", "bundle_id", nullable=True, comment="null: it takes no turns")
 

@@ -49,7 +49,8 @@ def upgrade() -> None:
     op.create_foreign_key(
         op.f("fk_jobs_delivery_id"), "jobs", "deliveries", ["delivery_id"], ["id"], ondelete="CASCADE"
     )
-    op.create_index(op.f("ix_jobs_delivery_id"), "jobs", ["delivery_id"])
+    named = sa.text("delivery_id IS NOT NULL")
+    op.create_index(op.f("ix_jobs_delivery_id"), "jobs", ["delivery_id"], postgresql_where=named)
 
 
 def downgrade() -> None:

@@ -13,7 +13,8 @@ def upgrade() -> None:
     op.create_foreign_key(
         op.f("fk_recordings_source_id"), "recordings", "recordings", ["source_id"], ["id"], ondelete="CASCADE"
     )
-    op.create_index(op.f("ix_recordings_source_id"), "recordings", ["source_id"])
+    cut = sa.text("source_id IS NOT NULL")
+    op.create_index(op.f("ix_recordings_source_id"), "recordings", ["source_id"], postgresql_where=cut)
     op.create_table(
         "calls",
         sa.Column("recording_id", sa.Uuid(), nullable=False),
