@@ -1,6 +1,7 @@
 """Sessions and their turns, always read through the tenant they belong to."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -117,14 +118,15 @@ class Conversations:
         """
         held = self._hold_sessions({turn.session_id for turn in new})
         counts = {session.id: session.turn_count for session in held.values()}
+        places = self._places([(turn, held[turn.session_id]) for turn in new if _refusal(turn, held) is None])
         answers: list[int | TenorError] = []
         rows: list[dict[str, Any]] = []
         for turn in new:
-            answer = _refusal(turn, held.get(turn.session_id))
+            answer = _refusal(turn, held)
             if answer is None:
                 answer = counts[turn.session_id]
                 counts[turn.session_id] += 1
-                rows.append(self._row(turn, held[turn.session_id], answer))
+                rows.append(_row(turn, held[turn.session_id], answer, places))
             answers.append(answer)
         self._count(counts)
         added = self._inserted(rows)
@@ -159,22 +161,6 @@ class Conversations:
         held = select(sessions, func.now().label("now")).where(sessions.c.id.in_(ids)).order_by(sessions.c.id)
         return {row.id: row for row in self._connection.execute(held.with_for_update(key_share=True))}
 
-    def _row(self, turn: NewTurn, session: Row[Any], index: int) -> dict[str, Any]:
-        scope_id, position = (None, None) if turn.recording_id is None else self._place(session, turn.role, index)
-        return {
-            "session_id": turn.session_id,
-            "index": index,
-            "scope_id": scope_id,
-            "position": position,
-            "speaker": turn.speaker,
-            "role": turn.role.value,
-            "text": turn.text,
-            "recording_id": turn.recording_id,
-            "occurred_at": turn.occurred_at or session.now,
-            "start": turn.start,
-            "end": turn.end,
-        }
-
     def _count(self, counts: Mapping[UUID, int]) -> None:
         if counts:
             counted = update(sessions).where(sessions.c.id == bindparam("its")).values(turn_count=bindparam("count"))
@@ -187,22 +173,22 @@ class Conversations:
         added = [Turn.model_validate(row) for row in self._connection.execute(insert(turns).returning(turns), rows)]
         return {(turn.session_id, turn.index): turn for turn in added}
 
-    def _place(self, session: Row[Any], role: SpeakerRole, index: int) -> tuple[UUID, int] | tuple[None, None]:
-        """Scope and position of the session's newest turn among those that its voice may be read against.
+    def _places(self, new: Sequence[tuple[NewTurn, Row[Any]]]) -> dict[UUID, Iterator[int]]:
+        """The next positions of each subject whose voice may be known across sessions.
 
-        The row that counts stays locked until the turn is committed: none is ever seen before an earlier one.
+        The row that counts stays locked until the turns are committed: none is ever seen before an earlier one.
         """
-        if not Consent.model_validate(session.consent).keep_voice_summary:
-            return None, None
-        if session.subject_id is None or not role.is_subject:
-            return session.id, index
-        counted = self._connection.execute(
-            update(subjects)
-            .where(subjects.c.id == session.subject_id)
-            .values(turn_count=subjects.c.turn_count + 1)
-            .returning(subjects.c.turn_count)
-        )
-        return session.subject_id, counted.scalar_one() - 1
+        needed = Counter(scope for turn, session in new if (scope := _scope(turn, session)) not in (None, session.id))
+        places: dict[UUID, Iterator[int]] = {}
+        for subject_id in sorted(needed):
+            counted = self._connection.execute(
+                update(subjects)
+                .where(subjects.c.id == subject_id)
+                .values(turn_count=subjects.c.turn_count + needed[subject_id])
+                .returning(subjects.c.turn_count)
+            ).scalar_one()
+            places[subject_id] = iter(range(counted - needed[subject_id], counted))
+        return places
 
     def _hold_subject(self, subject_id: UUID) -> None:
         """Wait for whoever opens a session for this person or is at one of their turns, and keep others waiting."""
@@ -231,13 +217,38 @@ class Conversations:
         ).scalar_one()
 
 
-def _refusal(turn: NewTurn, session: Row[Any] | None) -> TenorError | None:
+def _refusal(turn: NewTurn, held: Mapping[UUID, Row[Any]]) -> TenorError | None:
     """Why a turn cannot be added to the session it names, if so."""
+    session = held.get(turn.session_id)
     if session is None or session.tenant_id != turn.tenant_id:
         return SessionNotFound(f"there is no session {turn.session_id}")
     if session.closed_at is not None:
         return SessionClosed(f"session {turn.session_id} was closed at {session.closed_at.isoformat()}")
     return None
+
+
+def _scope(turn: NewTurn, session: Row[Any]) -> UUID | None:
+    """The subject or session within which the turn's voice may be read against others; None where it may not."""
+    if turn.recording_id is None or not Consent.model_validate(session.consent).keep_voice_summary:
+        return None
+    return session.subject_id if session.subject_id is not None and turn.role.is_subject else session.id
+
+
+def _row(turn: NewTurn, session: Row[Any], index: int, places: Mapping[UUID, Iterator[int]]) -> dict[str, Any]:
+    scope_id = _scope(turn, session)
+    return {
+        "session_id": turn.session_id,
+        "index": index,
+        "scope_id": scope_id,
+        "position": None if scope_id is None else next(places.get(scope_id, iter((index,)))),
+        "speaker": turn.speaker,
+        "role": turn.role.value,
+        "text": turn.text,
+        "recording_id": turn.recording_id,
+        "occurred_at": turn.occurred_at or session.now,
+        "start": turn.start,
+        "end": turn.end,
+    }
 
 
 def _analyzed_turns() -> Select[Any]:

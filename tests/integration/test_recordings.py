@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import IO
 from uuid import UUID
@@ -10,16 +11,18 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
+from services.api.app import create_app
 from shared.audio import Samples, decode
 from shared.blobs import BlobFolder
 from shared.domain.access import KeyRole
 from shared.domain.conversation import Voice
 from shared.domain.history import Call
 from shared.domain.job import OPEN, Job, Lane
-from shared.errors import Unavailable
+from shared.errors import RecordingGone, Unavailable
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
@@ -30,6 +33,7 @@ from workers.sweeper import Sweeper
 from workers.tasks.delete_sound import DeleteSound
 from workers.tasks.ingest_recording import Cut, IngestRecording
 
+LEASE = timedelta(seconds=30)
 VOICES = [{"speaker": "Tom", "role": "agent"}, {"speaker": "Ana", "role": "customer"}]
 
 
@@ -206,6 +210,55 @@ def test_no_key_sees_another_tenants_recordings(api: TestClient, session_id: str
     assert sent.status_code == 403
 
 
+def test_only_the_first_turn_of_a_call_is_sent_for_and_each_other_by_the_one_before(
+    api: TestClient, session_id: str, work: Callable[[], None], broker: redis.Redis, database: Database
+) -> None:
+    post(api, session_id, call(), voices=json.dumps(VOICES))
+    work()
+    assert broker.llen(Lane.bulk.value) == 1
+    with database.transaction() as transaction:
+        turns = [job for job in transaction.jobs.listed() if job.lane is Lane.bulk]
+        first = min(turns, key=lambda job: job.lease_until)
+        claimed = transaction.jobs.claim(first.id, LEASE)
+        assert claimed is not None
+        messages = transaction.jobs.fail(claimed, RecordingGone("it was deleted"), lease=LEASE)
+    assert messages is not None
+    assert len(messages) == 1
+
+
+def test_a_call_of_a_known_person_goes_on_where_their_last_one_ended(
+    api: TestClient, work: Callable[[], None], settings: Settings
+) -> None:
+    for _ in range(2):
+        session = api.post("/v1/sessions", json={"subject_ref": "Ana"}).json()["id"]
+        post(api, session, call(), voices=json.dumps(VOICES[1:] + VOICES[:1]))  # it is Ana who speaks twice
+        work()
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        found = connection.execute("SELECT position FROM turns WHERE speaker = 'Ana' ORDER BY created_at, index")
+        assert [position for (position,) in found] == [0, 1, 2, 3]
+
+
+def test_a_cut_outlives_the_cutting_however_short_it_may_be_kept(
+    api: TestClient, task: IngestRecording, work: Callable[[], None], settings: Settings, database: Database
+) -> None:
+    task._settings = settings.model_copy(update={"audio_retention_days": 0.0})
+    session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
+    store = task._store
+
+    def store_and_sweep(call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
+        cut = store(call, voice, start, sound)
+        with database.transaction() as transaction:
+            transaction.recordings.expire()
+        return cut
+
+    task._store = store_and_sweep
+    post(api, session, call(), voices=json.dumps(VOICES))
+    work()
+    assert len(blobs(settings)) == 4
+    with database.transaction() as transaction:
+        assert transaction.recordings.doomed() == []
+
+
 def damaged() -> bytes:
     """A call that shows only when it is decoded that it is cut off."""
     whole = encoded("flac", np.concatenate([spoken("english"), silence(3), spoken("german")] * 4))
@@ -216,6 +269,7 @@ def test_a_recording_that_is_cut_off_becomes_no_turns_and_leaves_no_sound(
     api: TestClient, session_id: str, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.tasks.ingest_recording._PART_S", 5)
+    monkeypatch.setattr("workers.tasks.ingest_recording.LONGEST_TURN_S", 2)
     location = post(api, session_id, damaged()).headers["Location"]
     upkeep()
     failed = api.get(location).json()
@@ -223,6 +277,18 @@ def test_a_recording_that_is_cut_off_becomes_no_turns_and_leaves_no_sound(
     assert api.get(f"/v1/sessions/{session_id}/history").json()["turns"] == []
     upkeep()
     assert blobs(settings) == []
+
+
+def test_of_a_call_that_cannot_be_cut_no_cut_is_kept_whatever_was_consented_to(
+    api: TestClient, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.tasks.ingest_recording._PART_S", 5)
+    monkeypatch.setattr("workers.tasks.ingest_recording.LONGEST_TURN_S", 2)
+    session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
+    post(api, session, damaged())
+    upkeep()
+    upkeep()
+    assert len(blobs(settings)) == 1
 
 
 class Dies(BlobFolder):
@@ -317,6 +383,7 @@ def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
 
     engine.run(the_job().id)
     assert api.get(location).json()["error"]["code"] == "attempts_exhausted"
+    assert len(blobs(settings)) == 2
     with database.transaction() as transaction:
         transaction.jobs.requeue(the_job(), lease=settings.lease)
     task._blobs = BlobFolder(settings.blob_dir)
@@ -324,10 +391,37 @@ def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
     assert sum(api.get(location).json()["turns"].values()) == 3
 
 
+def test_a_call_that_nobody_looked_at_in_quarantine_is_deleted_with_what_was_cut_off(
+    api: TestClient,
+    session_id: str,
+    task: IngestRecording,
+    engine: Engine,
+    work: Callable[[], None],
+    upkeep: Callable[[], None],
+    settings: Settings,
+) -> None:
+    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    task._blobs = Dies(settings.blob_dir)
+    post(api, session_id, call(), voices=json.dumps(VOICES))
+    work()
+    upkeep()
+    assert len(blobs(settings)) == 2
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE jobs SET updated_at = now() - interval '8 days'")
+    upkeep()
+    upkeep()
+    assert blobs(settings) == []
+
+
 def test_a_recording_that_is_too_long_is_refused_where_it_says_so_and_else_when_it_is_heard(
     api: TestClient, session_id: str, task: IngestRecording, work: Callable[[], None], settings: Settings
 ) -> None:
-    task._settings = settings.model_copy(update={"max_recording_s": 2.0})
+    brief = settings.model_copy(update={"max_recording_s": 2.0, "max_turn_s": 1.0})
+    with TestClient(create_app(brief), headers=dict(api.headers)) as strict:
+        assert post(strict, session_id, encoded("flac", tone(1.5))).status_code == 202
+        refused = post(strict, session_id, encoded("flac", tone(5)))
+        assert (refused.status_code, refused.json()["code"]) == (413, "audio_too_long")
+    task._settings = brief
     location = post(api, session_id, encoded("mp3", tone(5)), "call.mp3").headers["Location"]
     work()
     assert api.get(location).json()["error"]["code"] == "audio_too_long"
