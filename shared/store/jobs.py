@@ -147,7 +147,7 @@ class Jobs:
     def claim(self, job_id: UUID, lease: timedelta) -> Job | None:
         """Take a job up, or None where it has ended, is gone, or another worker holds it.
 
-        None also where its turn has to wait for an earlier one: the job is left as it is, and the `release` of that one
+        None also where its turn has to wait for an earlier one: the job is left as it is, and whoever ends that one
         sends for it again.
         """
         free = (jobs.c.status == JobStatus.queued.value) | (
