@@ -12,6 +12,8 @@ from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
 
+_UNTIL_DELETED_S = 600.0
+
 
 class Stored(BaseModel):
     """What the database knows. Of the workers, those alive gave a sign of life within a lease."""
@@ -111,6 +113,8 @@ def _worrying(stored: Stored, patience_s: float) -> Iterator[str]:
     for waiting in stored.waiting:
         if waiting.lane is Lane.interactive and waiting.oldest_s > patience_s:
             yield f"the oldest interactive turn has waited {waiting.oldest_s:.0f} s, more than {patience_s:g} s"
+        if waiting.lane is Lane.maintenance and waiting.oldest_s > _UNTIL_DELETED_S:
+            yield f"sound that must go has waited {waiting.oldest_s:.0f} s to be deleted"
 
 
 def _workers(workers: Sequence[Worker]) -> Table:

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner, Result
 
 from services.cli import app
-from shared.domain.job import Lane
+from shared.domain.job import Lane, NewJob
 from shared.errors import TenorError
 from shared.settings import Settings, get_settings
 from shared.store.database import Database
@@ -113,6 +113,16 @@ def test_a_turn_that_somebody_has_waited_for_too_long_is_wrong_and_a_bulk_one_is
     change(settings, "UPDATE jobs SET created_at = now() - interval '30 seconds' WHERE lane = 'interactive'")
     result = tenor("--patience", 20)
     assert (result.exit_code, "the oldest interactive turn has waited 30 s" in result.stderr) == (1, True)
+
+
+def test_sound_that_nobody_deletes_is_wrong(tenor: Tenor, settings: Settings, database: Database) -> None:
+    see_worker(database)
+    with database.transaction() as transaction:
+        transaction.jobs.enqueue([NewJob(lane=Lane.maintenance)], lease=timedelta(seconds=30))
+    assert tenor().exit_code == 0
+    change(settings, "UPDATE jobs SET created_at = now() - interval '11 minutes'")
+    result = tenor()
+    assert (result.exit_code, "sound that must go has waited 660 s" in result.stderr) == (1, True)
 
 
 def test_a_broker_that_is_away_is_wrong_and_the_rest_is_shown(
