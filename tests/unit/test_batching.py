@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.dispatch import BULK_TURN, LIKE_LENGTH
-from shared.domain.job import Lane
+from shared.domain.job import TURN_LANES, Lane
 from shared.errors import Unavailable
 from shared.settings import Batches, BatchLimits, Settings
 from workers.batching import MicroBatcher
@@ -82,7 +82,7 @@ def outcome(wait: Callable[[], Item]) -> Item | str:
 
 
 sizes = st.lists(st.floats(0.5, 150), max_size=30)
-lanes = st.sampled_from(Lane)
+lanes = st.sampled_from(TURN_LANES)
 
 
 @given(st.lists(st.tuples(st.floats(0.5, 150), lanes), max_size=30))
