@@ -12,8 +12,9 @@ from shared import audio
 from shared.blobs import new_uri
 from shared.domain.access import ApiKey
 from shared.domain.conversation import Recording, Session
-from shared.errors import AudioTooLong, TenorError
+from shared.errors import AudioTooLong
 from shared.store.database import Transaction
+from shared.storing import stored
 
 SOUND_FORMATS = "WAV, FLAC, MP3, Ogg, Opus, M4A or WebM; any rate, mono or stereo"
 _PATIENCE = timedelta(hours=1)
@@ -52,26 +53,10 @@ def store_upload(
         TenorError: as the store of recordings or `accept` raises.
     """
     uri = new_uri(session.tenant_id, session.id)
-    with res.database.transaction() as transaction:
-        transaction.recordings.announce(uri, _PATIENCE)
-    try:
-        return _claim(res, session, upload, uri, info, accept)
-    except TenorError:
-        # It goes at once; where it cannot, it goes once its announcement is old.
-        res.delete_sound([uri])
-        raise
-
-
-def _claim(
-    res: Resources,
-    session: Session,
-    upload: UploadFile,
-    uri: str,
-    info: audio.AudioInfo,
-    accept: Callable[[Transaction, Recording], Accepted],
-) -> Accepted:
-    sha256 = res.blobs.put(uri, upload.file)
-    with res.database.transaction() as transaction:
+    with (
+        stored(upload.file, uri, _PATIENCE, res.database, res.blobs) as sha256,
+        res.database.transaction() as transaction,
+    ):
         transaction.conversations.hold(session.tenant_id, session.id)
         recording = transaction.recordings.claim(
             session.id,

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -12,10 +12,11 @@ from shared.blobs import Blobs, new_uri
 from shared.domain.conversation import NewTurn, Turn, Voice
 from shared.domain.history import Call
 from shared.domain.job import Job, Message, NewJob
-from shared.errors import ClaimLost, RecordingGone, TenorError, Unavailable
+from shared.errors import ClaimLost, RecordingGone, TenorError
 from shared.modeling.speech import LONGEST_TURN_S, Cutter
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
+from shared.storing import stored
 from workers.engine import Enter, Write
 
 _PART_S = 10 * LONGEST_TURN_S
@@ -91,21 +92,9 @@ class IngestRecording:
             yield transaction
 
     def _store(self, call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
-        uri = new_uri(call.tenant_id, call.recording.session_id)
-        with self._database.transaction() as transaction:
-            transaction.recordings.announce(uri, _PATIENCE)
-        try:
-            sha256 = self._blobs.put(uri, io.BytesIO(encode(sound)))
-            return self._claim(call, voice, start, sound, uri, sha256)
-        except Exception:
-            # It goes at once; where it cannot, it goes once its announcement is old.
-            with suppress(Unavailable):
-                self._blobs.delete(uri)
-            raise
-
-    def _claim(self, call: Call, voice: Voice, start: float, sound: Samples, uri: str, sha256: str) -> Cut:
-        duration = sound.size / SAMPLE_RATE
-        with self._held(call) as transaction:
+        uri, duration = new_uri(call.tenant_id, call.recording.session_id), sound.size / SAMPLE_RATE
+        source = io.BytesIO(encode(sound))
+        with stored(source, uri, _PATIENCE, self._database, self._blobs) as sha256, self._held(call) as transaction:
             recording = transaction.recordings.claim(
                 call.recording.session_id,
                 uri=uri,
