@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,13 @@ class _Counter:
 
 def _cpu_s(pid: int) -> float:
     """Of a process and its children, also of those that have ended."""
-    process = psutil.Process(pid)
-    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
-    ended = [getattr(process.cpu_times(), name, 0.0) for name in ("children_user", "children_system")]
-    return sum(each.user + each.system for each in times) + sum(ended)
+    process, seconds = psutil.Process(pid), 0.0
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended just now, and counts among those that have
+            times = child.cpu_times()
+            seconds += times.user + times.system
+    names = ("user", "system", "children_user", "children_system")
+    return seconds + sum(getattr(process.cpu_times(), name, 0.0) for name in names)
 
 
 def _less(counted: dict[str, float], before: dict[str, float], share: float = 1.0) -> dict[str, float]:
