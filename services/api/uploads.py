@@ -1,6 +1,6 @@
 """Recordings are taken in: stored, then claimed by what they were sent for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -12,6 +12,7 @@ from shared import audio
 from shared.blobs import new_uri
 from shared.domain.access import ApiKey
 from shared.domain.conversation import Recording, Session
+from shared.domain.job import Message
 from shared.errors import AudioTooLong
 from shared.store.database import Transaction
 from shared.storing import stored
@@ -45,9 +46,11 @@ def store_upload(
     session: Session,
     upload: UploadFile,
     info: audio.AudioInfo,
-    accept: Callable[[Transaction, Recording], Accepted],
+    accept: Callable[[Transaction, Recording], tuple[Accepted, Sequence[Message]]],
 ) -> Accepted:
-    """Store a recording, and in one transaction with its row what it is for. Where that fails, nothing of it stays.
+    """Store a recording, and in one transaction with its row what it is for; then send the messages of that.
+
+    Where that fails, nothing of it stays.
 
     Raises:
         TenorError: as the store of recordings or `accept` raises.
@@ -67,4 +70,6 @@ def store_upload(
             channels=info.channels,
             retention=res.settings.audio_retention if session.consent.retain_audio else None,
         )
-        return accept(transaction, recording)
+        accepted, messages = accept(transaction, recording)
+    res.sending.send(messages)
+    return accepted

@@ -118,16 +118,19 @@ class Conversations:
         """
         held = self._hold_sessions({turn.session_id for turn in new})
         counts = {session.id: session.turn_count for session in held.values()}
-        places = self._places([(turn, held[turn.session_id]) for turn in new if _refusal(turn, held) is None])
+        refusals = [_refusal(turn, held) for turn in new]
+        taken = [turn for turn, refusal in zip(new, refusals, strict=True) if refusal is None]
+        places = self._places([(turn, held[turn.session_id]) for turn in taken])
         answers: list[int | TenorError] = []
         rows: list[dict[str, Any]] = []
-        for turn in new:
-            answer = _refusal(turn, held)
-            if answer is None:
-                answer = counts[turn.session_id]
-                counts[turn.session_id] += 1
-                rows.append(_row(turn, held[turn.session_id], answer, places))
-            answers.append(answer)
+        for turn, refusal in zip(new, refusals, strict=True):
+            if refusal is not None:
+                answers.append(refusal)
+                continue
+            index = counts[turn.session_id]
+            counts[turn.session_id] += 1
+            rows.append(_row(turn, held[turn.session_id], index, places))
+            answers.append(index)
         self._count(counts)
         added = self._inserted(rows)
         return [

@@ -69,6 +69,4 @@ def _accept(res: Resources, session: Session, body: RecordingIn, upload: UploadF
         progress = RecordingProgress(recording=recording, job=job, turns=dict.fromkeys(JobStatus, 0))
         return progress, [message] if message else []
 
-    accepted, messages = store_upload(res, session, upload, info, add)
-    res.sending.send(messages)
-    return accepted
+    return store_upload(res, session, upload, info, add)

@@ -112,6 +112,4 @@ def _accept_sound(res: Resources, session: Session, body: TurnIn, upload: Upload
             raise accepted  # the recording goes with it
         return accepted, messages
 
-    accepted, messages = store_upload(res, session, upload, info, add)
-    res.sending.send(messages)
-    return accepted
+    return store_upload(res, session, upload, info, add)
