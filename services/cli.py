@@ -93,8 +93,8 @@ def run(
         _need("embedded", "models")
         settings = get_settings()
     configure_logging(settings.log_format)
-    from services.embedded import EmbeddedServers
-    from services.supervisor import Supervisor
+    from services.embedded.servers import EmbeddedServers
+    from services.embedded.supervisor import Supervisor
 
     with _reported(), EmbeddedServers(settings.data_dir) as servers:
         database = Database(servers.database_url)
@@ -678,7 +678,7 @@ def _reachable() -> Settings:
     settings = get_settings()
     if "database_url" in settings.model_fields_set or not _installed("embedded"):
         return settings
-    from services.embedded import running_urls
+    from services.embedded.servers import running_urls
 
     return running_urls(settings)
 

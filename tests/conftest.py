@@ -13,7 +13,7 @@ import redis
 from psycopg import sql
 from pydantic import SecretStr
 
-from services.embedded import EmbeddedServers
+from services.embedded.servers import EmbeddedServers
 from shared.settings import Settings
 from shared.store.database import Database
 

@@ -14,7 +14,7 @@ from services.bench import bare_route
 from services.bench.figures import Figure
 from services.bench.load import Load, Result
 from services.bench.service import TEXT, authorization, servers, serving, serving_api, turns_of_new_session
-from services.embedded import EmbeddedServers
+from services.embedded.servers import EmbeddedServers
 from shared.errors import BenchmarkFailed
 from shared.settings import Settings
 

@@ -9,7 +9,7 @@ import psutil
 
 from services.bench.figures import Figure, timed
 from services.bench.service import TEXT, Service, embedded, servers, serving_api
-from services.embedded import EmbeddedServers
+from services.embedded.servers import EmbeddedServers
 from shared.settings import Settings
 
 _MB = 2**20

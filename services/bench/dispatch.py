@@ -10,7 +10,7 @@ import redis
 
 from services.bench.figures import Figure
 from services.bench.service import servers
-from services.embedded import EmbeddedServers
+from services.embedded.servers import EmbeddedServers
 from shared.domain.job import Lane
 from shared.errors import BenchmarkFailed
 from shared.queue import STANDIN, STANDIN_DONE, celery_app

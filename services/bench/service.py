@@ -14,8 +14,8 @@ from typing import TypeVar
 import httpx2 as httpx
 
 from services.bench.figures import timed
-from services.embedded import EmbeddedServers, free_port
-from services.supervisor import Supervisor
+from services.embedded.servers import EmbeddedServers, free_port
+from services.embedded.supervisor import Supervisor
 from shared.domain.access import KeyRole
 from shared.domain.job import OPEN, Lane
 from shared.errors import BenchmarkFailed

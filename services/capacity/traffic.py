@@ -13,7 +13,7 @@ import redis
 
 from services.bench.service import Service, embedded, post_sound, turns_of_new_session
 from services.capacity.costs import Traffic
-from services.embedded import EmbeddedServers
+from services.embedded.servers import EmbeddedServers
 from shared.errors import BenchmarkFailed
 from shared.settings import Settings
 

@@ -20,7 +20,7 @@ import psutil
 import psycopg
 import pytest
 
-from services.embedded import running_urls
+from services.embedded.servers import running_urls
 from shared.settings import Settings
 from tests.acceptance.conftest import ASSETS
 from tests.acceptance.test_embedded_run import running

@@ -15,7 +15,7 @@ import httpx2 as httpx
 import psutil
 import pytest
 
-from services.embedded import free_port
+from services.embedded.servers import free_port
 from tests.acceptance.conftest import ASSETS
 from tests.collector import collecting
 from tests.conftest import PATIENCE

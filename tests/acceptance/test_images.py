@@ -20,7 +20,7 @@ import httpx2 as httpx
 import pytest
 from docker.utils.build import exclude_paths
 
-from services.embedded import free_port
+from services.embedded.servers import free_port
 from shared.settings import Settings
 from shared.store.database import Database
 

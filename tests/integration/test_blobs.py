@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from services.api.app import create_app
-from services.embedded import free_port
+from services.embedded.servers import free_port
 from shared.blobs import BlobBucket, BlobFolder, Blobs, new_uri, open_blobs
 from shared.domain.access import KeyRole
 from shared.errors import RecordingGone, SetupError, Unavailable

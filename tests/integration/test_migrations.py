@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from services.embedded import EmbeddedServers
+from services.embedded.servers import EmbeddedServers
 from shared.errors import SetupError
 from shared.store import database as store
 from shared.store.database import Database

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from services.api.app import create_app
 from services.api.telemetry import Lanes
-from services.embedded import free_port
+from services.embedded.servers import free_port
 from shared.blobs import BlobFolder
 from shared.domain.job import TURN_LANES, Lane
 from shared.queue import Queue, celery_app

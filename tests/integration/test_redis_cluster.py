@@ -20,7 +20,7 @@ from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from services.embedded import free_port
+from services.embedded.servers import free_port
 from shared.domain.job import TURN_LANES, Lane, Message
 from shared.errors import Unavailable
 from shared.queue import Queue, celery_app

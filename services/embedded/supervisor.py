@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from services.embedded import EmbeddedServers, stop_left_over
+from services.embedded.servers import EmbeddedServers, stop_left_over
 from shared.errors import EX_CONFIG, SetupError
 from shared.settings import Settings
 
