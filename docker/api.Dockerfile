@@ -4,7 +4,7 @@ FROM python:3.11.13-slim-bookworm AS dependencies
 ENV PIP_CACHE_DIR=/pip-cache
 RUN python -m venv /opt/tenor
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE docker/constraints.txt ./
+COPY pyproject.toml README.md LICENSE constraints.txt ./
 RUN --mount=type=cache,target=/pip-cache \
     /opt/tenor/bin/pip install --constraint constraints.txt ".[tracing]"
 

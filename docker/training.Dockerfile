@@ -7,7 +7,7 @@ ARG TORCH=cpu
 ENV PIP_CACHE_DIR=/pip-cache
 RUN python -m venv /opt/tenor
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE docker/constraints.txt ./
+COPY pyproject.toml README.md LICENSE constraints.txt ./
 # PyTorch alone, as its index has only some versions of what it needs; the rest comes with the second command.
 RUN --mount=type=cache,target=/pip-cache \
     /opt/tenor/bin/pip install --constraint constraints.txt --no-deps --index-url https://download.pytorch.org/whl/${TORCH} torch && \

@@ -4,15 +4,12 @@ running them."""
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 DOCKER, K8S = ROOT / "docker", ROOT / "docker" / "kubernetes"
@@ -54,18 +51,6 @@ def test_an_image_is_small_pinned_and_not_roots(dockerfile: Path) -> None:
     assert re.findall(r"^USER (\S+)", text, re.M) == ["10001:10001"]
     assert "HEALTHCHECK" in text
     assert all("--constraint constraints.txt" in line for line in re.findall(r"pip install.*", text))
-
-
-def test_the_images_packages_are_all_pinned() -> None:
-    pinned = {
-        canonicalize_name(line.partition("==")[0]) for line in (DOCKER / "constraints.txt").open() if "==" in line
-    }
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["models"], *extras["offline"], *extras["training"], *extras["tracing"]]
-    assert {canonicalize_name(Requirement(line).name) for line in asked} - pinned == {"tenor"}
-    ours = set((ROOT / "constraints.txt").read_text().splitlines()[1:])
-    assert ours <= set((DOCKER / "constraints.txt").read_text().splitlines())
 
 
 def test_the_compose_file_keeps_to_the_specification() -> None:
