@@ -243,10 +243,13 @@ def get_settings() -> Settings:
     """The settings of this process.
 
     Raises:
-        SetupError: one is not valid.
+        SetupError: one is not valid, or the file `.env` in the working folder cannot be read.
     """
     try:
         return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SetupError(f"the settings in {Path.cwd() / '.env'} cannot be read: {reason}") from None
     except ValidationError as error:
         # Without the value, which may be a secret.
         raise SetupError("; ".join(_wrong(part["loc"], part["msg"]) for part in error.errors())) from None
