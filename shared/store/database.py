@@ -98,6 +98,17 @@ class Database:
         with self._connection() as connection:
             yield Transaction(connection)
 
+    @contextmanager
+    def snapshot(self) -> Generator[tuple[Transaction, str]]:
+        """A read-only transaction, and the id under which another process reads the same state of the database.
+
+        Raises:
+            Unavailable: Postgres cannot be reached.
+        """
+        with self._connection() as connection:
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+            yield Transaction(connection), connection.execute(text("SELECT pg_export_snapshot()")).scalar_one()
+
     def migrate(self) -> None:
         """Bring the tables to the newest version. Safe when several processes call it at once.
 
@@ -118,6 +129,11 @@ class Database:
         """
         with self._connection() as connection:
             return MigrationContext.configure(connection).get_current_revision()
+
+    @staticmethod
+    def knows_migration(revision: str) -> bool:
+        """Whether this version of Tenor has the migration, and so can bring tables that are at it to its own."""
+        return revision in {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
 
     def check_tables(self) -> None:
         """Find out whether the tables are this version's, or a later one's: those of a rolling update, which migrates

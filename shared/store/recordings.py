@@ -16,6 +16,7 @@ from shared.domain.job import OPEN, JobStatus
 from shared.store.tables import doomed_blobs, jobs, recordings, turns
 
 _STILL_OPEN = jobs.c.status.in_(OPEN)
+_DELETION_LOCK = 7_366_711_002
 
 
 class Recordings:
@@ -94,7 +95,9 @@ class Recordings:
         )
 
     def doomed(self, limit: int = 1000) -> Sequence[str]:
-        """Blobs to delete now. They stay locked until this transaction ends."""
+        """Blobs to delete now. They stay locked until this transaction ends. None while deletion is paused."""
+        if not self._connection.execute(select(func.pg_try_advisory_xact_lock_shared(_DELETION_LOCK))).scalar_one():
+            return []
         return (
             self._connection.execute(
                 select(doomed_blobs.c.uri)
@@ -105,6 +108,14 @@ class Recordings:
             .scalars()
             .all()
         )
+
+    def pause_deletion(self) -> None:
+        """Wait until no worker deletes blobs, and let none delete any until this transaction ends."""
+        self._connection.execute(select(func.pg_advisory_xact_lock(_DELETION_LOCK)))
+
+    def uris(self) -> Sequence[str]:
+        """The names of the blobs of all recordings."""
+        return self._connection.execute(select(recordings.c.uri).where(recordings.c.uri.is_not(None))).scalars().all()
 
     def forget(self, uris: Sequence[str]) -> None:
         """The blobs are gone."""

