@@ -15,7 +15,7 @@ from datetime import timedelta
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from uuid import UUID
 
 import typer
@@ -119,10 +119,10 @@ def serve(
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
 ) -> None:
     """Run the API alone. It needs TENOR_DATABASE_URL and TENOR_BROKER_URL, but no model."""
-    import uvicorn
     from prometheus_client import REGISTRY
 
     from services.api.app import create_app
+    from services.api.connections import run_server
     from services.api.telemetry import Lanes
 
     with _reported():
@@ -138,9 +138,7 @@ def serve(
     # What is there by now stays. To look through it for garbage, again and again, would hold all requests up.
     gc.collect()
     gc.freeze()
-    drain_s = max(1, round(settings.drain_s))  # it waits for good where none is given
-    quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "log_config": None}
-    uvicorn.run(application, host=host, port=port, timeout_graceful_shutdown=drain_s, **quiet)
+    run_server(application, settings, host, port)
 
 
 @app.command(epilog="Example: `TENOR_WORKER_THREADS=8 tenor worker`")

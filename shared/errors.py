@@ -2,6 +2,7 @@
 
 TenorError
 ├── RequestError                      the caller's mistake; the same request fails again
+│   ├── MalformedRequest        400   request_malformed: it is not HTTP
 │   ├── InvalidRequest          422   request_invalid
 │   ├── Unauthenticated         401   unauthenticated
 │   ├── Forbidden               403   forbidden
@@ -18,6 +19,7 @@ TenorError
 │   ├── WebhookGone             410   webhook_gone: it takes no events any more
 │   ├── WebhookForbidden        422   webhook_forbidden: it is not where events may be sent to
 │   ├── BodyTooLarge            413   body_too_large
+│   ├── HeadersTooLarge         431   headers_too_large
 │   ├── TextTooLong             413   text_too_long
 │   ├── AudioTooLong            413   audio_too_long
 │   ├── UnsupportedMediaType    415   media_type_unsupported
@@ -29,7 +31,10 @@ TenorError
 ├── SetupError                  500   setup_invalid: a person must change something
 │   ├── BundleError                   bundle_invalid
 │   └── WeightsMissing                weights_missing
+├── RequestTimeout              408   request_timeout: the request came too slowly
 ├── Unavailable                 503   unavailable: try again later
+│   ├── TooManyConnections            connections_too_many
+│   ├── Busy                          busy: too many bytes are being uploaded
 │   └── StorageFull             507   storage_full: the disk of the recordings is full
 ├── ClaimLost                   500   claim_lost: another worker took the job over; it does it now
 ├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
@@ -62,6 +67,11 @@ class RequestError(TenorError):
     code = "bad_request"
     status = 400
     title = "Bad request"
+
+
+class MalformedRequest(RequestError):
+    code = "request_malformed"
+    title = "The request is not valid HTTP"
 
 
 class InvalidRequest(RequestError):
@@ -154,6 +164,12 @@ class BodyTooLarge(RequestError):
     title = "The request body is too large"
 
 
+class HeadersTooLarge(RequestError):
+    code = "headers_too_large"
+    status = 431
+    title = "The request headers are too large"
+
+
 class TextTooLong(RequestError):
     code = "text_too_long"
     status = 413
@@ -214,11 +230,28 @@ class WeightsMissing(SetupError):
     title = "Model weights are missing"
 
 
+class RequestTimeout(TenorError):
+    code = "request_timeout"
+    status = 408
+    title = "The request came too slowly"
+    retryable = True
+
+
 class Unavailable(TenorError):
     code = "unavailable"
     status = 503
     title = "Temporarily unavailable"
     retryable = True
+
+
+class TooManyConnections(Unavailable):
+    code = "connections_too_many"
+    title = "Too many connections are open"
+
+
+class Busy(Unavailable):
+    code = "busy"
+    title = "Too much is being uploaded"
 
 
 class StorageFull(Unavailable):

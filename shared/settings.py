@@ -119,6 +119,23 @@ class Settings(BaseSettings):
     max_recording_s: float = Field(default=4 * 3600, gt=0, description="longest recording that is cut into turns")
     max_text_chars: int = Field(default=10_000, gt=0)
     max_body_bytes: int = Field(default=64 * 2**20, gt=0)
+    max_upload_bytes: int = Field(
+        default=512 * 2**20, gt=0, description="bodies in one API process, of all requests together"
+    )
+    max_header_bytes: int = Field(
+        default=32 * 2**10, ge=1024, description="request line and headers; each header counts 32 bytes more"
+    )
+    header_timeout_s: float = Field(default=10, gt=0, description="from a request's first byte to its last header")
+    body_timeout_s: float = Field(default=20, gt=0, description="longest pause within a request body")
+    min_body_rate: int = Field(
+        default=4096, gt=0, description="bytes a second of a body, on average, after the first `body_timeout_s`"
+    )
+    send_timeout_s: float = Field(default=30, gt=0, description="longest that a client may not read its answer")
+    keep_alive_s: float = Field(default=75, gt=0, description="longest that a connection waits for its next request")
+    max_connections: int = Field(default=1000, ge=1, description="open to one API process")
+    max_connections_per_client: int = Field(
+        default=500, ge=0, description="from one IPv4 address or one /64 network of IPv6; 0: no limit"
+    )
     audio_retention_days: float = Field(default=30, ge=0, description="where the speaker consented to keep audio")
 
     lease_s: float = Field(default=15, gt=0, description="after this long without a sign of life work is done anew")

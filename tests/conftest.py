@@ -49,6 +49,11 @@ def template_database(servers: EmbeddedServers) -> str:
 @pytest.fixture
 def settings(servers: EmbeddedServers, template_database: str, tmp_path: Path) -> Settings:
     """A fresh database, a broker database of its own, and an empty data folder."""
+    return fresh_settings(servers, template_database, tmp_path / "data")
+
+
+def fresh_settings(servers: EmbeddedServers, template_database: str, data_dir: Path) -> Settings:
+    """Settings with a copy of the template database and an empty broker database."""
     name = f"test_{secrets.token_hex(6)}"
     with psycopg.connect(servers.url_of("postgres"), autocommit=True) as connection:
         copy = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
@@ -56,7 +61,7 @@ def settings(servers: EmbeddedServers, template_database: str, tmp_path: Path) -
     broker = f"{servers.broker_url.get_secret_value().removesuffix('/0')}/{next(_broker_numbers) % 64}"
     redis.Redis.from_url(broker).flushdb()  # there are but 64, and an earlier test may have had this one
     return Settings(
-        data_dir=tmp_path / "data",
+        data_dir=data_dir,
         database_url=SecretStr(servers.url_of(name)),
         broker_url=SecretStr(broker),
         lease_s=2,

@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks=webhooks.events,
     )
     errors.install(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, in_flight_limit=settings.max_upload_bytes)
     app.add_middleware(errors.Unexpected)
     app.add_middleware(Telemetry)
     # They are tried in order, and most of what comes is turns.

@@ -1,7 +1,7 @@
 """Request bodies: how much is read, and what a turn may be sent as."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from fastapi import Request
@@ -12,9 +12,11 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.dependencies import authenticate
 from services.api.errors import ProblemResponse, describe
 from services.api.schemas import TurnIn
-from shared.errors import BodyTooLarge, InvalidRequest, StorageFull, UnsupportedMediaType
+from services.api.telemetry import refusals
+from shared.errors import BodyTooLarge, Busy, InvalidRequest, StorageFull, TenorError, UnsupportedMediaType
 
 _SOUND = ("audio/", "video/", "application/octet-stream", "application/ogg")
 _MAX_MEDIA_TYPE = 100
@@ -24,45 +26,110 @@ _MAX_JSON_BYTES = 2 * 2**20
 
 
 class BodyLimit:
-    """ASGI middleware that refuses a form over `limit` bytes, and anything else over 2 MiB.
+    """ASGI middleware that refuses bodies: of callers without a valid key, too large ones, and too many at once.
 
-    At once if the length is declared, else as it comes; what the application makes of it then is not sent.
+    The key is checked before the first byte of a body is read, whatever the route does. A body that declares its length
+    is refused at once, another one as it comes; what the application answers then is not sent.
+
+    Args:
+        limit: bytes of a form. Anything else may have 2 MiB at most.
+        in_flight_limit: bytes of the bodies of all requests that are not yet answered. One body alone may exceed it.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, in_flight_limit: int) -> None:
         self._app = app
         self._limit = limit
+        self._in_flight_limit = in_flight_limit
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if not _has_body(headers):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        limit = self._limit if is_form else min(self._limit, _MAX_JSON_BYTES)
-        refusal = BodyTooLarge(f"the request body is larger than the {limit} bytes allowed")
-        declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > limit:
-            await ProblemResponse(refusal)(scope, receive, send)
+        body = _Body(self, Request(scope, receive), self._limit if is_form else min(self._limit, _MAX_JSON_BYTES))
+        if body.is_too_large:
+            await ProblemResponse(body.too_large())(scope, receive, send)
             return
-        taken = 0
 
-        async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > limit:
-                raise refusal
-            return message
-
-        async def held_back(message: Message) -> None:
-            if taken <= limit:
+        async def send_unless_refused(message: Message) -> None:
+            if body.refusal is None:
                 await send(message)
 
-        with suppress(BodyTooLarge):
-            await self._app(scope, counted, held_back)
-        if taken > limit:
-            await ProblemResponse(refusal)(scope, receive, send)
+        try:
+            await self._app(scope, body.receive, send_unless_refused)
+        except TenorError:
+            if body.refusal is None:
+                raise
+        finally:
+            self._in_flight -= body.reserved
+        if body.refusal is not None:
+            await ProblemResponse(body.refusal)(scope, receive, send)
+
+    def reserve(self, count: int) -> None:
+        """Count bytes of a body that is about to be read. Raises Busy where there are too many."""
+        if self._in_flight and self._in_flight + count > self._in_flight_limit:
+            refusals.count("uploads")
+            raise Busy(f"more than {self._in_flight_limit} bytes are being uploaded: try again when they are done")
+        self._in_flight += count
+
+
+class _Body:
+    """The body of one request, while the application reads it.
+
+    Attributes:
+        reserved: how many of its bytes are counted as in flight.
+        refusal: why it is not read on.
+    """
+
+    def __init__(self, limits: BodyLimit, request: Request, limit: int) -> None:
+        self._limits = limits
+        self._request = request
+        self._limit = limit
+        declared = request.headers.get("content-length", "")
+        self._declared = int(declared) if declared.isdecimal() else 0
+        self._received = 0
+        self.reserved = 0
+        self.refusal: TenorError | None = None
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether more was declared, or has come, than is allowed."""
+        return max(self._declared, self._received) > self._limit
+
+    def too_large(self) -> BodyTooLarge:
+        """The refusal of a body that is."""
+        return BodyTooLarge(f"the request body is larger than the {self._limit} bytes allowed")
+
+    async def receive(self) -> Message:
+        """Returns the next part, or raises the TenorError that is now `refusal`."""
+        try:
+            return await self._receive()
+        except TenorError as error:
+            self.refusal = error
+            raise
+
+    async def _receive(self) -> Message:
+        if not self._received:
+            await authenticate(self._request)
+            self._reserve(self._declared)
+        message = await self._request.receive()
+        self._received += len(message.get("body", b""))
+        if self.is_too_large:
+            raise self.too_large()
+        self._reserve(self._received)
+        return message
+
+    def _reserve(self, whole: int) -> None:
+        if whole > self.reserved:
+            self._limits.reserve(whole - self.reserved)
+            self.reserved = whole
+
+
+def _has_body(headers: Headers) -> bool:
+    """Whether a request announces a body, as HTTP/1.1 requires."""
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 async def written_turn(request: Request) -> TurnIn | None:

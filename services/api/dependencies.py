@@ -91,6 +91,11 @@ async def api_key(res: Res, credentials: Annotated[HTTPAuthorizationCredentials 
     return await res.keys.find(credentials.credentials)
 
 
+async def authenticate(request: Request) -> ApiKey:
+    """Returns the request's key, outside of a route. Raises Unauthenticated."""
+    return await api_key(await resources(request), await _bearer(request))
+
+
 Key = Annotated[ApiKey, Depends(api_key)]
 
 

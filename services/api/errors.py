@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import InvalidRequest, NotFound, RequestError, TenorError, Unavailable
@@ -97,6 +98,8 @@ class Unexpected:
 
         try:
             await self._app(scope, receive, noticed)
+        except ClientDisconnect:
+            _log.debug("the client left, or was refused, before its body was read")
         except Exception as error:
             if scope["type"] != "http":
                 raise

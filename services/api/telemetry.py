@@ -1,6 +1,7 @@
 """What each request leaves behind: a correlation id, a line in the log, two metrics and a span. And what waits, for
 Prometheus."""
 
+import collections
 import logging
 import re
 import time
@@ -20,6 +21,9 @@ from shared.telemetry import SECONDS, about
 from shared.tracing import Span, span
 
 REQUESTS = Counter("tenor_http_requests_total", "Requests that were answered.", ["method", "route", "status"])
+REFUSED = Counter(
+    "tenor_http_refused_total", "Requests and connections that were refused or dropped at a limit.", ["reason"]
+)
 REQUEST_SECONDS = Histogram(
     "tenor_http_request_seconds",
     "A request, until its answer is sent, with what it was told to wait.",
@@ -30,6 +34,7 @@ REQUEST_SECONDS = Histogram(
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PROBES = ("/healthz", "/readyz")
 """Asked every few seconds for ever, so they are not traced, and logged for debugging alone."""
+_REPORT_INTERVAL_S = 60.0
 _LEFT = 499
 """The status of a request whose client left before there was an answer, as nginx has it."""
 
@@ -70,6 +75,38 @@ class Telemetry:
 
         await self._app(scope, receive, named)
         return status
+
+
+class Refusals:
+    """Counts what is refused at a limit, and logs the counts once a minute at most, as there may be very many."""
+
+    def __init__(self) -> None:
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._next_report = 0.0
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to report."""
+        return bool(self._counts)
+
+    def count(self, reason: str) -> None:
+        """Count one refusal; `reason` is the metric's label, one of a few."""
+        REFUSED.labels(reason).inc()
+        self._counts[reason] += 1
+
+    def report(self) -> None:
+        """Log what was refused since the last report, if that was a minute ago."""
+        now = time.monotonic()
+        if not self._counts or now < self._next_report:
+            return
+        told = ", ".join(f"{reason} {count}" for reason, count in self._counts.most_common())
+        _log.warning("refused at a limit: %s (the metric tenor_http_refused_total counts them all)", told)
+        self._counts.clear()
+        self._next_report = now + _REPORT_INTERVAL_S
+
+
+refusals = Refusals()
+"""Of this process."""
 
 
 class Lanes(Collector):

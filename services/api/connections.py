@@ -1,0 +1,413 @@
+"""Limits on HTTP connections: how many are open, how much one may send, and how slowly.
+
+uvicorn bounds none of these. `Connection` counts what its parser is fed, `Connections` counts connections and looks
+for late ones, and `run_server` starts uvicorn with both. A request that goes beyond a limit gets a problem document,
+where one can be sent, and its connection is closed.
+"""
+
+import asyncio
+import logging
+import resource
+from collections import Counter
+from enum import Enum, auto
+from functools import partial
+from ipaddress import IPv6Address
+from typing import Any, cast
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from services.api.errors import ProblemResponse
+from services.api.telemetry import refusals
+from shared.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, TenorError, TooManyConnections
+from shared.settings import Settings
+
+HEADER_OVERHEAD_BYTES = 32
+"""What each header field counts beyond its name and value, as in HTTP/2 (RFC 9113, section 6.5.2)."""
+
+_LINGER_S = 2.0
+"""How long what a client still sends is read and discarded. A connection closed at once may lose the answer."""
+_MAX_LINGERING = 64
+_MAX_PIPELINED = 32
+_MAX_UNREAD_BODY_BYTES = 2**20
+"""Reading pauses at 64 KiB; more comes only from a client that sends the next request's body before the answer."""
+_OTHER_FILES = 256
+"""Open files that are not connections: of the database, the broker, recordings."""
+
+_log = logging.getLogger(__name__)
+
+
+def run_server(application: FastAPI, settings: Settings, host: str, port: int) -> None:
+    """Serve `application` within the limits of the settings, until SIGINT or SIGTERM."""
+    connections = Connections(settings, _allowed_connections(settings.max_connections))
+    uvicorn.run(
+        application,
+        host=host,
+        port=port,
+        http=cast("type[asyncio.Protocol]", partial(Connection, connections)),
+        ws="none",
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),  # it waits for good where none is given
+        access_log=False,
+        # Its warnings are about malformed requests, as many as a client likes to send; `refusals` counts those.
+        log_level="error",
+        log_config=None,
+    )
+
+
+def _allowed_connections(wanted: int) -> int:
+    """Raise this process's limit of open files to what `wanted` connections need; returns how many then fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reserved = _MAX_LINGERING + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted + reserved:
+        return wanted
+    files = wanted + reserved if hard == resource.RLIM_INFINITY else min(wanted + reserved, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    except (OSError, ValueError):
+        files = soft
+    if files < wanted + reserved:
+        allowed = max(1, files - reserved)
+        _log.warning(
+            "TENOR_MAX_CONNECTIONS is lowered from %d to %d, as this process may open no more than %d files: "
+            "raise its limit (ulimit -n)",
+            wanted,
+            allowed,
+            files,
+        )
+        return allowed
+    return wanted
+
+
+class _Phase(Enum):
+    idle = auto()
+    """Before the first byte of a request."""
+    head = auto()
+    """Within the request line and the headers."""
+    body = auto()
+    """Within the body."""
+    answer = auto()
+    """The whole request has been read, the answer not yet sent."""
+    discard = auto()
+    """The answer was sent before the body was read; the rest of the body is discarded."""
+    refused = auto()
+    """Nothing is answered any more; all that comes is discarded."""
+
+
+class Connections:
+    """The open connections of one server.
+
+    Where there are too many, a new one takes the place of the one that has waited longest without a complete request,
+    whether it is idle, sends its headers slowly, or has been answered. So connections that only wait never keep others
+    out. Where all are in the middle of a request, the new one is refused.
+
+    Args:
+        settings: hold the limits of each connection, and of those of one client.
+        most: how many may be open.
+    """
+
+    def __init__(self, settings: Settings, most: int) -> None:
+        self.settings = settings
+        self._most = most
+        self._open: set[Connection] = set()
+        self._by_client: Counter[str] = Counter()
+        self._waiting: dict[Connection, None] = {}  # in the order in which they began to
+        self._lingering: dict[Connection, None] = {}
+        timeouts = (settings.header_timeout_s, settings.body_timeout_s, settings.send_timeout_s, settings.keep_alive_s)
+        self._interval_s = min(1.0, min(timeouts) / 4)
+        self._checked_at: float | None = None
+
+    def add(self, connection: "Connection") -> None:
+        """Count a new connection, and drop a waiting one where there are too many.
+
+        Raises:
+            TooManyConnections: none waits, of the same client where that has too many.
+        """
+        self._start_checks(connection.loop)
+        limit = self.settings.max_connections_per_client
+        client_is_full = 0 < limit <= self._by_client[connection.client_network]
+        if client_is_full or len(self._open) >= self._most:
+            waiting = (
+                other
+                for other in self._waiting
+                if not client_is_full or other.client_network == connection.client_network
+            )
+            longest = next(waiting, None)
+            if longest is None:
+                most, whose = (limit, "from this address") if client_is_full else (self._most, "in all")
+                raise TooManyConnections(f"{most} connections {whose} are open and busy: use fewer, or wait")
+            refusals.count("idle_connection")
+            self.remove(longest)
+            longest.transport.abort()
+        self._open.add(connection)
+        self._by_client[connection.client_network] += 1
+        self._waiting[connection] = None
+
+    def remove(self, connection: "Connection") -> None:
+        """Count a connection no longer."""
+        self._waiting.pop(connection, None)
+        self._lingering.pop(connection, None)
+        if connection in self._open:
+            self._open.remove(connection)
+            self._by_client[connection.client_network] -= 1
+            if not self._by_client[connection.client_network]:
+                del self._by_client[connection.client_network]
+
+    def set_waiting(self, connection: "Connection", waiting: bool) -> None:
+        """Say whether a connection may give way to a new one."""
+        if not waiting:
+            self._waiting.pop(connection, None)
+        elif connection in self._open:
+            self._waiting[connection] = None
+
+    def linger(self, connection: "Connection") -> None:
+        """Leave a refused connection open for a moment, beyond the limit, for its client to read the answer."""
+        self.remove(connection)
+        self._lingering[connection] = None
+        if len(self._lingering) > _MAX_LINGERING:
+            longest = next(iter(self._lingering))
+            self.remove(longest)
+            longest.transport.abort()
+
+    def _start_checks(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._checked_at is None:
+            self._checked_at = loop.time()
+            loop.call_later(self._interval_s, self._check, loop)
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close the connections that are late, and log what was refused."""
+        now = loop.time()
+        elapsed_s, self._checked_at = now - (self._checked_at or now), None
+        for connection in [*self._open, *self._lingering]:
+            connection.check(now, elapsed_s)
+        refusals.report()
+        if self._open or self._lingering or refusals.pending:
+            self._start_checks(loop)
+
+
+class Connection(HttpToolsProtocol):
+    """One HTTP/1.1 connection of uvicorn's, within the limits of `Connections`.
+
+    Attributes:
+        client_network: the client's IPv4 address, or the /64 network of its IPv6 address: one customer has all of it.
+    """
+
+    client_network: str
+
+    def __init__(
+        self,
+        connections: Connections,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._connections = connections
+        self._limits = connections.settings
+        self._enter(_Phase.idle)
+        self._error: tuple[str, TenorError] | None = None
+        self._parsed = False
+        self._head_bytes = 0
+        self._unparsed_bytes = 0
+        self._body_bytes = 0
+        self._body_bytes_checked = 0
+        self._body_progress_at = 0.0
+        self._unsent_since: float | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.client_network = _client_network(self.client[0] if self.client else "")
+        try:
+            self._connections.add(self)
+        except TooManyConnections as error:
+            self._refuse("connections", error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._connections.remove(self)
+
+    def data_received(self, data: bytes) -> None:
+        # Small pieces, as the parser takes quadratic time for one long header that it is fed in many.
+        size = self._limits.max_header_bytes
+        for start in range(0, len(data), size):
+            if self._phase is _Phase.refused or self.transport.is_closing():
+                return
+            self._feed(data if len(data) <= size else data[start : start + size])
+
+    def _feed(self, data: bytes) -> None:
+        self._parsed = False
+        super().data_received(data)
+        if self._phase is _Phase.idle:  # line breaks before a request
+            self._enter(_Phase.head)
+        if self._parsed or self._phase is _Phase.refused:
+            return
+        # A part of one header, of a chunk's extension or of line breaks.
+        self._unparsed_bytes += len(data)
+        if self._head_bytes + self._unparsed_bytes > self._limits.max_header_bytes:
+            self._refuse("headers_too_large", self._headers_too_large())
+
+    def _headers_too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"the request line and the headers are larger than the {self._limits.max_header_bytes} bytes allowed"
+        )
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that the parser or one of the callbacks below does not take."""
+        self._refuse(*(self._error or ("malformed", MalformedRequest("this is not a valid HTTP/1.1 request"))))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._parsed = True
+        self._head_bytes = self._unparsed_bytes = 0
+        self._enter(_Phase.head)
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._fail("malformed", MalformedRequest("too many requests were sent before the answer to the first"))
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head_bytes(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head_bytes(len(name) + len(value) + HEADER_OVERHEAD_BYTES)
+        if self._phase is _Phase.head:  # what stands behind a body is a trailer, which uvicorn takes for a header
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._parsed = True
+        self._enter(_Phase.body)
+        self._body_bytes = self._body_bytes_checked = 0
+        self._body_progress_at = self._since
+        self._connections.set_waiting(self, False)
+        if self.expect_100_continue:
+            # A client that is refused keeps its body, and what it sends next would be taken for that.
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._parsed = True
+        self._unparsed_bytes = 0
+        self._body_bytes += len(body)
+        super().on_body(body)
+        if len(self.cycle.body) > _MAX_UNREAD_BODY_BYTES:
+            self._fail("malformed", MalformedRequest("a body was sent before the answer to the request before it"))
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._parsed = True
+        self._unparsed_bytes = 0
+        self._enter(_Phase.idle if self._phase is _Phase.discard else _Phase.answer)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # `check` closes idle connections: uvicorn's timer ends at any byte
+        if self.cycle.response_complete and not self.transport.is_closing():
+            following = {_Phase.answer: _Phase.idle, _Phase.body: _Phase.discard}
+            if self._phase in following:
+                self._enter(following[self._phase])
+            self._connections.set_waiting(self, True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unsent_since = None
+
+    def check(self, now: float, elapsed_s: float) -> None:
+        """Close the connection if it is late.
+
+        Args:
+            now: by the clock of the event loop.
+            elapsed_s: since the last check of all connections.
+        """
+        if self._reads_too_slowly(now):
+            refusals.count("send_timeout")
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self._check_received(now, elapsed_s)
+
+    def _check_received(self, now: float, elapsed_s: float) -> None:
+        waited_s = now - self._since
+        header_timeout_s = self._limits.header_timeout_s
+        if self._phase is _Phase.idle:
+            if waited_s > (self._limits.keep_alive_s if self.cycle else header_timeout_s):
+                self.transport.close()
+        elif self._phase is _Phase.head and waited_s > header_timeout_s:
+            self._refuse(
+                "header_timeout", RequestTimeout(f"the headers were not complete after {header_timeout_s:g} s")
+            )
+        elif self._phase is _Phase.body and self._sends_body_too_slowly(now, elapsed_s):
+            self._refuse(
+                "body_timeout",
+                RequestTimeout(
+                    f"the body came too slowly: send some of it every {self._limits.body_timeout_s:g} s, "
+                    f"and at least {self._limits.min_body_rate} bytes a second"
+                ),
+            )
+        elif self._phase in (_Phase.discard, _Phase.refused) and waited_s > _LINGER_S:
+            self.transport.abort()
+
+    def _sends_body_too_slowly(self, now: float, elapsed_s: float) -> bool:
+        if self.flow.read_paused or self.cycle.waiting_for_100_continue:
+            # The client waits for the application, not the other way round.
+            self._since = min(now, self._since + elapsed_s)
+            self._body_progress_at = now
+            return False
+        if self._body_bytes != self._body_bytes_checked:
+            self._body_bytes_checked = self._body_bytes
+            self._body_progress_at = now
+        allowed_s = self._limits.body_timeout_s
+        in_all_s = allowed_s + self._body_bytes / self._limits.min_body_rate
+        return now - self._body_progress_at > allowed_s or now - self._since > in_all_s
+
+    def _reads_too_slowly(self, now: float) -> bool:
+        if not self.transport.get_write_buffer_size():
+            self._unsent_since = None
+        elif self._unsent_since is None:
+            self._unsent_since = now
+        return self._unsent_since is not None and now - self._unsent_since > self._limits.send_timeout_s
+
+    def _enter(self, phase: _Phase) -> None:
+        self._phase = phase
+        self._since = self.loop.time()
+
+    def _count_head_bytes(self, count: int) -> None:
+        self._parsed = True
+        self._unparsed_bytes = 0
+        self._head_bytes += count
+        if self._head_bytes > self._limits.max_header_bytes:
+            self._fail("headers_too_large", self._headers_too_large())
+
+    def _fail(self, reason: str, error: TenorError) -> None:
+        """Stop the parser: uvicorn then calls `send_400_response`."""
+        self._error = reason, error
+        raise error
+
+    def _refuse(self, reason: str, error: TenorError) -> None:
+        """Send a problem document, unless an answer is under way, and close the connection."""
+        refusals.count(reason)
+        busy = self.cycle is not None and not self.cycle.response_complete
+        reads_body = self._phase is _Phase.body and busy and not self.cycle.response_started
+        can_answer = not self.pipeline and (reads_body or (self._phase is not _Phase.discard and not busy))
+        if busy:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._enter(_Phase.refused)
+        if not can_answer:
+            self.transport.close()
+            return
+        response = ProblemResponse(error)
+        headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        self.transport.write(b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", response.body]))
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._connections.linger(self)
+
+
+def _client_network(address: str) -> str:
+    if ":" not in address:
+        return address
+    whole = IPv6Address(address.partition("%")[0])
+    if whole.ipv4_mapped is not None:
+        return str(whole.ipv4_mapped)
+    return f"{IPv6Address(int(whole) >> 64 << 64)}/64"
