@@ -137,7 +137,7 @@ class Connections:
             if longest is None:
                 most, whose = (limit, "from this address") if client_is_full else (self._most, "in all")
                 raise TooManyConnections(f"{most} connections {whose} are open and busy: use fewer, or wait")
-            refusals.count("idle_connection")
+            refusals.count("connection_replaced")
             self.remove(longest)
             longest.transport.abort()
         self._open.add(connection)
@@ -281,8 +281,8 @@ class Connection(HttpToolsProtocol):
         self._body_bytes = self._body_bytes_checked = 0
         self._body_progress_at = self._since
         self._connections.set_waiting(self, False)
-        if self.expect_100_continue:
-            # A client that is refused keeps its body, and what it sends next would be taken for that.
+        if self.expect_100_continue or (self.parser and self.parser.should_upgrade()):
+            # Where the body ends is not sure: a client that is refused keeps it, and the parser skips it on an upgrade.
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -326,25 +326,25 @@ class Connection(HttpToolsProtocol):
             self._check_received(now, elapsed_s)
 
     def _check_received(self, now: float, elapsed_s: float) -> None:
-        waited_s = now - self._since
-        header_timeout_s = self._limits.header_timeout_s
-        if self._phase is _Phase.idle:
-            if waited_s > (self._limits.keep_alive_s if self.cycle else header_timeout_s):
+        limits, waited_s = self._limits, now - self._since
+        match self._phase:
+            case _Phase.idle if waited_s > (limits.keep_alive_s if self.cycle else limits.header_timeout_s):
                 self.transport.close()
-        elif self._phase is _Phase.head and waited_s > header_timeout_s:
-            self._refuse(
-                "header_timeout", RequestTimeout(f"the headers were not complete after {header_timeout_s:g} s")
-            )
-        elif self._phase is _Phase.body and self._sends_body_too_slowly(now, elapsed_s):
-            self._refuse(
-                "body_timeout",
-                RequestTimeout(
-                    f"the body came too slowly: send some of it every {self._limits.body_timeout_s:g} s, "
-                    f"and at least {self._limits.min_body_rate} bytes a second"
-                ),
-            )
-        elif self._phase in (_Phase.discard, _Phase.refused) and waited_s > _LINGER_S:
-            self.transport.abort()
+            case _Phase.head if waited_s > limits.header_timeout_s:
+                detail = f"the headers were not complete after {limits.header_timeout_s:g} s"
+                self._refuse("header_timeout", RequestTimeout(detail))
+            case _Phase.body if self._sends_body_too_slowly(now, elapsed_s):
+                detail = (
+                    f"the body came too slowly: send some of it every {limits.body_timeout_s:g} s, "
+                    f"and at least {limits.min_body_rate} bytes a second"
+                )
+                self._refuse("body_timeout", RequestTimeout(detail))
+            case _Phase.discard if waited_s > limits.body_timeout_s:
+                self.transport.abort()
+            case _Phase.refused if waited_s > _LINGER_S:
+                self.transport.abort()
+            case _:
+                pass
 
     def _sends_body_too_slowly(self, now: float, elapsed_s: float) -> bool:
         if self.flow.read_paused or self.cycle.waiting_for_100_continue:

@@ -24,6 +24,18 @@ REQUESTS = Counter("tenor_http_requests_total", "Requests that were answered.", 
 REFUSED = Counter(
     "tenor_http_refused_total", "Requests and connections that were refused or dropped at a limit.", ["reason"]
 )
+REFUSAL_REASONS = (
+    "headers_too_large",
+    "header_timeout",
+    "body_timeout",
+    "send_timeout",
+    "connections",
+    "connection_replaced",
+    "uploads",
+    "malformed",
+)
+for _reason in REFUSAL_REASONS:
+    REFUSED.labels(_reason)  # each begins at 0, so that Prometheus sees the first one
 REQUEST_SECONDS = Histogram(
     "tenor_http_request_seconds",
     "A request, until its answer is sent, with what it was told to wait.",
@@ -90,7 +102,7 @@ class Refusals:
         return bool(self._counts)
 
     def count(self, reason: str) -> None:
-        """Count one refusal; `reason` is the metric's label, one of a few."""
+        """Count one refusal; `reason` is one of `REFUSAL_REASONS`."""
         REFUSED.labels(reason).inc()
         self._counts[reason] += 1
 

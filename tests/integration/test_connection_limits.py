@@ -36,6 +36,8 @@ MAX_CONNECTIONS_PER_CLIENT = 12
 MAX_UPLOAD_BYTES = 100_000
 SECRET = "s3cret-header-value"
 GET = b"GET /healthz HTTP/1.1\r\nhost: tenor\r\n"
+HTTP = httpx.Client(timeout=60, verify=False, trust_env=False, headers={"Connection": "close"})
+"""An ordinary client."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Server:
 
     def refused(self, reason: str) -> float:
         """What the metric counts."""
-        told = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics").text
+        told = HTTP.get(f"http://127.0.0.1:{self.metrics_port}/metrics").text
         found = re.search(rf'^tenor_http_refused_total{{reason="{reason}"}} (\S+)', told, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
@@ -79,7 +81,7 @@ class Server:
         def ask() -> None:
             while not done.is_set():
                 started = time.monotonic()
-                httpx.get(f"{self.url}/healthz", timeout=60).raise_for_status()
+                HTTP.get(f"{self.url}/healthz").raise_for_status()
                 longest.append(time.monotonic() - started)
                 done.wait(0.02)
 
@@ -195,7 +197,7 @@ def server(
     def answers() -> bool:
         assert process.poll() is None, log.read_text()
         try:
-            return httpx.get(f"{server.url}/readyz").is_success
+            return HTTP.get(f"{server.url}/readyz").is_success
         except httpx.TransportError:
             return False
 
@@ -210,7 +212,7 @@ def server(
 @pytest.fixture
 def turns(server: Server) -> str:
     """The path of a new session's turns."""
-    answer = httpx.post(f"{server.url}/v1/sessions", json={}, headers=server.headers).raise_for_status()
+    answer = HTTP.post(f"{server.url}/v1/sessions", json={}, headers=server.headers).raise_for_status()
     return f"{answer.headers['Location']}/turns"
 
 
@@ -407,7 +409,7 @@ def test_one_upload_may_exceed_the_limit_of_all_together(server: Server, turns: 
     sound = {"audio": ("a.wav", b"a" * 2 * MAX_UPLOAD_BYTES, "audio/wav")}
 
     def answer() -> str:
-        return httpx.post(f"{server.url}{turns}", files=sound, headers=server.headers).json()["code"]
+        return HTTP.post(f"{server.url}{turns}", files=sound, headers=server.headers).json()["code"]
 
     wait_for(lambda: answer() == "audio_undecodable")  # others may be under way still
 
@@ -424,7 +426,7 @@ def test_connections_that_wait_give_way_to_others(server: Server, sent: bytes) -
 
 
 def test_a_client_with_too_many_busy_connections_is_refused_and_others_are_not(server: Server, turns: str) -> None:
-    turn = httpx.post(f"{server.url}{turns}", json={"text": "hello"}, headers=server.headers).headers["Location"]
+    turn = HTTP.post(f"{server.url}{turns}", json={"text": "hello"}, headers=server.headers).headers["Location"]
     poll = f"GET {turn}?wait=30 HTTP/1.1\r\nhost: tenor\r\nauthorization: Bearer {server.key}\r\n\r\n".encode()
 
     def read_health(source: str) -> httpx.Response:
@@ -520,7 +522,7 @@ def test_whatever_is_sent_the_connection_ends_and_the_server_goes_on(server: Ser
         answer = client.read_to_end()
     assert not answer or answer.startswith(b"HTTP/1.1 ")
     assert b"HTTP/1.1 500" not in answer
-    assert httpx.get(f"{server.url}/healthz").is_success
+    assert HTTP.get(f"{server.url}/healthz").is_success
 
 
 # what an operator sees
