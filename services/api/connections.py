@@ -12,17 +12,20 @@ from collections import Counter
 from enum import Enum, auto
 from functools import partial
 from ipaddress import IPv6Address
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from services.api.errors import ProblemResponse
 from services.api.telemetry import refusals
 from shared.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, TenorError, TooManyConnections
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 HEADER_OVERHEAD_BYTES = 32
 """What each header field counts beyond its name and value, as in HTTP/2 (RFC 9113, section 6.5.2)."""
@@ -41,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 def run_server(application: FastAPI, settings: Settings, host: str, port: int) -> None:
     """Serve `application` within the limits of the settings, until SIGINT or SIGTERM."""
-    connections = Connections(settings, _allowed_connections(settings.max_connections))
+    connections = Connections(settings, allowed_connections(settings.max_connections))
     uvicorn.run(
         application,
         host=host,
@@ -56,7 +59,7 @@ def run_server(application: FastAPI, settings: Settings, host: str, port: int) -
     )
 
 
-def _allowed_connections(wanted: int) -> int:
+def allowed_connections(wanted: int) -> int:
     """Raise this process's limit of open files to what `wanted` connections need; returns how many then fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reserved = _MAX_LINGERING + _OTHER_FILES
@@ -138,8 +141,7 @@ class Connections:
                 most, whose = (limit, "from this address") if client_is_full else (self._most, "in all")
                 raise TooManyConnections(f"{most} connections {whose} are open and busy: use fewer, or wait")
             refusals.count("connection_replaced")
-            self.remove(longest)
-            longest.transport.abort()
+            longest.drop()
         self._open.add(connection)
         self._by_client[connection.client_network] += 1
         self._waiting[connection] = None
@@ -166,9 +168,7 @@ class Connections:
         self.remove(connection)
         self._lingering[connection] = None
         if len(self._lingering) > _MAX_LINGERING:
-            longest = next(iter(self._lingering))
-            self.remove(longest)
-            longest.transport.abort()
+            next(iter(self._lingering)).drop()
 
     def _start_checks(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._checked_at is None:
@@ -190,7 +190,7 @@ class Connection(HttpToolsProtocol):
     """One HTTP/1.1 connection of uvicorn's, within the limits of `Connections`.
 
     Attributes:
-        client_network: the client's IPv4 address, or the /64 network of its IPv6 address: one customer has all of it.
+        client_network: the client's, as `client_network` returns it.
     """
 
     client_network: str
@@ -207,6 +207,7 @@ class Connection(HttpToolsProtocol):
         self._connections = connections
         self._limits = connections.settings
         self._enter(_Phase.idle)
+        self._running: RequestResponseCycle | None = None
         self._error: tuple[str, TenorError] | None = None
         self._parsed = False
         self._head_bytes = 0
@@ -218,15 +219,20 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.client_network = _client_network(self.client[0] if self.client else "")
+        self.client_network = client_network(self.client[0] if self.client else "")
         try:
             self._connections.add(self)
         except TooManyConnections as error:
             self._refuse("connections", error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._disconnect()
         super().connection_lost(exc)
-        self._connections.remove(self)
+
+    def drop(self) -> None:
+        """Close the connection at once, with what is not sent."""
+        self._disconnect()
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         # Small pieces, as the parser takes quadratic time for one long header that it is fed in many.
@@ -321,7 +327,7 @@ class Connection(HttpToolsProtocol):
         """
         if self._reads_too_slowly(now):
             refusals.count("send_timeout")
-            self.transport.abort()
+            self.drop()
         elif not self.transport.is_closing():
             self._check_received(now, elapsed_s)
 
@@ -340,9 +346,9 @@ class Connection(HttpToolsProtocol):
                 )
                 self._refuse("body_timeout", RequestTimeout(detail))
             case _Phase.discard if waited_s > limits.body_timeout_s:
-                self.transport.abort()
+                self.drop()
             case _Phase.refused if waited_s > _LINGER_S:
-                self.transport.abort()
+                self.drop()
             case _:
                 pass
 
@@ -366,6 +372,24 @@ class Connection(HttpToolsProtocol):
             self._unsent_since = now
         return self._unsent_since is not None and now - self._unsent_since > self._limits.send_timeout_s
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _disconnect_requests(self) -> None:
+        """Have the application send no more and wait for nothing more.
+
+        uvicorn knows the last request that was received, and not the one before it that the application works on.
+        """
+        for cycle in (self._running, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+    def _disconnect(self) -> None:
+        self._disconnect_requests()
+        self._connections.remove(self)
+
     def _enter(self, phase: _Phase) -> None:
         self._phase = phase
         self._since = self.loop.time()
@@ -388,9 +412,7 @@ class Connection(HttpToolsProtocol):
         busy = self.cycle is not None and not self.cycle.response_complete
         reads_body = self._phase is _Phase.body and busy and not self.cycle.response_started
         can_answer = not self.pipeline and (reads_body or (self._phase is not _Phase.discard and not busy))
-        if busy:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        self._disconnect_requests()
         self._enter(_Phase.refused)
         if not can_answer:
             self.transport.close()
@@ -404,7 +426,8 @@ class Connection(HttpToolsProtocol):
         self._connections.linger(self)
 
 
-def _client_network(address: str) -> str:
+def client_network(address: str) -> str:
+    """Returns whose connection it is: an IPv4 address, or the /64 network of an IPv6 address, which one site has."""
     if ":" not in address:
         return address
     whole = IPv6Address(address.partition("%")[0])
