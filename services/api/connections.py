@@ -245,11 +245,11 @@ class Connection(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         self._parsed = False
         super().data_received(data)
-        if self._phase is _Phase.idle:  # line breaks before a request
-            self._enter(_Phase.head)
         if self._parsed or self._phase is _Phase.refused:
             return
-        # A part of one header, of a chunk's extension or of line breaks.
+        # A part of one header, of a chunk's extension or of line breaks before a request.
+        if self._phase is _Phase.idle:
+            self._enter(_Phase.head)
         self._unparsed_bytes += len(data)
         if self._head_bytes + self._unparsed_bytes > self._limits.max_header_bytes:
             self._refuse("headers_too_large", self._headers_too_large())
@@ -336,7 +336,7 @@ class Connection(HttpToolsProtocol):
         match self._phase:
             case _Phase.idle if waited_s > (limits.keep_alive_s if self.cycle else limits.header_timeout_s):
                 self.transport.close()
-            case _Phase.head if waited_s > limits.header_timeout_s:
+            case _Phase.head if waited_s > limits.header_timeout_s and not self.flow.read_paused:
                 detail = f"the headers were not complete after {limits.header_timeout_s:g} s"
                 self._refuse("header_timeout", RequestTimeout(detail))
             case _Phase.body if self._sends_body_too_slowly(now, elapsed_s):

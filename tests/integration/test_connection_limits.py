@@ -315,10 +315,12 @@ def test_a_refused_body_is_not_read_for_ever(server: Server) -> None:
 
 def test_a_connection_goes_on_after_a_refused_body_that_was_sent(server: Server) -> None:
     with Client(server) as client:
-        client.send(server.post("/v1/sessions", "content-length: 10", key="tnr_no"))
-        assert client.read_answer().status_code == 401
-        client.send(b"0123456789" + GET + b"\r\n")
-        assert client.read_answer().status_code == 200
+        for following in (GET + b"\r\n", b""):
+            client.send(server.post("/v1/sessions", "content-length: 10", key="tnr_no"))
+            assert client.read_answer().status_code == 401
+            client.send(b"0123456789" + following)
+            if following:
+                assert client.read_answer().status_code == 200
         assert client.read_to_end() == b""  # and then it is idle
 
 
