@@ -177,7 +177,7 @@ def _on_gpu(costs: Costs, times: float) -> Costs:
 
 def _connections() -> int:
     """That one worker keeps open: see `workers.app`."""
-    return sum(SETTINGS.threads.values()) + 2
+    return SETTINGS.worker_connections
 
 
 def _latency(outcome: Outcome) -> str:

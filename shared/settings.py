@@ -13,6 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from shared.domain.job import Lane, Retry
 from shared.errors import SetupError
 
+DELIVERY_CONNECTIONS = 4
+"""Connections to Postgres with which a worker takes up deliveries and writes how they ended."""
+
 
 class BatchLimits(BaseModel):
     """How large a stage's batches grow, and how long is waited for them.
@@ -100,7 +103,16 @@ class Settings(BaseSettings):
     )
     bulk_threads: int = Field(default=2, ge=0, description="bulk turns likewise")
     ingest_threads: int = Field(default=1, ge=0, description="long recordings that are cut into turns, likewise")
-    delivery_threads: int = Field(default=4, ge=0, description="events that others are told of, likewise")
+    deliveries_in_flight: int = Field(
+        default=256, ge=0, description="events that a worker sends to webhooks at once; 0: it sends none"
+    )
+    deliveries_per_webhook: int = Field(default=8, ge=1, description="of these, how many go to one webhook")
+    delivery_timeout_s: float = Field(
+        default=10, gt=0, description="longest time until a webhook's answer, name resolution and TLS included"
+    )
+    webhook_pause_s: float = Field(
+        default=10, gt=0, description="first pause of a webhook that keeps failing; each later pause is twice as long"
+    )
     maintenance_threads: int = Field(default=1, ge=0, le=1, description="1: it deletes what must go; 0: others do")
     batches: Batches = Batches()
     courtesy_s: float = Field(
@@ -153,15 +165,24 @@ class Settings(BaseSettings):
 
     @property
     def threads(self) -> dict[Lane, int]:
-        """How many jobs of each lane a worker has in hand at once, for those lanes of which it takes any."""
+        """How many threads a worker has for each lane of which it takes jobs. Deliveries need none."""
         threads = {
             Lane.interactive: self.worker_threads,
             Lane.bulk: self.bulk_threads,
             Lane.ingest: self.ingest_threads,
-            Lane.delivery: self.delivery_threads,
             Lane.maintenance: self.maintenance_threads,
         }
         return {lane: count for lane, count in threads.items() if count}
+
+    @property
+    def worker_connections(self) -> int:
+        """How many connections to Postgres a worker keeps open."""
+        return sum(self.threads.values()) + (DELIVERY_CONNECTIONS if self.deliveries_in_flight else 0) + 2
+
+    @property
+    def webhook_pauses(self) -> Retry:
+        """After how many consecutive failures a webhook is paused, and for how long."""
+        return Retry(attempts=5, first_s=self.webhook_pause_s, factor=2, longest_s=3600)
 
     @property
     def retries(self) -> dict[Lane, Retry]:
@@ -172,6 +193,12 @@ class Settings(BaseSettings):
         # Nobody else would do it.
         each[Lane.maintenance] = Retry(attempts=2**31 - 1, first_s=1, factor=2, longest_s=60)
         return each
+
+    @property
+    def delivery_window(self) -> timedelta:
+        """How long an event is tried, and how long it waits for a webhook that is paused: about a day."""
+        retry = self.retries[Lane.delivery]
+        return sum((retry.pause(attempts) for attempts in range(1, retry.attempts)), timedelta(0))
 
     @property
     def lease(self) -> timedelta:
@@ -225,8 +252,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _takes_something(self) -> Self:
-        if not self.threads:
-            raise ValueError("TENOR_..._THREADS are all 0: a worker needs a thread for one lane at least")
+        if not self.threads and not self.deliveries_in_flight:
+            raise ValueError(
+                "TENOR_..._THREADS and TENOR_DELIVERIES_IN_FLIGHT are all 0: a worker takes jobs of one lane at least"
+            )
         return self
 
     @model_validator(mode="after")

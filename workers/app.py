@@ -1,4 +1,6 @@
-"""The worker process: models loaded once, then Celery's thread pool for one lane, and the other lanes' threads."""
+"""The worker process: models loaded once, then Celery's thread pool for one lane, the other lanes' threads, and the
+event loop of the deliveries.
+"""
 
 import gc
 from typing import Any
@@ -17,6 +19,7 @@ from shared.settings import Settings
 from shared.store.database import Database
 from shared.telemetry import serve_metrics
 from shared.tracing import start_tracing, stop_tracing
+from workers.deliveries import DeliveryLane
 from workers.engine import Engine, Task
 from workers.lane import LaneThread
 from workers.lifetime import Lifetime
@@ -24,7 +27,6 @@ from workers.stages import Stages
 from workers.sweeper import Sweeper
 from workers.tasks.analyze_turn import AnalyzeTurn
 from workers.tasks.delete_sound import DeleteSound
-from workers.tasks.deliver_event import DeliverEvent
 from workers.tasks.ingest_recording import IngestRecording
 
 
@@ -39,7 +41,7 @@ def run(settings: Settings) -> None:
         Unavailable: Postgres or the store of recordings cannot be reached.
     """
     start_tracing(settings, "tenor-worker")
-    database = Database(settings.database_url, pool_size=sum(settings.threads.values()) + 2)
+    database = Database(settings.database_url, pool_size=settings.worker_connections)
     database.check_tables()
     blobs = open_blobs(settings)
     blobs.check()
@@ -49,19 +51,25 @@ def run(settings: Settings) -> None:
     queue = Queue(settings.broker_url)
     engine = Engine(settings, database, queue, _tasks(settings, database, blobs, pipeline))
     bundle_id = None if pipeline is None else pipeline.bundle.id
-    sweeper = Sweeper(settings, database, queue, bundle_id, _device(settings), held=lambda: engine.held)
+    deliveries = DeliveryLane(settings, database, engine)
+    sweeper = Sweeper(
+        settings, database, queue, bundle_id, _device(settings), held=lambda: [*engine.held, *deliveries.held]
+    )
     app = celery_app(settings.broker_url)
     register(app, engine)
-    # Its pool serves the first lane of which anything is taken, and ends the process.
-    (first, concurrency), *others = settings.threads.items()
+    # Its pool serves the first lane that has threads, and ends the process. Where none has, it serves no lane.
+    pool, others = next(iter(settings.threads.items()), None), [*settings.threads.items()][1:]
     lanes = [LaneThread(app, lane, engine.run) for lane, count in others for _ in range(count)]
-    lifetime = Lifetime(settings, engine, lanes, leave=sweeper.stop)
+    if settings.deliveries_in_flight:
+        lanes.append(LaneThread(app, Lane.delivery, deliveries.wake))
+        worker_ready.connect(lambda **_: deliveries.start(), weak=False)
+    lifetime = Lifetime(settings, engine, deliveries, lanes, leave=sweeper.stop)
     for begins in (sweeper, lifetime, *lanes):
         worker_ready.connect(lambda begins=begins, **_: begins.start(), weak=False)
     for ends in (worker_shutting_down, worker_shutdown):
         ends.connect(lambda **_: lifetime.end(), weak=False)
     # Celery waits for its own threads, and ends the process then.
-    for thread in lanes:
+    for thread in (*lanes, deliveries):
         worker_shutdown.connect(lambda thread=thread, **_: thread.join(), weak=False)
     worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
     worker_shutdown.connect(lambda **_: stop_tracing(), weak=False)
@@ -70,8 +78,8 @@ def run(settings: Settings) -> None:
             "--quiet",  # else it prints a banner among the logs
             "worker",
             "--pool=threads",
-            f"--concurrency={concurrency}",
-            f"--queues={first.value}",
+            f"--concurrency={pool[1] if pool else 1}",
+            f"--queues={pool[0].value}" if pool else f"--exclude-queues={','.join(Lane)}",
             "--without-gossip",
             "--without-mingle",
             "--without-heartbeat",
@@ -102,7 +110,6 @@ def _loaded(settings: Settings) -> Pipeline:
 
 def _tasks(settings: Settings, database: Database, blobs: Blobs, pipeline: Pipeline | None) -> dict[Lane, Task[Any]]:
     tasks: dict[Lane, Task[Any]] = {
-        Lane.delivery: DeliverEvent(settings, database),
         Lane.ingest: IngestRecording(settings, database, blobs),
         Lane.maintenance: DeleteSound(database, blobs),
     }

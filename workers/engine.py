@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -102,15 +102,27 @@ class Engine:
                 self._put_back(held.job, StageTimeout(f"the stage {held.stage!r} took longer than {limit:g} s"))
             held.given_up = True
 
-    def give_back(self) -> None:
-        """Hand what is not finished to other workers at once; the attempt does not count.
+    def give_back(self, jobs: Collection[Job]) -> None:
+        """Hand jobs that are not finished to other workers at once; the attempt does not count.
 
         Raises:
             Unavailable: the database is away. The leases run out by themselves.
         """
         with self._database.transaction() as transaction:
-            messages = transaction.jobs.give_back(self.held, lease=self._settings.lease)
+            messages = transaction.jobs.give_back(jobs, lease=self._settings.lease)
         outbox.send(messages, self._database, self._queue)
+
+    def record_failure(self, job: Job, error: Exception) -> None:
+        """End a job whose attempt failed: for good after a RequestError, else only when no attempt is left.
+
+        Raises:
+            Unavailable: the database is away. The lease runs out by itself.
+        """
+        if isinstance(error, RequestError):
+            _log.info("the job failed: %s", error.code)
+            self._end(job, "failed", lambda jobs: jobs.fail(job, error, lease=self._settings.lease))
+        else:
+            self._put_back(job, error)
 
     def run(self, job_id: UUID) -> bool:
         """Do a job, unless it has ended, is gone, is another worker's or has to wait for an earlier turn's.
@@ -152,13 +164,9 @@ class Engine:
             except ClaimLost:
                 JOBS.labels(job.lane, "void").inc()
                 _log.info("the job was no longer ours")
-            except RequestError as error:
-                attempt.error = error
-                _log.info("the job failed: %s", error.code)
-                self._end(job, "failed", lambda jobs, error=error: jobs.fail(job, error, lease=self._settings.lease))
             except Exception as error:
                 attempt.error = error
-                self._put_back(job, error)
+                self.record_failure(job, error)
 
     def _finish(self, job: Job, write: Write) -> None:
         written = self._end(job, "succeeded", lambda jobs: jobs.succeed(job, lease=self._settings.lease), write)

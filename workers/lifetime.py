@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from shared.errors import EX_TEMPFAIL, Unavailable
 from shared.settings import Settings
 from shared.tracing import stop_tracing
+from workers.deliveries import DeliveryLane
 from workers.engine import Engine
 from workers.lane import LaneThread
 
@@ -28,10 +29,16 @@ class Lifetime:
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, lanes: Sequence[LaneThread], leave: Callable[[], None]
+        self,
+        settings: Settings,
+        engine: Engine,
+        deliveries: DeliveryLane,
+        lanes: Sequence[LaneThread],
+        leave: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._engine = engine
+        self._deliveries = deliveries
         self._lanes = lanes
         self._leave = leave
         self._status = 0
@@ -49,12 +56,17 @@ class Lifetime:
         while not self._ending.wait(_LOOK_S):
             self._look()
         self._engine.close()
+        self._deliveries.stop()
         for thread in self._lanes:
             thread.stop()
         self._drain()
         stop_tracing()
         logging.shutdown()
         os._exit(self._status)
+
+    @property
+    def _busy(self) -> bool:
+        return self._engine.busy or bool(self._deliveries.held)
 
     def _look(self) -> None:
         try:
@@ -71,12 +83,12 @@ class Lifetime:
     def _drain(self) -> None:
         """Wait for what is running, then hand the rest to others."""
         deadline = time.monotonic() + self._settings.drain_s
-        while self._engine.busy and time.monotonic() < deadline:
+        while self._busy and time.monotonic() < deadline:
             time.sleep(0.05)
-        if not self._engine.busy and not self._engine.stuck:
+        if not self._busy and not self._engine.stuck:
             time.sleep(_CELERYS_S)
         try:
-            self._engine.give_back()
+            self._engine.give_back([*self._engine.held, *self._deliveries.held])
         except Unavailable as error:
             _log.warning("what is not finished is done anew after its lease: %s", error.detail)
         self._leave()

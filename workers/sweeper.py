@@ -56,7 +56,7 @@ class Sweeper:
             _log.warning("the database is gone: this worker is forgotten once its sign of life is old")
 
     def sweep(self) -> None:
-        """One round: sign of life, lost jobs, unsent messages, sound whose time is up."""
+        """One round: sign of life, lost jobs, events that waited too long, unsent messages, sound whose time is up."""
         settings = self._settings
         with self._database.transaction() as transaction:
             transaction.jobs.worker_seen(
@@ -65,7 +65,10 @@ class Sweeper:
             transaction.jobs.forget_workers(settings.lease * 10)
             transaction.jobs.renew(self._held(), settings.lease)
         with self._database.transaction() as transaction:
+            transaction.deliveries.adopt()
             lost = transaction.jobs.sweep(lease=settings.lease, retries=settings.retries)
+            for job in transaction.deliveries.waited_too_long(settings.delivery_window):
+                transaction.jobs.quarantine(job, _waited(job, settings.delivery_window), lease=settings.lease)
         if lost:
             _log.warning("%d jobs were overdue", lost)
         self._send_unsent()
@@ -91,3 +94,8 @@ class Sweeper:
             except Exception:
                 _log.exception("sweep failed; the next one tries again")
             self._stopping.wait(self._settings.sweep_interval_s)
+
+
+def _waited(job: Job, window: timedelta) -> Unavailable:
+    before = f"; before that: {job.error_message}" if job.error_message else ""
+    return Unavailable(f"its webhook was paused for {window.total_seconds() / 3600:.0f} hours{before}")

@@ -1,11 +1,12 @@
 """Servers that are told how a tenant's turns ended."""
 
 from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from shared.domain.job import JobStatus
+from shared.domain.job import Job, JobStatus
 
 
 class EndedTurn(BaseModel):
@@ -28,11 +29,16 @@ class Event(BaseModel):
 
 
 class Delivery(BaseModel):
-    """An event, and the webhook that is to be told of it."""
+    """One attempt to send an event to a webhook.
+
+    `trial` says that the webhook is paused and that this event alone is sent, to find out whether it answers again.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     id: UUID
+    job: Job
+    trial: bool
     webhook_id: UUID
     url: str = Field(repr=False)
     secret: str = Field(repr=False)
@@ -54,14 +60,29 @@ class Undelivered(BaseModel):
 
 
 class Webhook(BaseModel):
-    """A URL that is told of events. Once it is disabled it is told of none any more."""
+    """A URL that events are sent to.
+
+    `state` is `active`; `paused` after several consecutive failures (no answer in time, no connection, 5xx or 429),
+    until an event is received again; or `disabled` for good, after which no event is sent.
+    """
 
     id: UUID
     url: str
     created_at: datetime
+    consecutive_failures: int = Field(description="attempts that failed since the last answer below 500 other than 429")
+    paused_until: datetime | None = Field(
+        description="while paused, no event is sent before; then one is sent to find out whether it is received"
+    )
     disabled_at: datetime | None
     disabled_reason: str | None
     undelivered: Undelivered | None = Field(default=None, description="the newest event that it was not told of")
+
+    @computed_field(description="`paused` and `disabled` webhooks are sent no events")
+    @property
+    def state(self) -> Literal["active", "paused", "disabled"]:
+        if self.disabled_at is not None:
+            return "disabled"
+        return "active" if self.paused_until is None else "paused"
 
 
 class NewWebhook(Webhook):

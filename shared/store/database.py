@@ -17,6 +17,7 @@ from shared.store.accounts import Accounts
 from shared.store.analyses import Analyses
 from shared.store.calls import Calls
 from shared.store.conversations import Conversations
+from shared.store.deliveries import Deliveries
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
 from shared.store.webhooks import Webhooks
@@ -59,6 +60,10 @@ class Transaction:
     @cached_property
     def conversations(self) -> Conversations:
         return Conversations(self._connection)
+
+    @cached_property
+    def deliveries(self) -> Deliveries:
+        return Deliveries(self._connection)
 
     @cached_property
     def recordings(self) -> Recordings:

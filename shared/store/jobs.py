@@ -31,7 +31,9 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
     true,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -41,6 +43,7 @@ from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, M
 from shared.errors import AttemptsExhausted, JobDropped, TenorError, WrongJobStatus
 from shared.store.order import next_in_line, waits
 from shared.store.tables import (
+    OPEN_JOB,
     deliveries,
     doomed_blobs,
     jobs,
@@ -168,13 +171,14 @@ class Jobs:
         return None if row is None else Job.model_validate(row)
 
     def renew(self, claims: Collection[Job], lease: timedelta) -> None:
-        """A sign of life for the jobs that a worker is at."""
-        for job in claims:
-            self._connection.execute(
-                update(jobs)
-                .where(*_held(job), jobs.c.status == JobStatus.running.value)
-                .values(lease_until=func.now() + lease, updated_at=func.now())
-            )
+        """Renew the leases of the jobs that a worker is at, but for those that are just being ended."""
+        claimed = tuple_(jobs.c.id, jobs.c.claims).in_([(job.id, job.claims) for job in claims])
+        running = select(jobs.c.id).where(claimed, jobs.c.status == JobStatus.running.value)
+        self._connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(running.with_for_update(skip_locked=True)))
+            .values(lease_until=func.now() + lease, updated_at=func.now())
+        )
 
     def hold(self, job: Job) -> bool:
         """Keep a claim from being voided until this transaction ends. False where it was void by then."""
@@ -224,7 +228,8 @@ class Jobs:
         """Give every job whose lease ran out another message, or put it in quarantine where it has no attempt left.
 
         One whose turn has to wait is put off. A queued job waits twice as long each time before its
-        message counts as lost again, so that a long queue is not made longer by the sweeper.
+        message counts as lost again, so that a long queue is not made longer by the sweeper. Deliveries are left to
+        `Deliveries`: workers look for those that are due, and need no message.
         """
         most = case({lane.value: retry.attempts for lane, retry in retries.items()}, value=jobs.c.lane)
         spent = self._overdue(jobs.c.attempts >= most, limit)
@@ -287,7 +292,7 @@ class Jobs:
         row = self._connection.execute(
             update(jobs)
             .where(jobs.c.id == job.id, jobs.c.status == JobStatus.quarantined.value)
-            .values(**again, lease_until=func.now() + lease, updated_at=func.now())
+            .values(**again, lease_until=_queued_until(lease), updated_at=func.now())
             .returning(jobs.c.id)
         ).one_or_none()
         if row is None:
@@ -313,7 +318,7 @@ class Jobs:
         row = self._connection.execute(
             update(jobs)
             .where(*_held(job), jobs.c.status == JobStatus.running.value)
-            .values(**unspent, lease_until=func.now() + lease, updated_at=func.now())
+            .values(**unspent, lease_until=_queued_until(lease), updated_at=func.now())
             .returning(jobs.c.id)
         ).one_or_none()
         return row is not None
@@ -326,7 +331,8 @@ class Jobs:
     def _overdue(self, which: ColumnElement[bool], limit: int) -> list[Job]:
         rows = self._connection.execute(
             select(jobs)
-            .where(jobs.c.status.in_(OPEN), jobs.c.lane.in_(Lane), jobs.c.lease_until < func.now(), which)
+            .where(text(OPEN_JOB), text("lane <> 'delivery'"), jobs.c.lane.in_(Lane))
+            .where(jobs.c.lease_until < func.now(), which)
             .order_by(jobs.c.lease_until)
             .with_for_update(skip_locked=True)
             .limit(limit)
@@ -381,7 +387,6 @@ class Jobs:
             "after": status,
             "code": error and error.code,
             "reason": error and error.detail,
-            "lease": lease,
         }
         rows = self._connection.execute(_END, values).all()
         if not rows:
@@ -474,6 +479,11 @@ class Jobs:
         unseen = extract("epoch", func.now() - workers.c.seen_at).label("unseen_s")
         rows = self._connection.execute(select(workers, unseen).order_by(workers.c.seen_at.desc(), workers.c.id))
         return [Worker.model_validate(row) for row in rows]
+
+
+def _queued_until(lease: timedelta) -> ColumnElement[Any]:
+    """The `lease_until` of a job that is queued now. A delivery is due at once, as it waits for no message."""
+    return case((jobs.c.lane == Lane.delivery.value, func.now()), else_=func.now() + lease)
 
 
 def _held(job: Job) -> tuple[ColumnElement[bool], ...]:

@@ -30,6 +30,8 @@ metadata = MetaData(
     }
 )
 
+OPEN_JOB = "status IN ('queued', 'running')"
+
 
 def _id() -> Column[object]:
     return Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()"))
@@ -187,7 +189,10 @@ webhooks = Table(
     _now(),
     Column("disabled_at", DateTime(timezone=True)),
     Column("disabled_reason", Text),
+    Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
+    Column("paused_until", DateTime(timezone=True), comment="null: it is not paused"),
     Index(None, "tenant_id"),
+    Index(None, "paused_until", postgresql_where=text("paused_until IS NOT NULL")),
 )
 
 deliveries = Table(
@@ -210,6 +215,7 @@ jobs = Table(
     Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), comment="of a job that analyses one"),
     Column("recording_id", Uuid, ForeignKey("recordings.id", ondelete="CASCADE"), comment="of a job that cuts one"),
     Column("delivery_id", Uuid, ForeignKey("deliveries.id", ondelete="CASCADE"), comment="of a job that makes one"),
+    Column("webhook_id", Uuid, comment="the delivery's"),
     Column("lane", String(20), nullable=False, server_default="interactive", comment="also its queue's name"),
     Column("status", String(20), nullable=False, server_default="queued"),
     Column("attempts", Integer, nullable=False, server_default=text("0"), comment="claims that count"),
@@ -225,7 +231,17 @@ jobs = Table(
     Index(None, "turn_id"),
     Index(None, "recording_id", postgresql_where=text("recording_id IS NOT NULL")),
     Index(None, "delivery_id", postgresql_where=text("delivery_id IS NOT NULL")),
-    Index(None, "lease_until", postgresql_where=text("status IN ('queued', 'running')")),
+    Index(
+        "ix_jobs_lease_until",
+        "lease_until",
+        postgresql_where=text(f"{OPEN_JOB} AND lane <> 'delivery'"),
+    ),
+    Index(
+        "ix_jobs_webhook_id_lease_until",
+        "webhook_id",
+        "lease_until",
+        postgresql_where=text(f"{OPEN_JOB} AND lane = 'delivery'"),
+    ),
     Index(None, "updated_at", postgresql_where=text("status = 'quarantined'")),
     Index(None, "lane", "created_at", postgresql_where=text("status = 'queued'")),
     Index("ix_jobs_maintenance", "status", postgresql_where=text("lane = 'maintenance'")),

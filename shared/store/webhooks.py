@@ -1,11 +1,15 @@
 """Webhooks, and what they have still to be told.
 
-An event is written in the statement that ends its turn's job, so that none is lost; see `telling`. A delivery that went
-well leaves no trace.
+An event is written in the statement that ends its turn's job, so that none is lost; see `telling`. `Deliveries` says
+which are due.
+
+A webhook whose `paused_until` is set is sent nothing but, once that time has come, one event as a trial. All workers
+share this state, and a worker that starts again finds it.
 """
 
 import base64
 import secrets
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,9 +17,7 @@ from sqlalchemy import (
     CTE,
     JSON,
     Connection,
-    Interval,
     ScalarSelect,
-    bindparam,
     delete,
     func,
     insert,
@@ -25,8 +27,8 @@ from sqlalchemy import (
     update,
 )
 
-from shared.domain.job import Job, Lane
-from shared.domain.webhook import Delivery, EndedTurn, Event, NewWebhook, Webhook
+from shared.domain.job import Lane, Retry
+from shared.domain.webhook import NewWebhook, Webhook
 from shared.errors import TooManyWebhooks, WebhookNotFound
 from shared.store.tables import deliveries, jobs, outbox, sessions, tenants, turns, webhooks
 
@@ -68,35 +70,42 @@ class Webhooks:
 
     def disable(self, webhook_id: UUID, reason: str) -> None:
         """Tell a webhook nothing any more."""
-        values = {"disabled_at": func.now(), "disabled_reason": reason}
+        # No longer paused, so that what is left for it ends soon.
+        values = {"disabled_at": func.now(), "disabled_reason": reason, "paused_until": None}
         self._connection.execute(update(webhooks).where(webhooks.c.id == webhook_id).values(values))
 
-    def delivery(self, job: Job) -> Delivery:
-        """What a job has to deliver."""
-        row = self._connection.execute(
-            select(deliveries, webhooks.c.url, webhooks.c.secret, webhooks.c.disabled_at)
-            .add_columns(turns.c.session_id, turns.c.index, sessions.c.external_ref)
-            .join_from(deliveries, webhooks)
-            .join(turns, turns.c.id == deliveries.c.turn_id)
-            .join(sessions, sessions.c.id == turns.c.session_id)
-            .where(deliveries.c.id == job.delivery_id)
-        ).mappings()
-        its = dict(row.one())
-        turn = EndedTurn(**its, status=its["turn_status"], error_code=its["turn_error_code"])
-        event = Event(type=f"turn.{turn.status.value}", timestamp=its["created_at"], data=turn)
-        return Delivery(**its, event=event)
+    def record_answer(self, webhook_id: UUID) -> None:
+        """End the pause and the count of failures of a webhook whose receiver answered."""
+        failing = (webhooks.c.consecutive_failures > 0) | webhooks.c.paused_until.is_not(None)
+        values = {"consecutive_failures": 0, "paused_until": None}
+        self._connection.execute(update(webhooks).where(webhooks.c.id == webhook_id, failing).values(values))
 
-    def delivered(self, job: Job) -> None:
-        """Forget a delivery, and its job. One that somebody else is deleting is left to them."""
-        free = select(deliveries.c.id).where(deliveries.c.id == job.delivery_id).with_for_update(skip_locked=True)
-        self._connection.execute(delete(deliveries).where(deliveries.c.id.in_(free)))
+    def record_failure(self, webhook_id: UUID, pauses: Retry, *, trial: bool) -> timedelta | None:
+        """Count a failed attempt, and pause the webhook where it is one too many.
+
+        The attempts that were under way when the pause began do not count; those that were the trial at its end
+        make the next pause longer.
+
+        Returns:
+            How long the webhook is now paused; None where this attempt began no pause.
+        """
+        counts = webhooks.c.paused_until.is_(None) | (literal(trial) & webhooks.c.disabled_at.is_(None))
+        failures = webhooks.c.consecutive_failures + 1
+        counted = update(webhooks).where(webhooks.c.id == webhook_id, counts).values(consecutive_failures=failures)
+        row = self._connection.execute(counted.returning(webhooks.c.consecutive_failures)).one_or_none()
+        if row is None or row.consecutive_failures < pauses.attempts:
+            return None
+        pause = pauses.pause(min(row.consecutive_failures - pauses.attempts + 1, 100))
+        values = {"paused_until": func.now() + pause}
+        self._connection.execute(update(webhooks).where(webhooks.c.id == webhook_id).values(values))
+        return pause
 
 
 def telling(ended: CTE) -> CTE:
     """Write a delivery of the event, and a job that makes it, for each webhook of the tenant whose turn has ended.
 
     Args:
-        ended: the turn's job. With any other, nothing is written. The parameter `lease` is bound with the statement.
+        ended: the turn's job. With any other, nothing is written.
 
     Returns:
         The messages of the jobs.
@@ -111,10 +120,10 @@ def telling(ended: CTE) -> CTE:
         .with_for_update(read=True, key_share=True, skip_locked=True, of=(turns, webhooks))
     )
     delivered = insert(deliveries).from_select(["webhook_id", "turn_id", "turn_status", "turn_error_code"], due)
-    told = delivered.returning(deliveries.c.id).cte("told")
-    lane, lease_until = literal(Lane.delivery.value), func.now() + bindparam("lease", type_=Interval)
-    work = select(told.c.id, lane, lease_until, ended.c.correlation_id, ended.c.traceparent)
-    columns = ["delivery_id", "lane", "lease_until", "correlation_id", "traceparent"]
+    told = delivered.returning(deliveries.c.id, deliveries.c.webhook_id).cte("told")
+    lane = literal(Lane.delivery.value)
+    work = select(told.c.id, told.c.webhook_id, lane, func.now(), ended.c.correlation_id, ended.c.traceparent)
+    columns = ["delivery_id", "webhook_id", "lane", "lease_until", "correlation_id", "traceparent"]
     new = insert(jobs).from_select(columns, work.select_from(told.join(ended, true())))
     queued = new.returning(jobs.c.id, jobs.c.lane).cte("queued")
     each = select(queued.c.id, literal(Lane.delivery.task), queued.c.lane)

@@ -444,7 +444,7 @@ def test_what_is_not_finished_is_given_back_without_using_an_attempt(
         assert hangs.reached.wait(10)
         broker.flushdb()
         engine.close()
-        engine.give_back()
+        engine.give_back(engine.held)
         assert broker.llen(Lane.interactive.value) == 1
         with database.transaction() as transaction:
             claimed = transaction.jobs.claim(job_id, timedelta(seconds=30))

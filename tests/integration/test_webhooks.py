@@ -1,5 +1,6 @@
 """Webhooks: told of every turn that ends, signed, until they have heard it, and nowhere but on the public internet."""
 
+import asyncio
 import json
 import logging
 import socket
@@ -8,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2 as httpx
@@ -29,40 +32,74 @@ from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from shared.store.webhooks import MOST
+from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey
+from workers.deliveries import DeliveryLane
 from workers.engine import Engine, Enter, Write
 from workers.sweeper import Sweeper
-from workers.tasks import deliver_event
-from workers.tasks.deliver_event import DeliverEvent
+from workers.webhook_client import PublicNetwork
 
 LEASE = timedelta(seconds=30)
 SECRET = "my father has died"
 AddTurn = Callable[[], Job]
-Deliver = Callable[[], ListedJob | None]
+Deliver = Callable[..., ListedJob | None]
+MakeLane = Callable[..., DeliveryLane]
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
 
 
 class Receiver:
-    """A server that notes what it is sent, and answers as it is told to."""
+    """A server that notes what it is sent, and answers as it is told to.
+
+    `answers`: it answers only while this is set. `drips`: it sends an answer that never ends. `headers`, `body`: a part
+    of the answer that it repeats for as long as the client reads it.
+    """
 
     def __init__(self) -> None:
         self.answer, self.drips = 204, False
+        self.headers, self.body = b"", b""
+        self.answers = threading.Event()
+        self.answers.set()
         self.heard: list[tuple[dict[str, str], bytes]] = []
+        self.connections = 0
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                receiver.connections += 1
+                super().setup()
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.heard.append((dict(self.headers), body))
                 while receiver.drips:
                     self.wfile.write(b"H")
                     time.sleep(0.05)
+                receiver.answers.wait()
                 self.send_response(receiver.answer)
                 self.send_header("Location", "/elsewhere")
+                self.repeat(receiver.headers)
+                self.send_header("Content-Length", str(10**12 if receiver.body else 0))
                 self.end_headers()
+                self.repeat(receiver.body)
+
+            def repeat(self, part: bytes) -> None:
+                if part:
+                    self.flush_headers()
+                    with suppress(OSError):
+                        while not receiver.ended:
+                            self.wfile.write(part)
+                    self.close_connection = True
 
             def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.ended = False
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.port: int = self.server.server_port
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -73,6 +110,12 @@ class Receiver:
     @property
     def ids(self) -> list[str]:
         return [headers["webhook-id"] for headers, _ in self.heard]
+
+    def close(self) -> None:
+        self.drips, self.ended = False, True
+        self.answers.set()
+        self.server.shutdown()
+        self.server.server_close()
 
     def verified(self, secret: str) -> dict[str, Any]:
         """What it was told last, if the signature is right."""
@@ -97,9 +140,14 @@ class Analysis:
 def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
     yield receiver
-    receiver.drips = False
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    receiver.close()
+
+
+@pytest.fixture
+def other_receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
 
 
 @pytest.fixture
@@ -121,8 +169,23 @@ def analysis() -> Analysis:
 
 @pytest.fixture
 def engine(settings: Settings, database: Database, analysis: Analysis) -> Engine:
-    tasks = {**dict.fromkeys(TURN_LANES, analysis), Lane.delivery: DeliverEvent(settings, database)}
-    return Engine(settings, database, Queue(settings.broker_url), tasks)
+    return Engine(settings, database, Queue(settings.broker_url), dict.fromkeys(TURN_LANES, analysis))
+
+
+@pytest.fixture
+def make_lane(settings: Settings, database: Database, engine: Engine) -> Iterator[MakeLane]:
+    """A delivery lane, as every worker has one, with settings changed as given."""
+    lanes = list[DeliveryLane]()
+
+    def make(**changes: Any) -> DeliveryLane:  # noqa: ANN401
+        changed = settings.model_copy(update=changes)
+        lanes.append(DeliveryLane(changed, database, Engine(changed, database, Queue(changed.broker_url), {})))
+        return lanes[-1]
+
+    yield make
+    for lane in lanes:
+        lane.stop()
+        lane.join()
 
 
 @pytest.fixture
@@ -139,13 +202,20 @@ def add_turn(api: TestClient, database: Database) -> AddTurn:
 
 
 @pytest.fixture
-def deliver(engine: Engine, database: Database) -> Deliver:
-    """One attempt at every delivery that waits for one; the newest as it is then, None once it is made."""
+def deliver(make_lane: MakeLane, database: Database, settings: Settings) -> Deliver:
+    """One attempt at every delivery that has not ended; the newest as it is then, None once it is made.
 
-    def deliver() -> ListedJob | None:
-        for job in deliveries(database):
-            if job.status in OPEN:
-                engine.run(job.id)
+    Pauses, of the delivery and of its webhook, are not waited for.
+    """
+
+    def deliver(**changes: Any) -> ListedJob | None:  # noqa: ANN401
+        before = {job.id: job.attempts for job in deliveries(database) if job.status in OPEN}
+        end_pauses(settings)
+        lane = make_lane(**changes)
+        lane.start()
+        wait_for(lambda: all(job.attempts > before.get(job.id, -1) for job in deliveries(database)) and not lane.held)
+        lane.stop()
+        lane.join()
         return next(iter(deliveries(database)), None)
 
     return deliver
@@ -163,6 +233,12 @@ def deliveries(database: Database) -> list[ListedJob]:
 def claim(database: Database, job: Job) -> Job:
     with database.transaction() as transaction:
         return transaction.jobs.claim(job.id, LEASE) or pytest.fail("it cannot be claimed")
+
+
+def end_pauses(settings: Settings) -> None:
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE webhooks SET paused_until = now() WHERE paused_until IS NOT NULL")
+        connection.execute("UPDATE jobs SET lease_until = now() WHERE lane = 'delivery' AND status = 'queued'")
 
 
 def let_leases_run_out(settings: Settings) -> None:
@@ -274,12 +350,10 @@ def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
     webhook: dict[str, Any],
     database: Database,
     settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deliver_event, "_LIMIT_S", 0.3)
     engine.run(add_turn().id)
     receiver.drips = True
-    slow = deliver()
+    slow = deliver(delivery_timeout_s=0.3)
     receiver.drips = False
     assert slow is not None
     assert slow.error_message == "the receiver could not be reached (TimeoutError)"
@@ -290,10 +364,11 @@ def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
     assert down.error_message == "the receiver could not be reached (ConnectError)"
 
 
-def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_sends_for_it_in_time(
+def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_it_is_made_in_time_without_a_message(
     engine: Engine,
     add_turn: AddTurn,
     deliver: Deliver,
+    make_lane: MakeLane,
     receiver: Receiver,
     webhook: dict[str, Any],
     database: Database,
@@ -310,9 +385,11 @@ def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_sends_fo
     sweep(settings, database)
     (waiting,) = deliveries(database)
     assert (waiting.status, waiting.attempts) == (JobStatus.queued, settings.max_attempts + 1)
-    time.sleep(1.1)
-    sweep(settings, database)
-    assert broker.llen(Lane.delivery.value) == 1
+    receiver.answer = 204
+    end_pauses(settings)
+    make_lane().start()
+    wait_for(lambda: not deliveries(database))
+    assert broker.llen(Lane.delivery.value) == 0
 
 
 def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again(
@@ -326,11 +403,10 @@ def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again
     settings: Settings,
 ) -> None:
     receiver.answer = 503
-    engine._settings = settings.model_copy(update={"delivery_attempts": 2})
     turn = add_turn()
     engine.run(turn.id)
-    deliver()
-    stuck = deliver()
+    deliver(delivery_attempts=2)
+    stuck = deliver(delivery_attempts=2)
     assert stuck is not None
     assert (stuck.status, stuck.error_code, stuck.tenant) == (JobStatus.quarantined, "attempts_exhausted", "acme")
     (shown,) = api.get("/v1/webhooks").json()["webhooks"]
@@ -352,7 +428,7 @@ def test_a_receiver_that_is_gone_is_told_nothing_any_more(
     first, second, third = add_turn(), add_turn(), add_turn()
     engine.run(first.id)
     engine.run(second.id)
-    ended = deliver()
+    ended = deliver(deliveries_per_webhook=1)
     assert ended is not None
     assert (ended.status, ended.error_code) == (JobStatus.failed, "webhook_gone")
     engine.run(third.id)
@@ -360,20 +436,27 @@ def test_a_receiver_that_is_gone_is_told_nothing_any_more(
     assert len(receiver.heard) == 1
     (shown,) = api.get("/v1/webhooks").json()["webhooks"]
     assert shown["disabled_at"]
+    assert shown["state"] == "disabled"
     assert shown["disabled_reason"] == "it answered 410"
 
 
 @pytest.mark.parametrize("what", ["session", "webhook"])
 def test_with_a_session_or_a_webhook_goes_all_that_has_still_to_be_told(
-    api: TestClient, engine: Engine, add_turn: AddTurn, webhook: dict[str, Any], database: Database, what: str
+    api: TestClient,
+    engine: Engine,
+    add_turn: AddTurn,
+    deliver: Deliver,
+    webhook: dict[str, Any],
+    database: Database,
+    what: str,
 ) -> None:
     turn = add_turn()
     engine.run(turn.id)
     (waiting,) = deliveries(database)
     gone = {"session": f"/v1/sessions/{waiting.session_id}", "webhook": f"/v1/webhooks/{webhook['id']}"}
     assert api.delete(gone[what]).status_code == 204
-    engine.run(waiting.id)
     assert deliveries(database) == []
+    assert deliver() is None
 
 
 def test_whoever_ends_a_turn_does_not_wait_for_those_who_delete_a_webhook(
@@ -388,16 +471,21 @@ def test_whoever_ends_a_turn_does_not_wait_for_those_who_delete_a_webhook(
 
 
 def test_a_webhook_may_be_deleted_while_it_is_told(
-    api: TestClient, engine: Engine, add_turn: AddTurn, webhook: dict[str, Any], database: Database
+    api: TestClient,
+    engine: Engine,
+    add_turn: AddTurn,
+    webhook: dict[str, Any],
+    database: Database,
+    settings: Settings,
 ) -> None:
     engine.run(add_turn().id)
     told = claim(database, deliveries(database)[0])
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as ending:
-            assert ending.jobs.succeed(told, lease=LEASE) == []
+            ending.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=False)
             deletion = pool.submit(api.delete, f"/v1/webhooks/{webhook['id']}")
             time.sleep(0.3)  # by then it waits for us
-            ending.webhooks.delivered(told)
+            assert ending.deliveries.delivered(told)
         assert deletion.result(10).status_code == 204
     assert deliveries(database) == []
 
@@ -421,6 +509,7 @@ def test_a_turn_that_could_not_be_ended_tells_nobody(
 
 
 Names = Callable[..., None]
+Tell = Callable[..., ListedJob | None]
 
 
 @pytest.fixture
@@ -441,31 +530,25 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 @pytest.fixture
-def tell(engine: Engine, add_turn: AddTurn, deliver: Deliver, database: Database) -> Callable[[str], ListedJob | None]:
+def tell(engine: Engine, add_turn: AddTurn, deliver: Deliver, database: Database) -> Tell:
     """Tell a URL of a turn, whether or not the API would take it."""
 
-    def tell(url: str) -> ListedJob | None:
+    def tell(url: str, *, private: bool = True) -> ListedJob | None:
         turn = add_turn()
         with database.transaction() as transaction:
             transaction.webhooks.create(transaction.accounts.ensure_tenant("acme"), url)
         engine.run(turn.id)
-        return deliver()
+        return deliver(webhook_private=private)
 
     return tell
 
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1:{port}/", "https://inside.test:{port}/", "http://93.184.215.14/"])
 def test_nothing_is_sent_into_ones_own_network_or_in_clear(
-    tell: Callable[[str], ListedJob | None],
-    names: Names,
-    database: Database,
-    engine: Engine,
-    receiver: Receiver,
-    url: str,
+    tell: Tell, names: Names, receiver: Receiver, url: str
 ) -> None:
-    engine._tasks = {**engine._tasks, Lane.delivery: DeliverEvent(Settings(), database)}
     names("inside.test", "93.184.215.14", "127.0.0.1")
-    ended = tell(url.format(port=receiver.port))
+    ended = tell(url.format(port=receiver.port), private=False)
     assert ended is not None
     assert (ended.status, ended.error_code) == (JobStatus.failed, "webhook_forbidden")
     assert receiver.heard == []
@@ -494,30 +577,33 @@ def test_nothing_is_sent_into_ones_own_network_or_in_clear(
     ],
 )
 def test_addresses_that_are_not_everybodys_are_forbidden(host: str) -> None:
-    task = DeliverEvent(Settings(), cast("Database", None))
-    assert task._addresses(httpx.URL("https://93.184.215.14/")) == ["93.184.215.14"]
+    def addresses(host: str) -> list[str]:
+        return asyncio.run(PublicNetwork(private=False).addresses(httpx.URL(f"https://{host}/").raw_host.decode(), 443))
+
+    assert addresses("93.184.215.14") == ["93.184.215.14"]
     with pytest.raises(WebhookForbidden):
-        task._addresses(httpx.URL(f"https://{host}/"))
+        addresses(host)
+
+
+@pytest.fixture
+def certify(receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has the receiver speak TLS, with a trusted certificate for a name."""
+
+    def certify(name: str) -> None:
+        authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(tls)
+        receiver.server.socket = tls.wrap_socket(receiver.server.socket, server_side=True)
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+
+    return certify
 
 
 @pytest.mark.parametrize("certified", ["receiver.test", "another.test"])
 def test_the_address_that_was_looked_up_is_called_and_has_to_be_certified_for_the_name(
-    tell: Callable[[str], ListedJob | None],
-    names: Names,
-    engine: Engine,
-    settings: Settings,
-    database: Database,
-    receiver: Receiver,
-    tmp_path: Any,  # noqa: ANN401
-    monkeypatch: pytest.MonkeyPatch,
-    certified: str,
+    tell: Tell, names: Names, receiver: Receiver, certify: Callable[[str], None], certified: str
 ) -> None:
-    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(certified).configure_cert(tls)
-    receiver.server.socket = tls.wrap_socket(receiver.server.socket, server_side=True)
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    engine._tasks = {**engine._tasks, Lane.delivery: DeliverEvent(settings, database)}
+    certify(certified)
     names("receiver.test", "127.0.0.1")
     ended = tell(f"https://receiver.test:{receiver.port}/tenor")
     if certified == "receiver.test":

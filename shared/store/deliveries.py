@@ -1,0 +1,156 @@
+"""The deliveries that are due: which of them a worker may take up now, and which waited too long.
+
+A delivery is due once its job's `lease_until` has come: at once when it is new, after a pause when an attempt failed,
+and when the worker that had it counts as dead. No message is needed for that.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import (
+    CTE,
+    Connection,
+    Integer,
+    Uuid,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+    text,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from shared.domain.job import Job, JobStatus
+from shared.domain.webhook import Delivery, EndedTurn, Event
+from shared.store.tables import OPEN_JOB, deliveries, jobs, sessions, turns, webhooks
+
+# Literally as the index of due deliveries has it, so that the planner uses it.
+_DUE = (text(f"jobs.{OPEN_JOB} AND jobs.lane = 'delivery'"), jobs.c.lease_until <= func.now())
+
+
+class Deliveries:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def claim(
+        self, limit: int, *, per_webhook: int, in_flight: Mapping[UUID, int], lease: timedelta, trial: timedelta
+    ) -> list[Delivery]:
+        """Take up deliveries that are due, for each webhook the ones that were due first.
+
+        All webhooks with due deliveries get an equal share, however many wait for one of them. Of a webhook whose
+        pause has ended, one delivery is taken, as a trial, by one worker.
+
+        Args:
+            limit: how many at most.
+            per_webhook: how many this worker may have in flight for one webhook.
+            in_flight: how many it has already, by webhook.
+            lease: until when each counts as this worker's.
+            trial: how long others leave a paused webhook alone while the trial is made.
+        """
+        trials = self._begin_trials(trial)
+        chosen = _chosen(limit, per_webhook, in_flight, trials)
+        rows = self._connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(select(chosen.c.id)))
+            .values(
+                status=JobStatus.running.value,
+                attempts=jobs.c.attempts + 1,
+                claims=jobs.c.claims + 1,
+                lease_until=func.now() + lease,
+                updated_at=func.now(),
+            )
+            .returning(jobs)
+        )
+        claimed = {job.delivery_id: job for job in map(Job.model_validate, rows)}
+        return self._read(claimed, trials) if claimed else []
+
+    def delivered(self, job: Job) -> bool:
+        """Delete a delivery that was received, and its job. False where the claim was void by then, or somebody else
+        is just deleting it.
+        """
+        ours = exists().where(jobs.c.delivery_id == deliveries.c.id, jobs.c.id == job.id, jobs.c.claims == job.claims)
+        free = select(deliveries.c.id).where(deliveries.c.id == job.delivery_id, ours)
+        free = free.with_for_update(skip_locked=True, of=deliveries)
+        deleted = delete(deliveries).where(deliveries.c.id.in_(free)).returning(deliveries.c.id)
+        return self._connection.execute(deleted).one_or_none() is not None
+
+    def waited_too_long(self, window: timedelta, limit: int = 500) -> list[Job]:
+        """Deliveries that have been due for longer than `window` while their webhook was paused. They stay locked
+        until this transaction ends.
+        """
+        overdue = (jobs.c.webhook_id == webhooks.c.id, jobs.c.lease_until < func.now() - window)
+        paused = (webhooks.c.paused_until.is_not(None), webhooks.c.disabled_at.is_(None))
+        rows = self._connection.execute(
+            select(jobs)
+            .join_from(webhooks, jobs, true())
+            .where(*_DUE, *overdue, *paused, jobs.c.status == JobStatus.queued.value)
+            .with_for_update(skip_locked=True, of=jobs)
+            .limit(limit)
+        )
+        return [Job.model_validate(row) for row in rows]
+
+    def adopt(self, limit: int = 10_000) -> None:
+        """Fill in the webhook of jobs that were added by a version of Tenor that did not write it."""
+        without = select(jobs.c.id).where(_DUE[0], jobs.c.webhook_id.is_(None)).limit(limit)
+        its_webhook = select(deliveries.c.webhook_id).where(deliveries.c.id == jobs.c.delivery_id).scalar_subquery()
+        adopted = update(jobs).where(jobs.c.id.in_(without.with_for_update(skip_locked=True)))
+        self._connection.execute(adopted.values(webhook_id=its_webhook))
+
+    def _begin_trials(self, trial: timedelta) -> list[UUID]:
+        """The webhooks whose pause has ended and for which something is due. Others leave them alone meanwhile."""
+        due = exists().where(*_DUE, jobs.c.webhook_id == webhooks.c.id).correlate(webhooks)
+        ended = select(webhooks.c.id).where(webhooks.c.paused_until <= func.now(), due)
+        # No stronger lock: a webhook that is locked for an update of its key is told of no turn that ends meanwhile.
+        ended = ended.with_for_update(key_share=True, skip_locked=True, of=webhooks)
+        begun = update(webhooks).where(webhooks.c.id.in_(ended)).values(paused_until=func.now() + trial)
+        return list(self._connection.execute(begun.returning(webhooks.c.id)).scalars())
+
+    def _read(self, claimed: Mapping[UUID | None, Job], trials: list[UUID]) -> list[Delivery]:
+        rows = self._connection.execute(
+            select(deliveries, webhooks.c.url, webhooks.c.secret, webhooks.c.disabled_at)
+            .add_columns(turns.c.session_id, turns.c.index, sessions.c.external_ref)
+            .join_from(deliveries, webhooks)
+            .join(turns, turns.c.id == deliveries.c.turn_id)
+            .join(sessions, sessions.c.id == turns.c.session_id)
+            .where(deliveries.c.id.in_(claimed))
+        ).mappings()
+        found = list[Delivery]()
+        for row in rows:
+            turn = EndedTurn(**row, status=row["turn_status"], error_code=row["turn_error_code"])
+            event = Event(type=f"turn.{turn.status.value}", timestamp=row["created_at"], data=turn)
+            trial = row["webhook_id"] in trials
+            found.append(Delivery(**row, job=claimed[row["id"]], trial=trial, event=event))
+        return found
+
+
+def _chosen(limit: int, per_webhook: int, in_flight: Mapping[UUID, int], trials: list[UUID]) -> CTE:
+    """The ids of the jobs to claim, which are locked: of each webhook the first, then of each the second, and so on."""
+    busy_ids, busy_counts = literal(list(in_flight), ARRAY(Uuid)), literal(list(in_flight.values()), ARRAY(Integer))
+    busy = func.unnest(busy_ids, busy_counts).table_valued("id", "number", name="busy").render_derived()
+    is_trial = webhooks.c.id == func.any(literal(trials, ARRAY(Uuid)))
+    due = (
+        select(jobs.c.id, jobs.c.lease_until)
+        .where(*_DUE, jobs.c.webhook_id == webhooks.c.id)
+        .order_by(jobs.c.lease_until)
+        .limit(per_webhook)
+        .with_for_update(skip_locked=True, of=jobs)
+        .correlate(webhooks)
+        .lateral("due")
+    )
+    before = case((is_trial, 0), else_=func.coalesce(busy.c.number, 0))
+    number = func.row_number().over(partition_by=webhooks.c.id, order_by=due.c.lease_until)
+    ranked = (
+        select(due.c.id, due.c.lease_until)
+        .add_columns(case((is_trial, 1), else_=per_webhook).label("room"))
+        .add_columns((before + number).label("rank"))
+        .select_from(webhooks.join(due, true()).outerjoin(busy, busy.c.id == webhooks.c.id))
+        .where(webhooks.c.paused_until.is_(None) | is_trial)
+        .subquery("ranked")
+    )
+    first = select(ranked.c.id).where(ranked.c.rank <= ranked.c.room).order_by(ranked.c.rank, ranked.c.lease_until)
+    return first.limit(limit).cte("chosen")

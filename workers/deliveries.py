@@ -1,0 +1,239 @@
+"""The delivery lane: events are sent to webhooks from one event loop, with hundreds of requests under way."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import ParamSpec, TypeVar
+from uuid import UUID
+
+import httpx2 as httpx
+
+from shared.domain.job import Job, Lane
+from shared.domain.webhook import Delivery
+from shared.errors import TenorError, Unavailable, WebhookForbidden, WebhookGone
+from shared.settings import DELIVERY_CONNECTIONS, Settings
+from shared.store.database import Database
+from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, about, type_and_place
+from shared.tracing import span
+from workers.engine import Engine
+from workers.webhook_client import WebhookClient
+
+_log = logging.getLogger(__name__)
+_LANE = Lane.delivery
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: `answered` says whether the receiver works, and is None where it was not asked."""
+
+    error: TenorError | None
+    answered: bool | None = None
+
+
+class DeliveryLane:
+    """Sends events to webhooks, on one event loop in a thread of its own.
+
+    The database says which events are due (`Deliveries.claim`). It is asked when a message comes, when an attempt ends
+    that others may wait for, and every `sweep_interval_s`: messages only make it quicker. So the order of the queue
+    does not matter, and however many events wait for one webhook, no other webhook's event waits for them.
+    """
+
+    def __init__(self, settings: Settings, database: Database, engine: Engine) -> None:
+        self._settings = settings
+        self._database = database
+        self._engine = engine
+        self._tls = httpx.create_ssl_context()
+        self._in_flight: dict[tuple[UUID, int], Delivery] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+        self._store = ThreadPoolExecutor(DELIVERY_CONNECTIONS, thread_name_prefix="deliveries")
+        self._thread = threading.Thread(target=self._live, name="deliveries", daemon=True)
+
+    @property
+    def held(self) -> list[Job]:
+        """The jobs that this lane has taken up, and not ended."""
+        with self._changed:
+            return [delivery.job for delivery in self._in_flight.values()]
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take nothing more up. What is under way goes on to its end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._wake()
+
+    def join(self) -> None:
+        """Wait for what is under way to end."""
+        if self._thread.is_alive():
+            self._thread.join()
+        self._store.shutdown()
+
+    def wake(self, job_id: UUID) -> bool:
+        """Look for events that are due, once another one may be sent. False where this lane takes nothing more up.
+
+        A full worker waits here with its message, and leaves the others in the queue to other workers.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._room > 0)
+            if self._stopping:
+                return False
+        self._wake()
+        return True
+
+    @property
+    def _room(self) -> int:
+        return self._settings.deliveries_in_flight - len(self._in_flight)
+
+    def _live(self) -> None:
+        while not self._stopping:
+            try:
+                asyncio.run(self._run())
+            except Exception as error:
+                _log.error("the delivery lane begins anew: %s", type_and_place(error))
+                time.sleep(1)
+
+    async def _run(self) -> None:
+        with self._changed:
+            self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
+        async with WebhookClient(self._settings, self._tls) as client, asyncio.TaskGroup() as attempts:
+            while not self._stopping:
+                self._woken.clear()
+                for delivery in await self._claim():
+                    attempts.create_task(self._attempt(client, delivery))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), self._settings.sweep_interval_s)
+
+    def _wake(self) -> None:
+        """Have the loop look for events that are due. May be called on any thread."""
+        with self._changed:
+            loop, woken = self._loop, self._woken
+        with suppress(RuntimeError):  # the loop has ended
+            if loop is not None:
+                loop.call_soon_threadsafe(woken.set)
+
+    async def _claim(self) -> list[Delivery]:
+        if self._room <= 0:
+            return []
+        try:
+            claimed = await self._in_thread(self._take_up)
+        except Unavailable as error:
+            _log.warning("no delivery is taken up: %s", error.detail)
+            return []
+        except Exception as error:
+            _log.error("no delivery is taken up: %s", type_and_place(error))
+            return []
+        with self._changed:
+            self._in_flight.update((_key(delivery), delivery) for delivery in claimed)
+        return claimed
+
+    def _take_up(self) -> list[Delivery]:
+        settings = self._settings
+        trial = settings.lease + timedelta(seconds=settings.delivery_timeout_s)
+        with self._changed:
+            in_flight = Counter(delivery.webhook_id for delivery in self._in_flight.values())
+        with self._database.transaction() as transaction:
+            return transaction.deliveries.claim(
+                self._room,
+                per_webhook=settings.deliveries_per_webhook,
+                in_flight=in_flight,
+                lease=settings.lease,
+                trial=trial,
+            )
+
+    async def _attempt(self, client: WebhookClient, delivery: Delivery) -> None:
+        """Send an event, and write how that ended. Where even that cannot be written, the lease runs out."""
+        job = delivery.job
+        if job.attempts == 1:
+            QUEUE_WAIT.labels(_LANE).observe((job.updated_at - job.created_at).total_seconds())
+        with about(correlation_id=job.correlation_id, job_id=job.id):
+            try:
+                with (
+                    span("attempt", "CONSUMER", job.traceparent, lane=_LANE.value, attempt=job.attempts) as attempt,
+                    JOB_SECONDS.labels(_LANE).time(),
+                ):
+                    outcome = await self._send(client, delivery)
+                    attempt.error = outcome.error
+                    await self._in_thread(self._record, delivery, outcome)
+            except Exception as error:
+                _log.error("the delivery is left until its lease runs out: %s", type_and_place(error))
+            finally:
+                self._release(delivery)
+
+    async def _send(self, client: WebhookClient, delivery: Delivery) -> Outcome:
+        if delivery.disabled_at is not None:
+            return Outcome(WebhookGone("the webhook was disabled before it was told"))
+        if delivery.job.attempts > self._settings.retries[_LANE].attempts:
+            return Outcome(Unavailable("its worker died in the last attempt"))
+        try:
+            status = await client.post(delivery)
+        except WebhookForbidden as error:
+            return Outcome(error)
+        except Unavailable as error:
+            return Outcome(error, answered=False)
+        if status == httpx.codes.GONE:
+            return Outcome(WebhookGone("the receiver answered 410"), answered=True)
+        error = None if httpx.codes.is_success(status) else Unavailable(f"the receiver answered {status}")
+        overloaded = httpx.codes.is_server_error(status) or status == httpx.codes.TOO_MANY_REQUESTS
+        return Outcome(error, answered=not overloaded)
+
+    def _record(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Write the state of the webhook, then what becomes of the event.
+
+        In two transactions where the attempt failed: whoever deletes a webhook locks it before its jobs.
+        """
+        job, deleted = delivery.job, False
+        with span("store"), self._database.transaction() as transaction:
+            if outcome.answered:
+                transaction.webhooks.record_answer(delivery.webhook_id)
+            elif outcome.answered is not None:
+                pauses = self._settings.webhook_pauses
+                pause = transaction.webhooks.record_failure(delivery.webhook_id, pauses, trial=delivery.trial)
+                if pause is not None:
+                    _log.warning("webhook %s is paused for %g s", delivery.webhook_id, pause.total_seconds())
+            if outcome.error is None:
+                deleted = transaction.deliveries.delivered(job)
+            elif outcome.answered and isinstance(outcome.error, WebhookGone):
+                transaction.webhooks.disable(delivery.webhook_id, "it answered 410")
+        if outcome.error is None:
+            JOBS.labels(_LANE, "succeeded" if deleted else "void").inc()
+            _log.info("the event was delivered")
+        else:
+            self._engine.record_failure(job, outcome.error)
+
+    def _release(self, delivery: Delivery) -> None:
+        """End the time in flight of a delivery, and look for others that may have waited for that."""
+        with self._changed:
+            was_full = self._room <= 0
+            was_busy = self._of_webhook(delivery.webhook_id) >= self._settings.deliveries_per_webhook
+            del self._in_flight[_key(delivery)]
+            self._changed.notify_all()
+        if was_full or was_busy or delivery.trial:
+            self._woken.set()
+
+    def _of_webhook(self, webhook_id: UUID) -> int:
+        return sum(delivery.webhook_id == webhook_id for delivery in self._in_flight.values())
+
+    async def _in_thread(self, call: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
+        """Call a function that uses the database, on a thread, so that the event loop does not wait for it."""
+        context = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._store, lambda: context.run(call, *args, **kwargs))
+
+
+def _key(delivery: Delivery) -> tuple[UUID, int]:
+    return delivery.id, delivery.job.claims

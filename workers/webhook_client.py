@@ -1,0 +1,201 @@
+"""Posts events to webhooks: signed as Standard Webhooks has it, and only to addresses on the public internet."""
+
+import asyncio
+import base64
+import socket
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
+from ssl import SSLContext
+from types import TracebackType
+from typing import Self, cast
+
+import httpcore2 as httpcore
+import httpx2 as httpx
+from standardwebhooks.webhooks import Webhook
+
+from shared.domain.webhook import Delivery
+from shared.errors import Unavailable, WebhookForbidden
+from shared.settings import Settings
+
+# Site-local addresses, and those that stand for one of IPv4 (6to4): Python takes them for global.
+_NOT_GLOBAL = tuple(map(ip_network, ("fec0::/10", "2002::/16")))
+_RESOLVER_THREADS = 64
+_CONNECT_S = 3.0
+"""Longest time to connect to one address of several before the next is tried."""
+_KEEPALIVE_S = 2.0
+"""Below the time after which common servers close an idle connection, so that few requests meet a closed one."""
+_BODY_BYTES, _BODY_S = 4096, 0.5
+"""As much of an answer's body is read and dropped, so that its connection can be used again."""
+_ERRORS = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, TimeoutError)
+
+
+class WebhookClient:
+    """Posts events from one event loop, over connections that are kept for the next event to the same host.
+
+    The pool of connections knows them by scheme, host name and port, and never by address. So two names that stand for
+    one address share no connection, and each certificate is verified for its own name. Neither proxies nor passwords
+    of this machine are used, as tenants name the URLs, and no redirect is followed.
+    """
+
+    def __init__(self, settings: Settings, tls: SSLContext) -> None:
+        self._private = settings.webhook_private
+        self._timeout_s = settings.delivery_timeout_s
+        self._network = PublicNetwork(private=self._private)
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls,
+            # The caller limits how many requests are under way.
+            max_connections=None,
+            max_keepalive_connections=settings.deliveries_in_flight,
+            keepalive_expiry=_KEEPALIVE_S,
+            network_backend=self._network,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._pool.aclose()
+        self._network.close()
+
+    async def post(self, delivery: Delivery) -> int:
+        """Send an event, and return the status of the answer.
+
+        Raises:
+            WebhookForbidden: the URL is not https, or its host has an address that is not on the public internet.
+            Unavailable: the name was not resolved, or there was no answer in time.
+        """
+        url, body = httpx.URL(delivery.url), delivery.event.model_dump_json().encode()
+        if not self._private and url.scheme != "https":
+            raise WebhookForbidden("the URL does not begin with https://")
+        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        status = None
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                async with self._pool.stream(
+                    "POST", target, headers=_headers(url, delivery, body), content=body
+                ) as answer:
+                    status = answer.status
+                    deadline.reschedule(asyncio.get_running_loop().time() + _BODY_S)
+                    await _drop_body(answer)
+        except _ERRORS as error:
+            if status is None:
+                raise Unavailable(f"the receiver could not be reached ({type(error).__name__})") from error
+        return status
+
+
+class PublicNetwork(httpcore.AsyncNetworkBackend):
+    """Connects to hosts whose addresses are all on the public internet: to the very addresses that were checked.
+
+    Args:
+        private: any address is allowed.
+    """
+
+    def __init__(self, *, private: bool) -> None:
+        self._private = private
+        self._resolver = Resolver()
+        self._network = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
+
+    def close(self) -> None:
+        self._resolver.close()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Raises WebhookForbidden, Unavailable where the name was not resolved, or httpcore's errors."""
+        *others, last = await self.addresses(host, port)
+        for address in others:
+            try:
+                return await self._network.connect_tcp(address, port, _CONNECT_S, local_address, socket_options)
+            except (httpcore.NetworkError, httpcore.TimeoutException):
+                continue
+        return await self._network.connect_tcp(last, port, timeout, local_address, socket_options)
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, at least one.
+
+        Raises:
+            WebhookForbidden: one of them is not on the public internet.
+            Unavailable: the name was not resolved.
+        """
+        addresses = await self._resolver.resolve(host, port)
+        if not self._private and not all(map(_is_public, addresses)):
+            raise WebhookForbidden("the receiver is not on the public internet")
+        return addresses
+
+
+class Resolver:
+    """Looks host names up on threads of its own.
+
+    The system's resolver can take half a minute for one name, and cannot be interrupted. So whoever waits may give up
+    at any time, and there is never more than one look-up of the same name: a name that hangs holds one thread.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="resolver")
+        self._pending: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+
+    def close(self) -> None:
+        """End the threads, without waiting for those that hang."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Raises Unavailable where the name stands for no address."""
+        lookup = self._pending.get((host, port))
+        if lookup is None:
+            lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
+            self._pending[host, port] = lookup
+            lookup.add_done_callback(lambda ended: self._forget(host, port, ended))
+        try:
+            return await asyncio.shield(lookup)
+        except (OSError, UnicodeError) as error:
+            raise Unavailable("the receiver's name could not be resolved") from error
+
+    def _forget(self, host: str, port: int, ended: "asyncio.Future[list[str]]") -> None:
+        del self._pending[host, port]
+        if not ended.cancelled():
+            ended.exception()  # Else asyncio logs it where all have given up waiting for it.
+
+
+def _look_up(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+async def _drop_body(answer: httpcore.Response) -> None:
+    """Read a short body to its end. The connection of a longer one is closed, not read to its end."""
+    size = 0
+    async for part in answer.aiter_stream():
+        size += len(part)
+        if size > _BODY_BYTES:
+            break
+
+
+def _headers(url: httpx.URL, delivery: Delivery, body: bytes) -> list[tuple[str, str]]:
+    now, name = datetime.now(UTC), str(delivery.id)
+    headers = {
+        "Host": url.netloc.decode(),
+        "Content-Type": "application/json",
+        "User-Agent": "Tenor",
+        "webhook-id": name,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(delivery.secret).sign(name, now, body.decode()),
+    }
+    if url.userinfo:
+        login = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
+        headers["Authorization"] = f"Basic {login}"
+    return list(headers.items())
+
+
+def _is_public(address: str) -> bool:
+    its = ip_address(address)
+    nobodys = its.is_multicast or its.is_reserved or any(its in network for network in _NOT_GLOBAL)
+    return its.is_global and not nobodys
