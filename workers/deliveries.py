@@ -57,6 +57,7 @@ class DeliveryLane:
         self._in_flight: dict[tuple[UUID, int], Delivery] = {}
         self._changed = threading.Condition()
         self._stopping = False
+        self._full, self._busy = False, set[UUID]()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._store = ThreadPoolExecutor(DELIVERY_CONNECTIONS, thread_name_prefix="deliveries")
@@ -128,10 +129,13 @@ class DeliveryLane:
                 loop.call_soon_threadsafe(woken.set)
 
     async def _claim(self) -> list[Delivery]:
-        if self._room <= 0:
+        with self._changed:
+            room = self._room
+            in_flight = Counter(delivery.webhook_id for delivery in self._in_flight.values())
+        if room <= 0:
             return []
         try:
-            claimed = await self._in_thread(self._take_up)
+            claimed = await self._in_thread(self._take_up, room, in_flight)
         except Unavailable as error:
             _log.warning("no delivery is taken up: %s", error.detail)
             return []
@@ -140,16 +144,19 @@ class DeliveryLane:
             return []
         with self._changed:
             self._in_flight.update((_key(delivery), delivery) for delivery in claimed)
+        # More may be due where as many were taken as there was room for.
+        self._full = len(claimed) >= room
+        in_flight.update(delivery.webhook_id for delivery in claimed)
+        most = self._settings.deliveries_per_webhook
+        self._busy = {webhook_id for webhook_id, count in in_flight.items() if count >= most}
         return claimed
 
-    def _take_up(self) -> list[Delivery]:
+    def _take_up(self, room: int, in_flight: Counter[UUID]) -> list[Delivery]:
         settings = self._settings
         trial = settings.lease + timedelta(seconds=settings.delivery_timeout_s)
-        with self._changed:
-            in_flight = Counter(delivery.webhook_id for delivery in self._in_flight.values())
         with self._database.transaction() as transaction:
             return transaction.deliveries.claim(
-                self._room,
+                room,
                 per_webhook=settings.deliveries_per_webhook,
                 in_flight=in_flight,
                 lease=settings.lease,
@@ -219,15 +226,10 @@ class DeliveryLane:
     def _release(self, delivery: Delivery) -> None:
         """End the time in flight of a delivery, and look for others that may have waited for that."""
         with self._changed:
-            was_full = self._room <= 0
-            was_busy = self._of_webhook(delivery.webhook_id) >= self._settings.deliveries_per_webhook
             del self._in_flight[_key(delivery)]
             self._changed.notify_all()
-        if was_full or was_busy or delivery.trial:
+        if self._full or delivery.webhook_id in self._busy or delivery.trial:
             self._woken.set()
-
-    def _of_webhook(self, webhook_id: UUID) -> int:
-        return sum(delivery.webhook_id == webhook_id for delivery in self._in_flight.values())
 
     async def _in_thread(self, call: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
         """Call a function that uses the database, on a thread, so that the event loop does not wait for it."""
