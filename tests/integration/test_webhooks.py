@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +28,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from services.api.app import create_app
 from shared.domain.access import KeyRole
 from shared.domain.job import OPEN, TURN_LANES, Job, JobStatus, Lane, ListedJob, Message
+from shared.domain.webhook import Delivery
 from shared.errors import AudioUndecodable, TenorError, WebhookForbidden
 from shared.queue import Queue
 from shared.settings import Settings
@@ -503,6 +505,370 @@ def test_a_turn_that_could_not_be_ended_tells_nobody(
             messages = transaction.jobs.succeed(claimed, lease=LEASE)
         ended.append(None if messages is None else list(messages))
     assert [messages and len(messages) for messages in ended] == [None, 1, None]
+
+
+# many webhooks at once
+
+
+AddEvents = Callable[[dict[str, Any], int], None]
+
+
+@pytest.fixture
+def add_events(add_turn: AddTurn, settings: Settings) -> AddEvents:
+    """Adds events for a webhook, all of one turn, without a message in the queue."""
+    turn = add_turn()
+
+    def add(webhook: dict[str, Any], count: int) -> None:
+        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+            connection.execute(
+                "WITH d AS (INSERT INTO deliveries (webhook_id, turn_id, turn_status)"
+                " SELECT %s, %s, 'succeeded' FROM generate_series(1, %s) RETURNING id, webhook_id)"
+                " INSERT INTO jobs (delivery_id, webhook_id, lane, lease_until)"
+                " SELECT id, webhook_id, 'delivery', now() FROM d",
+                [webhook["id"], turn.turn_id, count],
+            )
+
+    return add
+
+
+@pytest.fixture
+def others_webhook(api: TestClient, make_key: MakeKey, other_receiver: Receiver) -> dict[str, Any]:
+    """A webhook of another tenant, with a receiver of its own."""
+    headers = {"Authorization": f"Bearer {make_key('globex', KeyRole.admin)}"}
+    url = f"http://127.0.0.1:{other_receiver.port}/"
+    return api.post("/v1/webhooks", json={"url": url}, headers=headers).json()
+
+
+def state(api: TestClient) -> dict[str, Any]:
+    (shown,) = api.get("/v1/webhooks").json()["webhooks"]
+    return shown
+
+
+def test_a_receiver_that_does_not_answer_has_few_requests_under_way_and_delays_nobody_else(
+    make_lane: MakeLane,
+    add_events: AddEvents,
+    receiver: Receiver,
+    other_receiver: Receiver,
+    webhook: dict[str, Any],
+    others_webhook: dict[str, Any],
+    database: Database,
+) -> None:
+    receiver.answers.clear()
+    add_events(webhook, 300)
+    lane = make_lane(deliveries_in_flight=16, deliveries_per_webhook=4, delivery_timeout_s=30)
+    lane.start()
+    wait_for(lambda: len(receiver.heard) == 4)
+    for count in (1, 2, 3):
+        add_events(others_webhook, 1)
+        wait_for(lambda count=count: len(other_receiver.heard) == count, 2)
+    assert len(receiver.heard) == 4
+    assert sum(job.attempts for job in deliveries(database)) == 4
+    receiver.answers.set()
+    wait_for(lambda: not deliveries(database), 30)
+    assert len(set(receiver.ids)) == 300
+
+
+def test_leases_of_events_under_way_are_renewed(
+    make_lane: MakeLane,
+    add_events: AddEvents,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    database: Database,
+    settings: Settings,
+) -> None:
+    receiver.answers.clear()
+    add_events(webhook, 3)
+    lane = make_lane()
+    lane.start()
+    wait_for(lambda: len(receiver.heard) == 3)
+    let_leases_run_out(settings)
+    Sweeper(settings, database, Queue(settings.broker_url), "bundle", held=lambda: lane.held).sweep()
+    other = make_lane()
+    other.start()
+    time.sleep(3 * settings.sweep_interval_s)
+    assert other.held == []
+    receiver.answers.set()
+    wait_for(lambda: not deliveries(database))
+    assert len(receiver.heard) == 3
+
+
+def test_a_lane_that_stops_ends_what_is_under_way_and_takes_nothing_more_up(
+    make_lane: MakeLane,
+    add_events: AddEvents,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    database: Database,
+) -> None:
+    receiver.answers.clear()
+    add_events(webhook, 3)
+    lane = make_lane(deliveries_per_webhook=2)
+    lane.start()
+    wait_for(lambda: len(receiver.heard) == 2)
+    lane.stop()
+    assert not lane.wake(uuid4())
+    receiver.answers.set()
+    lane.join()
+    (left,) = deliveries(database)
+    assert (left.status, left.attempts, lane.held) == (JobStatus.queued, 0, [])
+
+
+def test_what_a_lane_gives_back_is_due_at_once_and_has_used_no_attempt(
+    make_lane: MakeLane,
+    engine: Engine,
+    add_events: AddEvents,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    database: Database,
+) -> None:
+    receiver.answers.clear()
+    add_events(webhook, 1)
+    lane = make_lane()
+    lane.start()
+    wait_for(lambda: len(receiver.heard) == 1)
+    lane.stop()
+    engine.give_back(lane.held)
+    (left,) = claim_deliveries(database)
+    assert left.job.attempts == 1
+    receiver.answers.set()
+
+
+def claim_deliveries(database: Database, limit: int = 100, in_flight: dict[UUID, int] | None = None) -> list[Delivery]:
+    with database.transaction() as transaction:
+        claim = transaction.deliveries.claim
+        return claim(limit, per_webhook=4, in_flight=in_flight or {}, lease=LEASE, trial=LEASE)
+
+
+def test_webhooks_get_equal_shares_of_what_is_taken_up(
+    add_events: AddEvents, webhook: dict[str, Any], others_webhook: dict[str, Any], database: Database
+) -> None:
+    add_events(webhook, 50)
+    add_events(others_webhook, 2)
+    ids = [UUID(each["id"]) for each in (webhook, others_webhook)]
+
+    def taken(limit: int, in_flight: dict[UUID, int]) -> list[int]:
+        claimed = Counter(delivery.webhook_id for delivery in claim_deliveries(database, limit, in_flight))
+        return [claimed[each] for each in ids]
+
+    assert taken(2, {}) == [1, 1]
+    assert taken(2, {ids[0]: 3}) == [1, 1]
+    assert taken(100, {ids[0]: 1}) == [3, 0]
+    assert taken(100, {ids[0]: 4}) == [0, 0]
+    assert taken(100, {}) == [4, 0]
+
+
+def test_jobs_of_an_earlier_version_are_delivered_too(
+    add_events: AddEvents, deliver: Deliver, webhook: dict[str, Any], settings: Settings, database: Database
+) -> None:
+    add_events(webhook, 2)
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE jobs SET webhook_id = NULL")
+    sweep(settings, database)
+    assert deliver() is None
+
+
+# webhooks that keep failing
+
+
+@pytest.mark.parametrize("fault", ["an error", "no answer"])
+def test_a_webhook_that_keeps_failing_is_paused_for_all_until_one_event_is_received(
+    api: TestClient,
+    make_lane: MakeLane,
+    add_events: AddEvents,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    database: Database,
+    settings: Settings,
+    fault: str,
+) -> None:
+    assert (webhook["state"], webhook["consecutive_failures"], webhook["paused_until"]) == ("active", 0, None)
+    if fault == "an error":
+        receiver.answer = 503
+    else:
+        receiver.answers.clear()
+    add_events(webhook, 20)
+    lanes = [make_lane(delivery_timeout_s=0.3, deliveries_per_webhook=4, webhook_pause_s=60) for _ in range(2)]
+    for lane in lanes:
+        lane.start()
+    wait_for(lambda: state(api)["state"] == "paused" and not any(lane.held for lane in lanes))
+    shown, tried = state(api), len(receiver.heard)
+    assert shown["paused_until"] is not None
+    assert shown["consecutive_failures"] == 5
+    assert 5 <= tried <= 12
+    time.sleep(4 * settings.sweep_interval_s)
+    assert len(receiver.heard) == tried
+    end_pauses(settings)
+    wait_for(lambda: state(api)["consecutive_failures"] == 6)
+    assert len(receiver.heard) == tried + 1
+    receiver.answer = 204
+    receiver.answers.set()
+    end_pauses(settings)
+    wait_for(lambda: not deliveries(database))
+    assert (state(api)["state"], state(api)["consecutive_failures"], state(api)["paused_until"]) == ("active", 0, None)
+    assert len(set(receiver.ids)) == 20
+
+
+def test_answers_that_refuse_an_event_pause_nothing(
+    api: TestClient, make_lane: MakeLane, add_events: AddEvents, receiver: Receiver, webhook: dict[str, Any]
+) -> None:
+    receiver.answer = 404
+    add_events(webhook, 10)
+    make_lane().start()
+    wait_for(lambda: len(receiver.heard) == 10)
+    assert state(api)["state"] == "active"
+
+
+def test_each_pause_is_twice_as_long_and_none_is_longer_than_an_hour(
+    webhook: dict[str, Any], database: Database, settings: Settings
+) -> None:
+    def fail(*, trial: bool) -> float | None:
+        with database.transaction() as transaction:
+            pause = transaction.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=trial)
+        return None if pause is None else pause.total_seconds()
+
+    assert [fail(trial=False) for _ in range(7)] == [None, None, None, None, 10, None, None]
+    assert [fail(trial=True) for _ in range(10)] == [20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]
+
+
+def test_of_a_paused_webhook_one_event_is_taken_up_once_its_pause_has_ended(
+    add_events: AddEvents, webhook: dict[str, Any], database: Database, settings: Settings
+) -> None:
+    add_events(webhook, 5)
+    for _ in range(5):
+        with database.transaction() as transaction:
+            transaction.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=False)
+    assert claim_deliveries(database) == []
+    end_pauses(settings)
+    with ThreadPoolExecutor(4) as pool:
+        taken = [each for claimed in pool.map(lambda _: claim_deliveries(database), range(4)) for each in claimed]
+    assert [delivery.trial for delivery in taken] == [True]
+    assert claim_deliveries(database) == []
+
+
+def test_an_event_waits_a_day_for_a_paused_webhook_without_using_attempts_and_is_then_quarantined(
+    api: TestClient,
+    add_events: AddEvents,
+    deliver: Deliver,
+    webhook: dict[str, Any],
+    database: Database,
+    settings: Settings,
+) -> None:
+    def age(hours: float) -> None:
+        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+            since = "now() - make_interval(secs => %s)"
+            connection.execute(f"UPDATE jobs SET lease_until = {since} WHERE lane = 'delivery'", [hours * 3600])
+
+    add_events(webhook, 1)
+    age(30)
+    sweep(settings, database)
+    assert [job.status for job in deliveries(database)] == [JobStatus.queued]  # it is not paused
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE webhooks SET consecutive_failures = 9, paused_until = now() + interval '1 h'")
+    for hours, status in ((23, JobStatus.queued), (25, JobStatus.quarantined)):
+        age(hours)
+        sweep(settings, database)
+        (waiting,) = deliveries(database)
+        assert (waiting.status, waiting.attempts) == (status, 0)
+    assert "its webhook was paused for 24 hours" in state(api)["undelivered"]["error_message"]
+    with database.transaction() as transaction:
+        transaction.jobs.requeue(waiting, lease=LEASE)
+    sweep(settings, database)
+    assert [job.status for job in deliveries(database)] == [JobStatus.queued]
+    assert deliver() is None
+
+
+def test_a_turn_that_ends_while_the_state_of_a_webhook_changes_is_told(
+    add_turn: AddTurn, webhook: dict[str, Any], database: Database, settings: Settings
+) -> None:
+    turn = claim(database, add_turn())
+    with database.transaction() as changing:
+        changing.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=False)
+        with database.transaction() as transaction:
+            assert len(transaction.jobs.succeed(turn, lease=LEASE) or ()) == 1
+
+
+# what a receiver may do to us
+
+
+def test_a_connection_is_used_again_and_by_no_other_name(
+    engine: Engine,
+    add_turn: AddTurn,
+    make_lane: MakeLane,
+    receiver: Receiver,
+    certify: Callable[[str], None],
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = socket.getaddrinfo
+    names = ("receiver.test", "another.test")
+
+    def look_up(host: str, *args: Any, **kwargs: Any) -> list[Any]:  # noqa: ANN401
+        return real("127.0.0.1" if host in names else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    certify("receiver.test")
+    with database.transaction() as transaction:
+        acme = transaction.accounts.ensure_tenant("acme")
+        transaction.webhooks.create(acme, f"https://receiver.test:{receiver.port}/")
+    make_lane().start()
+    for count in (1, 2):
+        engine.run(add_turn().id)
+        wait_for(lambda count=count: len(receiver.heard) == count and not deliveries(database))
+    assert receiver.connections == 1
+    with database.transaction() as transaction:
+        transaction.webhooks.create(acme, f"https://another.test:{receiver.port}/")
+    engine.run(add_turn().id)
+    wait_for(lambda: len(receiver.heard) == 3 and [job.status for job in deliveries(database)] == [JobStatus.queued])
+    (refused,) = deliveries(database)
+    assert refused.error_message == "the receiver could not be reached (ConnectError)"
+    assert {headers["Host"] for headers, _ in receiver.heard} == {f"receiver.test:{receiver.port}"}
+
+
+def test_of_an_answer_neither_endless_headers_nor_a_long_body_are_read(
+    engine: Engine, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
+) -> None:
+    receiver.headers = b"X-Header: " + b"a" * 1000 + b"\r\n"
+    engine.run(add_turn().id)
+    refused = deliver(delivery_timeout_s=30)
+    assert refused is not None
+    assert refused.error_message == "the receiver could not be reached (RemoteProtocolError)"
+    receiver.headers, receiver.body = b"", b"a" * 1000
+    assert deliver(delivery_timeout_s=30) is None
+
+
+def test_a_name_that_is_not_resolved_in_time_holds_one_thread_and_nobody_else(
+    make_lane: MakeLane,
+    add_events: AddEvents,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    others_webhook: dict[str, Any],
+    other_receiver: Receiver,
+    database: Database,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, asked, goes_on = socket.getaddrinfo, list[str](), threading.Event()
+
+    def look_up(host: str, *args: Any, **kwargs: Any) -> list[Any]:  # noqa: ANN401
+        if host == "hangs.test":
+            asked.append(host)
+            goes_on.wait(30)
+        return real("127.0.0.1", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        url = "UPDATE webhooks SET url = %s WHERE id = %s"
+        connection.execute(url, [f"http://hangs.test:{receiver.port}/", webhook["id"]])
+        connection.execute(url, [f"http://fine.test:{other_receiver.port}/", others_webhook["id"]])
+    add_events(webhook, 20)
+    make_lane(delivery_timeout_s=0.3).start()
+    wait_for(lambda: bool(asked))
+    add_events(others_webhook, 1)
+    wait_for(lambda: len(other_receiver.heard) == 1, 2)
+    wait_for(lambda: sum(job.attempts == 1 and job.status == JobStatus.queued for job in deliveries(database)) >= 5)
+    assert asked == ["hangs.test"]
+    goes_on.set()
+    errors = {job.error_message for job in deliveries(database) if job.attempts and job.status == JobStatus.queued}
+    assert errors == {"the receiver could not be reached (TimeoutError)"}
 
 
 # where nothing may be sent
