@@ -1,7 +1,6 @@
 """Webhooks: told of every turn that ends, signed, until they have heard it, and nowhere but on the public internet."""
 
 import asyncio
-import json
 import logging
 import socket
 import ssl
@@ -10,9 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,7 +20,7 @@ import pytest
 import redis
 import trustme
 from fastapi.testclient import TestClient
-from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+from standardwebhooks.webhooks import WebhookVerificationError
 
 from services.api.app import create_app
 from shared.domain.access import KeyRole
@@ -36,6 +33,7 @@ from shared.store.database import Database, Transaction
 from shared.store.webhooks import MOST
 from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey
+from tests.receiver import Receiver
 from workers.deliveries import DeliveryLane
 from workers.engine import Engine, Enter, Write
 from workers.sweeper import Sweeper
@@ -46,83 +44,6 @@ SECRET = "my father has died"
 AddTurn = Callable[[], Job]
 Deliver = Callable[..., ListedJob | None]
 MakeLane = Callable[..., DeliveryLane]
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-
-class Receiver:
-    """A server that notes what it is sent, and answers as it is told to.
-
-    `answers`: it answers only while this is set. `drips`: it sends an answer that never ends. `headers`, `body`: a part
-    of the answer that it repeats for as long as the client reads it.
-    """
-
-    def __init__(self) -> None:
-        self.answer, self.drips = 204, False
-        self.headers, self.body = b"", b""
-        self.answers = threading.Event()
-        self.answers.set()
-        self.heard: list[tuple[dict[str, str], bytes]] = []
-        self.connections = 0
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                receiver.connections += 1
-                super().setup()
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.heard.append((dict(self.headers), body))
-                while receiver.drips:
-                    self.wfile.write(b"H")
-                    time.sleep(0.05)
-                receiver.answers.wait()
-                self.send_response(receiver.answer)
-                self.send_header("Location", "/elsewhere")
-                self.repeat(receiver.headers)
-                self.send_header("Content-Length", str(10**12 if receiver.body else 0))
-                self.end_headers()
-                self.repeat(receiver.body)
-
-            def repeat(self, part: bytes) -> None:
-                if part:
-                    self.flush_headers()
-                    with suppress(OSError):
-                        while not receiver.ended:
-                            self.wfile.write(part)
-                    self.close_connection = True
-
-            def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
-
-        self.ended = False
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.port: int = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(body) for _, body in self.heard]
-
-    @property
-    def ids(self) -> list[str]:
-        return [headers["webhook-id"] for headers, _ in self.heard]
-
-    def close(self) -> None:
-        self.drips, self.ended = False, True
-        self.answers.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-    def verified(self, secret: str) -> dict[str, Any]:
-        """What it was told last, if the signature is right."""
-        headers, body = self.heard[-1]
-        return Webhook(secret).verify(body, headers)
 
 
 class Analysis:
@@ -578,15 +499,15 @@ def test_leases_of_events_under_way_are_renewed(
 ) -> None:
     receiver.answers.clear()
     add_events(webhook, 3)
-    lane = make_lane()
-    lane.start()
+    lane, other = make_lane(lease_s=1), make_lane(lease_s=1)
+    renewing = settings.model_copy(update={"lease_s": 1})
+    sweeper = Sweeper(renewing, database, Queue(settings.broker_url), "bundle", held=lambda: lane.held + other.held)
+    for each in (lane, other, sweeper):
+        each.start()
     wait_for(lambda: len(receiver.heard) == 3)
-    let_leases_run_out(settings)
-    Sweeper(settings, database, Queue(settings.broker_url), "bundle", held=lambda: lane.held).sweep()
-    other = make_lane()
-    other.start()
-    time.sleep(3 * settings.sweep_interval_s)
-    assert other.held == []
+    time.sleep(2)
+    sweeper.stop()
+    assert len(receiver.heard) == 3
     receiver.answers.set()
     wait_for(lambda: not deliveries(database))
     assert len(receiver.heard) == 3

@@ -1,0 +1,72 @@
+"""Events reach their receivers although workers are killed and stopped."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from shared.domain.job import Lane
+from tests.acceptance.conftest import Tenor
+from tests.conftest import wait_for
+from tests.receiver import Receiver
+
+DELIVERIES_ALONE = {
+    "worker_threads": 0,
+    "bulk_threads": 0,
+    "ingest_threads": 0,
+    "maintenance_threads": 0,
+    "webhook_private": True,
+    "log_format": "json",
+}
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+def end_turns(tenor: Tenor, count: int) -> None:
+    """End turns, each of which is an event."""
+    session_id = tenor.session()
+    for _ in range(count):
+        tenor.api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello"})
+    with tenor.database.transaction() as transaction:
+        for job in transaction.jobs.listed():
+            transaction.jobs.drop(job, lease=tenor.settings.lease)
+
+
+def undelivered(tenor: Tenor) -> int:
+    with tenor.database.transaction() as transaction:
+        return sum(job.lane is Lane.delivery for job in transaction.jobs.listed())
+
+
+def test_what_a_killed_worker_had_under_way_is_sent_again_and_a_worker_that_is_stopped_ends_it(
+    tenor: Tenor, receiver: Receiver
+) -> None:
+    with tenor.database.transaction() as transaction:
+        tenant_id = transaction.accounts.ensure_tenant("acme")
+        transaction.webhooks.create(tenant_id, f"http://127.0.0.1:{receiver.port}/")
+    receiver.answers.clear()
+    end_turns(tenor, 3)
+    workers = list[subprocess.Popen[bytes]]()
+    try:
+        workers.append(tenor.start_worker(**DELIVERIES_ALONE))
+        wait_for(lambda: len(receiver.heard) == 3)
+        workers[-1].kill()
+        workers[-1].wait()
+        workers.append(tenor.start_worker(**DELIVERIES_ALONE))
+        wait_for(lambda: len(receiver.heard) == 6)
+        workers[-1].send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert workers[-1].poll() is None
+        receiver.answers.set()
+        assert workers[-1].wait(60) == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert undelivered(tenor) == 0
+    assert len(set(receiver.ids)) == 3
