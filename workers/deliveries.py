@@ -28,6 +28,8 @@ from workers.webhook_client import WebhookClient
 
 _log = logging.getLogger(__name__)
 _LANE = Lane.delivery
+_GATHER_S = 0.01
+"""How long to wait for more deliveries to end, so that the database is asked once for all of them."""
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -119,6 +121,7 @@ class DeliveryLane:
                     attempts.create_task(self._attempt(client, delivery))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), self._settings.sweep_interval_s)
+                    await asyncio.sleep(_GATHER_S)
 
     def _wake(self) -> None:
         """Have the loop look for events that are due. May be called on any thread."""

@@ -30,7 +30,8 @@ from shared.domain.webhook import Delivery, EndedTurn, Event
 from shared.store.tables import OPEN_JOB, deliveries, jobs, sessions, turns, webhooks
 
 # Literally as the index of due deliveries has it, so that the planner uses it.
-_DUE = (text(f"jobs.{OPEN_JOB} AND jobs.lane = 'delivery'"), jobs.c.lease_until <= func.now())
+_OPEN = text(f"jobs.{OPEN_JOB} AND jobs.lane = 'delivery'")
+_DUE = (_OPEN, jobs.c.lease_until <= func.now())
 
 
 class Deliveries:
@@ -96,7 +97,7 @@ class Deliveries:
 
     def adopt(self, limit: int = 10_000) -> None:
         """Fill in the webhook of jobs that were added by a version of Tenor that did not write it."""
-        without = select(jobs.c.id).where(_DUE[0], jobs.c.webhook_id.is_(None)).limit(limit)
+        without = select(jobs.c.id).where(_OPEN, jobs.c.webhook_id.is_(None)).limit(limit)
         its_webhook = select(deliveries.c.webhook_id).where(deliveries.c.id == jobs.c.delivery_id).scalar_subquery()
         adopted = update(jobs).where(jobs.c.id.in_(without.with_for_update(skip_locked=True)))
         self._connection.execute(adopted.values(webhook_id=its_webhook))
@@ -144,13 +145,24 @@ def _chosen(limit: int, per_webhook: int, in_flight: Mapping[UUID, int], trials:
     )
     before = case((is_trial, 0), else_=func.coalesce(busy.c.number, 0))
     number = func.row_number().over(partition_by=webhooks.c.id, order_by=due.c.lease_until)
+    waiting = _waiting()
     ranked = (
         select(due.c.id, due.c.lease_until)
         .add_columns(case((is_trial, 1), else_=per_webhook).label("room"))
         .add_columns((before + number).label("rank"))
-        .select_from(webhooks.join(due, true()).outerjoin(busy, busy.c.id == webhooks.c.id))
+        .select_from(waiting.join(webhooks, webhooks.c.id == waiting.c.id).join(due, true()))
+        .outerjoin(busy, busy.c.id == webhooks.c.id)
         .where(webhooks.c.paused_until.is_(None) | is_trial)
         .subquery("ranked")
     )
     first = select(ranked.c.id).where(ranked.c.rank <= ranked.c.room).order_by(ranked.c.rank, ranked.c.lease_until)
     return first.limit(limit).cte("chosen")
+
+
+def _waiting() -> CTE:
+    """The ids of the webhooks with deliveries, by one step in the index for each, however many deliveries there are."""
+    first = select(jobs.c.webhook_id.label("id")).where(_OPEN, jobs.c.webhook_id.is_not(None))
+    waiting = first.order_by(jobs.c.webhook_id).limit(1).cte("waiting", recursive=True)
+    following = select(jobs.c.webhook_id).where(_OPEN, jobs.c.webhook_id > waiting.c.id).correlate(waiting)
+    following = following.order_by(jobs.c.webhook_id).limit(1).scalar_subquery()
+    return waiting.union_all(select(following).where(waiting.c.id.is_not(None)))

@@ -89,9 +89,9 @@ class Webhooks:
         Returns:
             How long the webhook is now paused; None where this attempt began no pause.
         """
-        counts = webhooks.c.paused_until.is_(None) | (literal(trial) & webhooks.c.disabled_at.is_(None))
-        failures = webhooks.c.consecutive_failures + 1
-        counted = update(webhooks).where(webhooks.c.id == webhook_id, counts).values(consecutive_failures=failures)
+        its = (webhooks.c.id == webhook_id, webhooks.c.disabled_at.is_(None))
+        counts = webhooks.c.paused_until.is_(None) | literal(trial)
+        counted = update(webhooks).where(*its, counts).values(consecutive_failures=webhooks.c.consecutive_failures + 1)
         row = self._connection.execute(counted.returning(webhooks.c.consecutive_failures)).one_or_none()
         if row is None or row.consecutive_failures < pauses.attempts:
             return None
