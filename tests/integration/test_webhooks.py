@@ -902,6 +902,27 @@ def test_the_address_that_was_looked_up_is_called_and_has_to_be_certified_for_th
         assert receiver.heard == []
 
 
+def test_the_next_address_of_a_name_is_called_where_the_first_does_not_answer(
+    tell: Tell, names: Names, receiver: Receiver
+) -> None:
+    names("receiver.test", "127.0.0.2", "127.0.0.1")
+    assert tell(f"http://receiver.test:{receiver.port}/") is None
+    assert len(receiver.heard) == 1
+
+
+def test_proxies_are_not_used(tell: Tell, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert tell(f"http://127.0.0.1:{receiver.port}/") is None
+
+
+def test_a_user_and_a_password_in_the_url_are_sent_as_http_has_it(tell: Tell, receiver: Receiver) -> None:
+    assert tell(f"http://ann:s%40fe@127.0.0.1:{receiver.port}/") is None
+    (headers, _), *_ = receiver.heard
+    assert headers["Authorization"] == "Basic YW5uOnNAZmU="
+    assert headers["Host"] == f"127.0.0.1:{receiver.port}"
+
+
 @pytest.mark.parametrize("answer", [200, 500, 410])
 def test_neither_secrets_nor_a_urls_query_are_logged(
     engine: Engine,
@@ -969,3 +990,9 @@ def test_a_webhook_in_clear_is_refused_unless_it_is_in_ones_own_network(settings
 def test_the_documentation_shows_what_a_webhook_is_told(api: TestClient) -> None:
     (event,) = api.get("/openapi.json").json()["webhooks"].values()
     assert event["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/Event")
+
+
+def test_the_documentation_shows_the_state_of_a_webhook(api: TestClient) -> None:
+    shown = api.get("/openapi.json").json()["components"]["schemas"]["Webhook"]
+    assert shown["properties"]["state"]["enum"] == ["active", "paused", "disabled"]
+    assert {"state", "paused_until", "consecutive_failures"} <= set(shown["required"])
