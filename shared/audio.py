@@ -33,10 +33,39 @@ FORMATS = ("wav", "w64", "flac", "mp3", "ogg", "mov", "matroska", "aac", "aiff",
 """FFmpeg's names of the containers that are opened. Playlists are not among them: they name other files, which a
 stranger's upload must not make us read."""
 
+CODECS = (
+    # uncompressed
+    *("pcm_u8", "pcm_s8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be", "pcm_s64le"),
+    *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be"),
+    # telephony and dictation
+    *("pcm_alaw", "pcm_mulaw", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt", "adpcm_yamaha", "g722", "g726", "g726le"),
+    *("gsm", "gsm_ms", "speex", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb"),
+    # lossless
+    *("flac", "alac", "wmalossless"),
+    # lossy
+    *("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "aac", "vorbis", "opus", "libopus", "ac3", "eac3"),
+    *("wmav1", "wmav2", "wmapro", "wmavoice"),
+)
+"""FFmpeg's names of the decoders that may run; one that the installed FFmpeg lacks is never asked for.
+
+None of them decodes pictures: FFmpeg, which looks for every stream's properties when it opens a file, would decode an
+embedded picture whole (1 MB of PNG may hold 1 GB of pixels)."""
+
+_OPTIONS = {
+    "format_whitelist": ",".join(FORMATS),
+    "codec_whitelist": ",".join(CODECS),
+    # FFmpeg reads the bytes that it is given. It opens no file and no connection by itself.
+    "protocol_whitelist": "",
+}
+
 ESTIMATING_FORMATS = {"mp3", "aac", "amr"}
 """FFmpeg guesses these formats' duration from the bit rate, which silence and variable rates mislead."""
 MIN_RATE = 4_000
-"""Below any telephone's: a small file at 1 Hz would become hours of sound."""
+"""Hz, below any telephone's: a small file at 1 Hz would become hours of sound."""
+MAX_RATE = 384_000
+"""Hz, the highest of recording equipment."""
+MAX_SAMPLES_PER_SECOND = 192_000 * 8
+"""Sample rate times channels. With the longest duration allowed, this bounds the work that one file can cost."""
 
 MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 _FLAC_BLOCK = 4096
@@ -151,12 +180,14 @@ def _resampled(container: InputContainer) -> Iterator[Samples]:
     resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
     try:
         for frame in chain(container.decode(audio=0), [None]):
+            if frame is not None:
+                _check_work(frame.sample_rate, frame.layout.nb_channels)
             for resampled in resampler.resample(frame):
                 if resampled.samples:
                     interleaved = resampled.to_ndarray().astype(np.float32, copy=False)
                     yield interleaved.reshape(-1, resampled.layout.nb_channels)
     except (av.error.FFmpegError, ValueError) as error:
-        raise AudioUndecodable(f"the recording is damaged: {error}") from error
+        raise AudioUndecodable(f"the recording is damaged: {_reason(error)}") from error
 
 
 def _apart(frames: Sequence[Samples]) -> list[Samples]:
@@ -169,7 +200,7 @@ def _packets_s(container: InputContainer) -> float | None:
     try:
         ticks = sum(packet.duration or 0 for packet in container.demux(stream))
     except av.error.FFmpegError as error:
-        raise AudioUndecodable(f"the recording is damaged: {error}") from error
+        raise AudioUndecodable(f"the recording is damaged: {_reason(error)}") from error
     return float(ticks * stream.time_base) if ticks and stream.time_base else None
 
 
@@ -184,46 +215,73 @@ def _promised_seconds(container: InputContainer) -> float:
     return container.duration / av.time_base if alone and container.duration else 0.0
 
 
-def _open(source: Source) -> InputContainer:
-    _check_bytes(source)
-    try:
-        container = av.open(
-            str(source) if isinstance(source, Path) else source,
-            mode="r",
-            metadata_errors="ignore",
-            options={"format_whitelist": ",".join(FORMATS)},
-        )
-    except (av.error.FFmpegError, ValueError) as error:
-        raise AudioUndecodable(f"this is not a recording that FFmpeg can read: {error}") from error
-    if reason := _unusable(container):
-        container.close()
-        raise AudioUndecodable(reason)
-    return container
+@contextmanager
+def _open(source: Source) -> Iterator[InputContainer]:
+    """Open a recording for demuxing and decoding.
+
+    Raises:
+        AudioEmpty: no bytes.
+        AudioUndecodable: not a recording that may be decoded, or cut off.
+    """
+    with _rewound(source) as file:
+        _check_bytes(file)
+        try:
+            # Always a file object: FFmpeg would take a path with a colon for a URL.
+            container = av.open(file, mode="r", metadata_errors="ignore", options=_OPTIONS)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise AudioUndecodable(f"this is not a recording that FFmpeg can read: {_reason(error)}") from error
+        with container:
+            _check_stream(container)
+            yield container
 
 
-def _unusable(container: InputContainer) -> str | None:
+def _check_stream(container: InputContainer) -> None:
+    """Raises AudioUndecodable where there is no audio stream, or one that may not be decoded."""
     if not container.streams.audio:
-        return "the file has no audio stream"
+        raise AudioUndecodable("the file has no audio stream")
     codec = container.streams.audio[0].codec_context
     # PyAV has no codec context for a codec that FFmpeg cannot decode.
-    if codec is None or codec.channels < 1:  # pyright: ignore[reportUnnecessaryComparison]
-        return "FFmpeg cannot decode this kind of sound"
-    if codec.sample_rate < MIN_RATE:
-        return f"the sample rate is {codec.sample_rate} Hz; it must be {MIN_RATE} or more"
-    return None
+    if codec is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise AudioUndecodable("FFmpeg cannot decode this kind of sound")
+    # The list that FFmpeg was given binds its own decoders, but not those that PyAV opens.
+    if codec.codec.name not in CODECS:
+        raise AudioUndecodable(f"the audio codec {codec.codec.name} is not supported")
+    if codec.channels < 1:
+        raise AudioUndecodable("FFmpeg cannot decode this kind of sound")
+    _check_work(codec.sample_rate, codec.channels)
 
 
-def _check_bytes(source: Source) -> None:
-    """Refuse what cannot be read, and what FFmpeg would not notice: no bytes at all, a WAV's or Ogg file's lost end."""
-    with _rewound(source) as file:
-        size = file.seek(0, 2)
-        if size == 0:
-            raise AudioEmpty("the recording has zero bytes")
-        file.seek(0)
-        head = file.read(12)
-        file.seek(max(0, size - MAX_OGG_PAGE_BYTES))
-        if _is_cut_wav(head, size) or (head.startswith(b"OggS") and _is_cut_ogg(file.read())):
-            raise AudioUndecodable(f"the recording is cut off after {size} bytes")
+def _check_work(rate: int, channels: int) -> None:
+    """Raises AudioUndecodable where a second of the recording would cost too much work, or make too much of a byte."""
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioUndecodable(f"the sample rate is {rate} Hz; it must be {MIN_RATE} to {MAX_RATE}")
+    if rate * channels > MAX_SAMPLES_PER_SECOND:
+        raise AudioUndecodable(
+            f"the recording has {rate * channels} samples per second ({channels} channels at {rate} Hz); "
+            f"{MAX_SAMPLES_PER_SECOND} are allowed"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _check_bytes(file: IO[bytes]) -> None:
+    """Check for what FFmpeg would not notice: no bytes at all, or a WAV or Ogg file whose end is lost.
+
+    Raises:
+        AudioEmpty: no bytes.
+        AudioUndecodable: cut off.
+    """
+    size = file.seek(0, 2)
+    if size == 0:
+        raise AudioEmpty("the recording has zero bytes")
+    file.seek(0)
+    head = file.read(12)
+    file.seek(max(0, size - MAX_OGG_PAGE_BYTES))
+    if _is_cut_wav(head, size) or (head.startswith(b"OggS") and _is_cut_ogg(file.read())):
+        raise AudioUndecodable(f"the recording is cut off after {size} bytes")
+    file.seek(0)
 
 
 def _is_cut_wav(head: bytes, size: int) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import av
@@ -83,3 +84,36 @@ def write(out: io.BytesIO | str, name: str, sound: NDArray[np.floating], rate: i
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
             file.mux(stream.encode(piece))
         file.mux(stream.encode(None))
+
+
+def large_png(side: int) -> bytes:
+    """A black RGBA picture of `side` times `side` pixels, compressed a thousandfold."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    # Compressed zeros repeat themselves, so that a megabyte of them is compressed once.
+    rows, block = side * (1 + 4 * side), 2**20
+    compressor = zlib.compressobj(9)
+    head = compressor.compress(b"") + compressor.flush(zlib.Z_FULL_FLUSH)
+    repeated = compressor.compress(bytes(block)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    rest = zlib.compressobj(9, wbits=-15)
+    tail = rest.compress(bytes(rows % block)) + rest.flush()
+    pixels = head + rows // block * repeated + tail + struct.pack(">HH", rows % 65521, 1)
+    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def picture_block(png: bytes, side: int) -> bytes:
+    """A front cover as FLAC's PICTURE block holds it (RFC 9639, section 8.8)."""
+    kind = b"image/png"
+    head = struct.pack(">II", 3, len(kind)) + kind + struct.pack(">IIIIII", 0, side, side, 32, 0, len(png))
+    return head + png
+
+
+def flac_with_picture(sound: NDArray[np.floating], side: int) -> bytes:
+    """A FLAC file of `sound`, shape [samples], with a cover of `side` times `side` pixels."""
+    flac, block = encoded("flac", sound), picture_block(large_png(side), side)
+    stream_info = slice(4, 4 + 4 + 34)  # the first block, after the four letters "fLaC"
+    metadata = bytes([6]) + len(block).to_bytes(3, "big") + block
+    return flac[: stream_info.stop] + metadata + flac[stream_info.stop :]
