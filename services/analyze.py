@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from shared.audio import SAMPLE_RATE, Samples, decode
+from shared.audio import SAMPLE_RATE, Samples
+from shared.audio_sandbox import AudioSandbox
 from shared.domain.emotion import Modality
 from shared.domain.history import LONGEST_BASELINE
 from shared.errors import NotFound, SetupError, TenorError
@@ -74,6 +75,7 @@ class Analyzer:
 
     def __init__(self, settings: Settings, speaker: str, language: str | None, conversation: bool = False) -> None:
         self._pipeline: Pipeline = load_pipeline(settings)
+        self._audio = AudioSandbox()
         self._speaker = speaker
         self._language = language
         self._conversation = conversation
@@ -100,7 +102,7 @@ class Analyzer:
     def _file(self, file: Path) -> list[Row]:
         if not file.is_file():
             raise NotFound("this is a folder: name its files" if file.is_dir() else "there is no such file")
-        samples = decode(file)
+        samples = self._audio.decode(file)
         # A name need not be Unicode, but JSON is.
         name = str(file).encode(errors="surrogateescape").decode(errors="backslashreplace")
         rows = []

@@ -3,6 +3,9 @@
 A recording that is cut off is refused rather than half heard, wherever the file shows it: a WAV shorter than its header
 promises, an Ogg file that ends within a page, a FLAC, MP4, WebM or AIFF with less sound than its header counts. MP3,
 bare AAC and AMR do not state their length, and a live stream does not know it: these are taken for as long as they are.
+
+What is here decodes within the calling process, which a hostile file may crash or fill: for files that this machine's
+owner trusts, such as a corpus. What somebody sent goes through `shared.audio_sandbox`, which has the same functions.
 """
 
 import io
@@ -223,7 +226,7 @@ def _open(source: Source) -> Iterator[InputContainer]:
         AudioEmpty: no bytes.
         AudioUndecodable: not a recording that may be decoded, or cut off.
     """
-    with _rewound(source) as file:
+    with open_source(source) as file:
         _check_bytes(file)
         try:
             # Always a file object: FFmpeg would take a path with a colon for a URL.
@@ -301,8 +304,12 @@ def _is_cut_ogg(tail: bytes) -> bool:
 
 
 @contextmanager
-def _rewound(source: Source) -> Iterator[IO[bytes]]:
-    """The source's bytes from the beginning, and at the beginning again afterwards."""
+def open_source(source: Source) -> Iterator[IO[bytes]]:
+    """The source's bytes from the beginning; a file object is at its beginning again afterwards.
+
+    Raises:
+        AudioUndecodable: there is a path that cannot be opened.
+    """
     if isinstance(source, Path):
         try:
             file = source.open("rb")

@@ -27,6 +27,7 @@ TenorError
 │       ├── AudioEmpty                audio_empty
 │       ├── AudioUndecodable          audio_undecodable
 │       ├── AudioNotFinite            audio_not_finite
+│       ├── AudioDecoderFailed        audio_decoder_failed: it crashed the decoder, or ran into its limits, twice
 │       └── RecordingGone       410   recording_gone
 ├── SetupError                  500   setup_invalid: a person must change something
 │   ├── BundleError                   bundle_invalid
@@ -207,6 +208,11 @@ class AudioUndecodable(AudioError):
 class AudioNotFinite(AudioError):
     code = "audio_not_finite"
     title = "The recording holds samples that are not numbers"
+
+
+class AudioDecoderFailed(AudioError):
+    code = "audio_decoder_failed"
+    title = "The decoder does not survive the recording"
 
 
 class RecordingGone(AudioError):

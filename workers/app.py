@@ -11,6 +11,7 @@ from celery import Celery
 from celery.exceptions import Reject
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
+from shared.audio_sandbox import AudioSandbox
 from shared.blobs import Blobs, open_blobs
 from shared.domain.job import TURN_LANES, Lane
 from shared.modeling.pipeline import Pipeline, load_pipeline
@@ -49,7 +50,9 @@ def run(settings: Settings) -> None:
     if settings.metrics_port is not None:
         serve_metrics(settings.metrics_port)
     queue = Queue(settings.broker_url)
-    engine = Engine(settings, database, queue, _tasks(settings, database, blobs, pipeline))
+    decoding = sum(count for lane, count in settings.threads.items() if lane in (*TURN_LANES, Lane.ingest))
+    audio = AudioSandbox(decoding)
+    engine = Engine(settings, database, queue, _tasks(settings, database, blobs, audio, pipeline))
     bundle_id = None if pipeline is None else pipeline.bundle.id
     deliveries = DeliveryLane(settings, database, engine)
     sweeper = Sweeper(
@@ -71,6 +74,7 @@ def run(settings: Settings) -> None:
     # Celery waits for its own threads, and ends the process then.
     for thread in (*lanes, deliveries):
         worker_shutdown.connect(lambda thread=thread, **_: thread.join(), weak=False)
+    worker_shutdown.connect(lambda **_: audio.close(), weak=False)
     worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
     worker_shutdown.connect(lambda **_: stop_tracing(), weak=False)
     app.worker_main(
@@ -108,14 +112,16 @@ def _loaded(settings: Settings) -> Pipeline:
     return pipeline
 
 
-def _tasks(settings: Settings, database: Database, blobs: Blobs, pipeline: Pipeline | None) -> dict[Lane, Task[Any]]:
+def _tasks(
+    settings: Settings, database: Database, blobs: Blobs, audio: AudioSandbox, pipeline: Pipeline | None
+) -> dict[Lane, Task[Any]]:
     tasks: dict[Lane, Task[Any]] = {
-        Lane.ingest: IngestRecording(settings, database, blobs),
+        Lane.ingest: IngestRecording(settings, database, blobs, audio),
         Lane.maintenance: DeleteSound(database, blobs),
     }
     if pipeline is not None:
         stages = Stages(pipeline, settings.batches, settings.courtesy_s)
-        tasks.update(dict.fromkeys(TURN_LANES, AnalyzeTurn(settings, blobs, pipeline, stages)))
+        tasks.update(dict.fromkeys(TURN_LANES, AnalyzeTurn(settings, blobs, pipeline, stages, audio)))
     return tasks
 
 

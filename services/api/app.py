@@ -12,6 +12,7 @@ from services.api.dependencies import Resources
 from services.api.routes import health, recordings, sessions, turns, webhooks
 from services.api.sending import Sending
 from services.api.telemetry import Telemetry
+from shared.audio_sandbox import AudioSandbox, Limits
 from shared.blobs import open_blobs
 from shared.queue import Queue
 from shared.settings import Settings, get_settings
@@ -27,6 +28,10 @@ Send what people say, as text or as recordings, and read back what they feel.
 
 Every error is an RFC 9457 problem document with a stable `code`.
 """
+
+_PROBES = 2
+"""Uploads that are probed at once: each takes milliseconds, and a process with its own memory."""
+_PROBE_LIMITS = Limits(memory_bytes=256 * 2**20, cpu_s=5, timeout_s=30)
 
 # FastAPI's own tells paths, queries and errors' messages, which may hold what people said.
 _NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}
@@ -51,6 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             queue=queue,
             sending=Sending(database, queue),
             blobs=blobs,
+            audio=AudioSandbox(_PROBES, _PROBE_LIMITS),
         )
         app.state.resources = resources
         yield

@@ -14,6 +14,7 @@ from services.api.auth import Keys
 from services.api.reading import Reading
 from services.api.sending import Sending
 from services.api.together import Together
+from shared.audio_sandbox import AudioSandbox
 from shared.blobs import Blobs
 from shared.domain.access import ApiKey, Permission
 from shared.domain.history import AnalyzedTurn
@@ -35,6 +36,7 @@ class Resources:
     queue: Queue
     sending: Sending
     blobs: Blobs
+    audio: AudioSandbox
 
     @cached_property
     def accepting(self) -> Accepting:
@@ -57,6 +59,7 @@ class Resources:
 
     def close(self) -> None:
         """Send what is not sent, and let go of it all."""
+        self.audio.close()
         self.sending.close()
         self.database.close()
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from starlette.datastructures import UploadFile
 
 from services.api.dependencies import Resources
-from shared import audio
+from shared.audio import AudioInfo
 from shared.blobs import new_uri
 from shared.domain.access import ApiKey
 from shared.domain.conversation import Recording, Session
@@ -28,14 +28,15 @@ def find_session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
         return transaction.conversations.session(key.tenant_id, session_id)
 
 
-def heard(upload: UploadFile, longest_s: float) -> audio.AudioInfo:
+def heard(res: Resources, upload: UploadFile, longest_s: float) -> AudioInfo:
     """What a recording says of itself.
 
     Raises:
         AudioTooLong: that it lasts longer than `longest_s` seconds.
         AudioError: it is empty, or no recording.
+        Unavailable: no process that reads recordings can be started.
     """
-    info = audio.probe(upload.file)
+    info = res.audio.probe(upload.file)
     if info.duration_s is not None and info.duration_s > longest_s:
         raise AudioTooLong(f"the recording lasts {info.duration_s:.0f} s; {longest_s:.0f} s are allowed here")
     return info
@@ -45,7 +46,7 @@ def store_upload(
     res: Resources,
     session: Session,
     upload: UploadFile,
-    info: audio.AudioInfo,
+    info: AudioInfo,
     accept: Callable[[Transaction, Recording], tuple[Accepted, Sequence[Message]]],
 ) -> Accepted:
     """Store a recording, and in one transaction with its row what it is for; then send the messages of that.

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,14 @@ from typing import Any, cast
 from uuid import UUID
 
 import numpy as np
+import psycopg
 import pytest
 import redis
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY
 
 from shared.audio import Samples
+from shared.audio_sandbox import AudioSandbox, Limits
 from shared.blobs import BlobFolder
 from shared.domain.job import TURN_LANES, Lane
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
@@ -188,6 +191,19 @@ def test_a_recording_that_only_shows_its_fault_when_decoded_fails_with_its_code(
     turn = say(recording=recording)
     assert (turn["status"], turn["error"]["code"]) == ("failed", code)
     assert say(text="the next one is fine")["status"] == "succeeded"
+
+
+def test_a_recording_that_the_decoder_does_not_survive_fails_at_the_first_attempt(say: Say, task: AnalyzeTurn) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux limits a process's data")
+    whole, task._audio = task._audio, AudioSandbox(1, Limits(memory_bytes=1))
+    turn = say(recording=wav(tone(20)))
+    assert (turn["status"], turn["error"]["code"]) == ("failed", "audio_decoder_failed")
+    with psycopg.connect(task._settings.database_url.get_secret_value()) as connection:
+        assert connection.execute("SELECT attempts FROM jobs").fetchall() == [(1,)]
+    task._audio.close()
+    task._audio = whole
+    assert say(recording=wav())["status"] == "succeeded"
 
 
 def test_a_recording_that_vanished_fails_with_its_code(say: Say, settings: Settings, task: AnalyzeTurn) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from shared.audio import Samples, decode
+from shared.audio import Samples
+from shared.audio_sandbox import AudioSandbox
 from shared.blobs import Blobs
 from shared.domain.history import Work
 from shared.domain.job import Job, Message
@@ -21,11 +22,25 @@ _STORED = np.dtype("<f2")
 
 
 class AnalyzeTurn:
-    def __init__(self, settings: Settings, blobs: Blobs, pipeline: Pipeline, stages: Stages) -> None:
+    """Analyses turns.
+
+    Args:
+        audio: what decodes recordings; by default a pool of this task's own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        blobs: Blobs,
+        pipeline: Pipeline,
+        stages: Stages,
+        audio: AudioSandbox | None = None,
+    ) -> None:
         self._settings = settings
         self._blobs = blobs
         self._pipeline = pipeline
         self._stages = stages
+        self._audio = audio or AudioSandbox()
 
     def read(self, transaction: Transaction, job: Job) -> Work:
         """What the turn is, and what came before it."""
@@ -58,7 +73,7 @@ class AnalyzeTurn:
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was analysed")
         with span("decode"), STAGE_SECONDS.labels("decode").time(), self._blobs.open(work.recording.uri) as recording:
-            return decode(recording, self._settings.max_turn_s)
+            return self._audio.decode(recording, self._settings.max_turn_s)
 
 
 def _entering(enter: Enter, submit: Submit) -> Submit:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from shared.audio import SAMPLE_RATE, Samples, decode_parts, encode
+from shared.audio import SAMPLE_RATE, Samples, encode
+from shared.audio_sandbox import AudioSandbox
 from shared.blobs import Blobs, new_uri
 from shared.domain.conversation import NewTurn, Turn, Voice
 from shared.domain.history import Call
@@ -35,10 +36,17 @@ class Cut:
 
 
 class IngestRecording:
-    def __init__(self, settings: Settings, database: Database, blobs: Blobs) -> None:
+    """Cuts recordings into turns.
+
+    Args:
+        audio: what decodes recordings; by default a pool of this task's own.
+    """
+
+    def __init__(self, settings: Settings, database: Database, blobs: Blobs, audio: AudioSandbox | None = None) -> None:
         self._settings = settings
         self._database = database
         self._blobs = blobs
+        self._audio = audio or AudioSandbox()
 
     def read(self, transaction: Transaction, job: Job) -> Call:
         """The recording, and who is heard on its channels."""
@@ -67,7 +75,7 @@ class IngestRecording:
         enter("fetch")
         with self._blobs.open(call.recording.uri) as recording:
             part_s = max(2 * LONGEST_TURN_S, _PART_S / len(cutters))
-            parts = decode_parts(recording, len(cutters), part_s, self._settings.max_recording_s)
+            parts = self._audio.decode_parts(recording, len(cutters), part_s, self._settings.max_recording_s)
             for number, channels in enumerate(parts):
                 enter(f"part {number}")
                 for voice, cutter, sound in zip(call.voices, cutters, channels, strict=True):

@@ -53,7 +53,7 @@ def read_recording(recording_id: UUID, res: Res, key: Reader) -> RecordingOut:
 def _accept(res: Resources, session: Session, body: RecordingIn, upload: UploadFile) -> RecordingProgress:
     if session.closed_at is not None:
         raise SessionClosed(f"session {session.id} was closed at {session.closed_at.isoformat()}")
-    info, count = heard(upload, res.settings.max_recording_s), len(body.voices)
+    info, count = heard(res, upload, res.settings.max_recording_s), len(body.voices)
     if count not in (1, info.channels):
         raise InvalidRequest(f"voices: name one voice, or one for each of the {info.channels} channels, not {count}")
 

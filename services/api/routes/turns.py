@@ -103,7 +103,7 @@ def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) ->
 
 def _accept_sound(res: Resources, session: Session, body: TurnIn, upload: UploadFile) -> AnalyzedTurn:
     arrival = _arrival(res, session.tenant_id, session.id, body)
-    info = heard(upload, res.settings.max_turn_s)
+    info = heard(res, upload, res.settings.max_turn_s)
 
     def add(transaction: Transaction, recording: Recording) -> tuple[AnalyzedTurn, Sequence[Message]]:
         spoken = replace(arrival, turn=replace(arrival.turn, recording_id=recording.id))
