@@ -18,6 +18,7 @@ TenorError
 │   ├── TooManyWebhooks         409   webhooks_too_many
 │   ├── WebhookGone             410   webhook_gone: it takes no events any more
 │   ├── WebhookForbidden        422   webhook_forbidden: it is not where events may be sent to
+│   ├── IdempotencyKeyReused    422   idempotency_key_reused: another request was sent with the key
 │   ├── BodyTooLarge            413   body_too_large
 │   ├── HeadersTooLarge         431   headers_too_large
 │   ├── TextTooLong             413   text_too_long
@@ -37,6 +38,7 @@ TenorError
 │   ├── TooManyConnections            connections_too_many
 │   ├── Busy                          busy: too many bytes are being uploaded
 │   └── StorageFull             507   storage_full: the disk of the recordings is full
+├── IdempotencyKeyInProgress    409   idempotency_key_in_progress: the first request with the key is being carried out
 ├── ClaimLost                   500   claim_lost: another worker took the job over; it does it now
 ├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
 ├── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
@@ -159,6 +161,12 @@ class SessionClosed(RequestError):
     title = "The session is closed"
 
 
+class IdempotencyKeyReused(RequestError):
+    code = "idempotency_key_reused"
+    status = 422
+    title = "The Idempotency-Key belongs to another request"
+
+
 class BodyTooLarge(RequestError):
     code = "body_too_large"
     status = 413
@@ -264,6 +272,13 @@ class StorageFull(Unavailable):
     code = "storage_full"
     status = 507
     title = "There is no room for the recording"
+
+
+class IdempotencyKeyInProgress(TenorError):
+    code = "idempotency_key_in_progress"
+    status = 409
+    title = "The first request with this Idempotency-Key is being carried out"
+    retryable = True
 
 
 class ClaimLost(TenorError):

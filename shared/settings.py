@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     max_connections_per_client: int = Field(
         default=500, ge=0, description="from one IPv4 address or one /64 network of IPv6; 0: no limit"
     )
+    idempotency_hours: float = Field(
+        default=24, gt=0, description="how long the answer to a request with an Idempotency-Key is kept"
+    )
     audio_retention_days: float = Field(default=30, ge=0, description="where the speaker consented to keep audio")
 
     lease_s: float = Field(default=15, gt=0, description="after this long without a sign of life work is done anew")
@@ -207,6 +210,10 @@ class Settings(BaseSettings):
     @property
     def audio_retention(self) -> timedelta:
         return timedelta(days=self.audio_retention_days)
+
+    @property
+    def idempotency(self) -> timedelta:
+        return timedelta(hours=self.idempotency_hours)
 
     @property
     def s3_url(self) -> str | None:

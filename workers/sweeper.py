@@ -56,7 +56,7 @@ class Sweeper:
             _log.warning("the database is gone: this worker is forgotten once its sign of life is old")
 
     def sweep(self) -> None:
-        """One round: sign of life, lost jobs, events that waited too long, unsent messages, sound whose time is up."""
+        """One round: sign of life, lost jobs, late events, unsent messages, sound and kept answers whose time is up."""
         settings = self._settings
         with self._database.transaction() as transaction:
             transaction.jobs.worker_seen(
@@ -75,6 +75,7 @@ class Sweeper:
         with self._database.transaction() as transaction:
             transaction.recordings.abandon(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
+            transaction.idempotency.expire(settings.idempotency)
             deletion = transaction.jobs.maintain(settings.lease)
         outbox.send(deletion, self._database, self._queue)
 

@@ -174,7 +174,7 @@ def _valid(model: type[Fields], body: bytes | dict[str, str]) -> Fields:
     try:
         return model.model_validate_json(body) if isinstance(body, bytes) else model.model_validate(body)
     except ValidationError as error:
-        raise InvalidRequest(describe(list(error.errors(include_url=False, include_input=False)))) from None
+        raise InvalidRequest(describe(error.errors(include_url=False, include_input=False), model)) from None
 
 
 def _sound(audio: UploadFile) -> UploadFile:

@@ -17,7 +17,7 @@ from services.api.together import Together
 from shared.audio_sandbox import AudioSandbox
 from shared.blobs import Blobs
 from shared.domain.access import ApiKey, Permission
-from shared.domain.history import AnalyzedTurn
+from shared.domain.idempotency import Answer
 from shared.errors import Forbidden, Unauthenticated, Unavailable
 from shared.queue import Queue
 from shared.settings import Settings
@@ -43,7 +43,7 @@ class Resources:
         return Accepting(self.database, self.sending, self.settings.lease)
 
     @cached_property
-    def written(self) -> Together[Arrival, AnalyzedTurn]:
+    def written(self) -> Together[Arrival, Answer]:
         """Accepts turns without a recording."""
         return Together(self.accepting.accept)
 

@@ -1,8 +1,10 @@
 """Errors on the wire: RFC 9457 problem documents with a stable `code`."""
 
 import logging
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import InvalidRequest, NotFound, RequestError, TenorError, Unavailable
+from shared.errors import InvalidRequest, NotFound, RequestError, TenorError
 from shared.telemetry import ids, type_and_place
 
 _log = logging.getLogger(__name__)
@@ -33,12 +35,9 @@ class Problem(BaseModel):
     )
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {
-        "description": "A problem document",
-        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
-    }
-}
+PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+RESPONSES: dict[int | str, dict[str, Any]] = {"default": PROBLEM | {"description": "A problem document"}}
+_LONGEST_NAME = 50
 
 
 class ProblemResponse(JSONResponse):
@@ -59,7 +58,7 @@ class ProblemResponse(JSONResponse):
 def _headers(error: TenorError) -> dict[str, str]:
     if error.status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": "Bearer"}
-    return {"Retry-After": "2"} if isinstance(error, Unavailable) else {}
+    return {"Retry-After": "2"} if error.retryable else {}
 
 
 def install(app: FastAPI) -> None:
@@ -70,8 +69,9 @@ def install(app: FastAPI) -> None:
         return ProblemResponse(error)
 
     @app.exception_handler(RequestValidationError)
-    def validation_error(_: Request, error: RequestValidationError) -> ProblemResponse:
-        return ProblemResponse(InvalidRequest(describe(list(error.errors()))))
+    def validation_error(request: Request, error: RequestValidationError) -> ProblemResponse:
+        body = getattr(request.scope.get("route"), "body_field", None)
+        return ProblemResponse(InvalidRequest(describe(error.errors(), body and body.field_info.annotation)))
 
     @app.exception_handler(HTTPException)
     def http_error(_: Request, error: HTTPException) -> ProblemResponse:
@@ -108,13 +108,48 @@ class Unexpected:
                 await ProblemResponse(TenorError("this is our mistake, not yours"))(scope, receive, send)
 
 
-def describe(errors: list[Any]) -> str:
-    """Where each value is wrong and why, without the value, which may be what a person said."""
+def describe(errors: Sequence[Any], model: type[BaseModel] | None) -> str:
+    """Where each value is wrong and why, without the value, which may be what a person said.
+
+    Args:
+        errors: pydantic's.
+        model: what the body was read as.
+    """
     lines = []
     for error in errors:
-        place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
-        lines.append(f"{place}: {error['msg']}" if place else error["msg"])
+        place = [part for part in error["loc"] if part not in ("body", "query", "path")]
+        message = error["msg"]
+        if error["type"] == "extra_forbidden":
+            name = str(place.pop())
+            message = unknown("field", name, _fields_at(model, place))
+        where = ".".join(map(str, place))
+        lines.append(f"{where}: {message}" if where else message)
     return "; ".join(lines)
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> str:
+    """Says that there is no field or parameter of this name, and which one may have been meant."""
+    wrong = f"there is no {kind} {name[:_LONGEST_NAME]!r}"
+    nearest = get_close_matches(name[:_LONGEST_NAME], known, n=1)
+    if nearest:
+        return f"{wrong}: did you mean {nearest[0]!r}?"
+    return f"{wrong}: " + (f"the {kind}s are {', '.join(sorted(known))}" if known else "this request takes none")
+
+
+def _fields_at(model: Any, place: Sequence[int | str]) -> list[str]:  # noqa: ANN401 - a type, or a part of one
+    """The fields of the model that lies below `model` at a place."""
+    for part in place:
+        if isinstance(part, str) and model is not None:
+            field = model.model_fields.get(part)
+            model = field and _model_in(field.annotation)
+    return [] if model is None else list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - as above
+    """The first model that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def _from_http(error: HTTPException) -> TenorError:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
 from uuid import UUID
 
 from starlette.datastructures import UploadFile
@@ -12,14 +11,14 @@ from shared.audio import AudioInfo
 from shared.blobs import new_uri
 from shared.domain.access import ApiKey
 from shared.domain.conversation import Recording, Session
+from shared.domain.idempotency import Answer, IdempotentRequest
 from shared.domain.job import Message
-from shared.errors import AudioTooLong
+from shared.errors import AudioTooLong, IdempotencyKeyInProgress
 from shared.store.database import Transaction
 from shared.storing import stored
 
 SOUND_FORMATS = "WAV, FLAC, MP3, Ogg, Opus, M4A or WebM; any rate, mono or stereo"
 _PATIENCE = timedelta(hours=1)
-Accepted = TypeVar("Accepted")
 
 
 def find_session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
@@ -47,20 +46,27 @@ def store_upload(
     session: Session,
     upload: UploadFile,
     info: AudioInfo,
-    accept: Callable[[Transaction, Recording], tuple[Accepted, Sequence[Message]]],
-) -> Accepted:
-    """Store a recording, and in one transaction with its row what it is for; then send the messages of that.
+    idempotent: IdempotentRequest | None,
+    accept: Callable[[Transaction, Recording], tuple[Answer, Sequence[Message]]],
+) -> Answer:
+    """Store a recording, and in one transaction with its row what it is for; then publish the messages of that.
 
-    Where that fails, nothing of it stays.
+    Where that fails, nothing of it stays. A request that was sent before stores nothing and gets its first answer.
 
     Raises:
+        IdempotencyKeyInProgress: the same request is being carried out.
         TenorError: as the store of recordings or `accept` raises.
     """
+    earlier = _find_answer(res, idempotent)
+    if earlier is not None:
+        return earlier
     uri = new_uri(session.tenant_id, session.id)
     with (
         stored(upload.file, uri, _PATIENCE, res.database, res.blobs) as sha256,
         res.database.transaction() as transaction,
     ):
+        if transaction.idempotency.find(idempotent) is not None:
+            raise IdempotencyKeyInProgress("the same request was carried out while this one sent its recording")
         transaction.conversations.hold(session.tenant_id, session.id)
         recording = transaction.recordings.claim(
             session.id,
@@ -71,6 +77,14 @@ def store_upload(
             channels=info.channels,
             retention=res.settings.audio_retention if session.consent.retain_audio else None,
         )
-        accepted, messages = accept(transaction, recording)
+        answer, messages = accept(transaction, recording)
+        transaction.idempotency.save((idempotent, answer))
     res.sending.send(messages)
-    return accepted
+    return answer
+
+
+def _find_answer(res: Resources, idempotent: IdempotentRequest | None) -> Answer | None:
+    if idempotent is None:
+        return None
+    with res.database.transaction() as transaction:
+        return transaction.idempotency.find(idempotent)

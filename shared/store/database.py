@@ -18,6 +18,7 @@ from shared.store.analyses import Analyses
 from shared.store.calls import Calls
 from shared.store.conversations import Conversations
 from shared.store.deliveries import Deliveries
+from shared.store.idempotency import IdempotencyKeys
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
 from shared.store.webhooks import Webhooks
@@ -64,6 +65,10 @@ class Transaction:
     @cached_property
     def deliveries(self) -> Deliveries:
         return Deliveries(self._connection)
+
+    @cached_property
+    def idempotency(self) -> IdempotencyKeys:
+        return IdempotencyKeys(self._connection)
 
     @cached_property
     def recordings(self) -> Recordings:

@@ -289,3 +289,20 @@ audit_events = Table(
     _now("at"),
     Index(None, "tenant_id", "session_id", "at"),
 )
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False, comment="sha256 of the request, in hex"),
+    Column("status", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("location", String(500)),
+    Column("session_id", Uuid, ForeignKey("sessions.id", ondelete="CASCADE")),
+    Column("webhook_id", Uuid, ForeignKey("webhooks.id", ondelete="CASCADE")),
+    _now(),
+    Index(None, "session_id", postgresql_where=text("session_id IS NOT NULL")),
+    Index(None, "webhook_id", postgresql_where=text("webhook_id IS NOT NULL")),
+    Index(None, "created_at"),
+)

@@ -10,17 +10,21 @@ from starlette.datastructures import UploadFile
 
 from services.api.body import with_sound
 from services.api.dependencies import Reader, Res, Resources, Writer
+from services.api.idempotency import identify, read_key, respond
+from services.api.routing import ApiRoute
 from services.api.schemas import RecordingIn, RecordingOut
 from services.api.uploads import SOUND_FORMATS, find_session, heard, store_upload
+from shared.domain.access import ApiKey
 from shared.domain.conversation import Recording, Session
 from shared.domain.history import RecordingProgress
+from shared.domain.idempotency import Answer
 from shared.domain.job import JobStatus, Lane, Message, NewJob
 from shared.errors import InvalidRequest, SessionClosed
 from shared.store.database import Transaction
 from shared.telemetry import ids
 from shared.tracing import traceparent
 
-router = APIRouter(prefix="/v1", tags=["recordings"])
+router = APIRouter(prefix="/v1", tags=["recordings"], route_class=ApiRoute)
 
 _FIELDS = RecordingIn.model_json_schema()
 _FIELDS.pop("$defs")
@@ -33,15 +37,16 @@ _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"multipar
 @router.post(
     "/sessions/{session_id}/recordings",
     status_code=202,
+    response_model=RecordingOut,
     summary="Add a long recording, to be cut into turns",
     openapi_extra=_BODY,
 )
-async def add_recording(session_id: UUID, request: Request, response: Response, res: Res, key: Writer) -> RecordingOut:
+async def add_recording(session_id: UUID, request: Request, res: Res, key: Writer) -> Response:
+    read_key(request)  # a malformed one is refused before its recording is read
     session = await run_in_threadpool(find_session, res, key, session_id)
     async with with_sound(request, RecordingIn) as (body, upload):
-        accepted = await run_in_threadpool(_accept, res, session, body, upload)
-    response.headers["Location"] = f"/v1/recordings/{accepted.recording.id}"
-    return RecordingOut.of(accepted)
+        answer = await run_in_threadpool(_accept, request, res, key, session, body, upload)
+    return respond(request, answer)
 
 
 @router.get("/recordings/{recording_id}", summary="Read how far a long recording is")
@@ -50,14 +55,16 @@ def read_recording(recording_id: UUID, res: Res, key: Reader) -> RecordingOut:
         return RecordingOut.of(transaction.calls.progress(key.tenant_id, recording_id))
 
 
-def _accept(res: Resources, session: Session, body: RecordingIn, upload: UploadFile) -> RecordingProgress:
+def _accept(
+    request: Request, res: Resources, key: ApiKey, session: Session, body: RecordingIn, upload: UploadFile
+) -> Answer:
     if session.closed_at is not None:
         raise SessionClosed(f"session {session.id} was closed at {session.closed_at.isoformat()}")
     info, count = heard(res, upload, res.settings.max_recording_s), len(body.voices)
     if count not in (1, info.channels):
         raise InvalidRequest(f"voices: name one voice, or one for each of the {info.channels} channels, not {count}")
 
-    def add(transaction: Transaction, recording: Recording) -> tuple[RecordingProgress, Sequence[Message]]:
+    def add(transaction: Transaction, recording: Recording) -> tuple[Answer, Sequence[Message]]:
         transaction.calls.add(recording.id, body.voices, body.lane, body.began_at)
         new = NewJob(
             lane=Lane.ingest,
@@ -67,6 +74,8 @@ def _accept(res: Resources, session: Session, body: RecordingIn, upload: UploadF
         )
         ((job, message),) = transaction.jobs.enqueue([new], lease=res.settings.lease)
         progress = RecordingProgress(recording=recording, job=job, turns=dict.fromkeys(JobStatus, 0))
-        return progress, [message] if message else []
+        content = RecordingOut.of(progress).model_dump_json()
+        answer = Answer(202, content, f"/v1/recordings/{recording.id}", session_id=session.id)
+        return answer, [message] if message else []
 
-    return store_upload(res, session, upload, info, add)
+    return store_upload(res, session, upload, info, identify(request, key, body, upload), add)

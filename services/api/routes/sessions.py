@@ -5,25 +5,33 @@ import binascii
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from services.api.dependencies import Deleter, Reader, Res, Writer
+from services.api.idempotency import identify, respond
+from services.api.routing import ApiRoute
 from services.api.schemas import HistoryOut, SessionIn, SessionOut, TurnOut
+from shared.domain.idempotency import Answer
 from shared.errors import InvalidRequest
 
 _LARGEST_INDEX = 2**31 - 1
 
-router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=ApiRoute)
 
 
-@router.post("", status_code=201, summary="Open a session")
-def create_session(body: SessionIn, response: Response, res: Res, key: Writer) -> SessionOut:
+@router.post("", status_code=201, response_model=SessionOut, summary="Open a session")
+def create_session(body: SessionIn, request: Request, res: Res, key: Writer) -> Response:
+    idempotent = identify(request, key, body)
     with res.database.transaction() as transaction:
-        session = transaction.conversations.create_session(
-            key.tenant_id, body.consent, body.subject_ref, body.external_ref, body.language_hint
-        )
-    response.headers["Location"] = f"/v1/sessions/{session.id}"
-    return SessionOut.of(session)
+        answer = transaction.idempotency.find(idempotent)
+        if answer is None:
+            session = transaction.conversations.create_session(
+                key.tenant_id, body.consent, body.subject_ref, body.external_ref, body.language_hint
+            )
+            content = SessionOut.of(session).model_dump_json()
+            answer = Answer(201, content, f"/v1/sessions/{session.id}", session_id=session.id)
+            transaction.idempotency.save((idempotent, answer))
+    return respond(request, answer)
 
 
 @router.get("/{session_id}", summary="Read a session")

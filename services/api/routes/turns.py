@@ -13,18 +13,20 @@ from starlette.datastructures import UploadFile
 from services.api.accepting import Arrival
 from services.api.body import with_sound, written_turn
 from services.api.dependencies import Reader, Res, Resources, Writer
+from services.api.idempotency import identify, read_key, respond
+from services.api.routing import ApiRoute
 from services.api.schemas import TurnIn, TurnOut
 from services.api.uploads import SOUND_FORMATS, find_session, heard, store_upload
 from shared.domain.access import ApiKey
 from shared.domain.conversation import NewTurn, Recording, Session
-from shared.domain.history import AnalyzedTurn
+from shared.domain.idempotency import Answer
 from shared.domain.job import Message
 from shared.errors import InvalidRequest, TenorError, TextTooLong
 from shared.store.database import Transaction
 from shared.telemetry import ids
 from shared.tracing import traceparent
 
-router = APIRouter(prefix="/v1", tags=["turns"])
+router = APIRouter(prefix="/v1", tags=["turns"], route_class=ApiRoute)
 
 _FIELDS = TurnIn.model_json_schema(ref_template="#/components/schemas/{model}")
 _FIELDS.pop("$defs")  # the answer's schema brings them into the components
@@ -57,19 +59,20 @@ _BODY: dict[str, Any] = {
 @router.post(
     "/sessions/{session_id}/turns",
     status_code=202,
+    response_model=TurnOut,
     summary="Add a turn: a text, a recording, or both",
     openapi_extra=_BODY,
 )
-async def add_turn(session_id: UUID, request: Request, response: Response, res: Res, key: Writer) -> TurnOut:
+async def add_turn(session_id: UUID, request: Request, res: Res, key: Writer) -> Response:
     body = await written_turn(request)
     if body is not None:
-        accepted = await res.written.do(_written(res, key, session_id, body))
+        answer = await res.written.do(_written(request, res, key, session_id, body))
     else:
+        read_key(request)  # a malformed one is refused before its recording is read
         session = await run_in_threadpool(find_session, res, key, session_id)
         async with with_sound(request, TurnIn) as (body, upload):
-            accepted = await run_in_threadpool(_accept_sound, res, session, body, upload)
-    response.headers["Location"] = f"/v1/turns/{accepted.turn.id}"
-    return TurnOut.of(accepted)
+            answer = await run_in_threadpool(_accept_sound, request, res, key, session, body, upload)
+    return respond(request, answer)
 
 
 @router.get("/turns/{turn_id}", summary="Read a turn and its prediction")
@@ -88,28 +91,30 @@ async def read_turn(
     return TurnOut.of(found)
 
 
-def _written(res: Resources, key: ApiKey, session_id: UUID, body: TurnIn) -> Arrival:
+def _written(request: Request, res: Resources, key: ApiKey, session_id: UUID, body: TurnIn) -> Arrival:
     if body.text is None or not body.text.strip():
         raise InvalidRequest("text: a turn without a recording needs a text")
-    return _arrival(res, key.tenant_id, session_id, body)
+    return replace(_arrival(res, key.tenant_id, session_id, body), idempotent=identify(request, key, body))
 
 
 def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) -> Arrival:
     if body.text is not None and len(body.text) > res.settings.max_text_chars:
         raise TextTooLong(f"the text has {len(body.text)} characters; {res.settings.max_text_chars} are allowed")
     new = NewTurn(tenant_id, session_id, body.speaker, body.role, body.text, occurred_at=body.occurred_at)
-    return Arrival(new, body.lane, ids().get("correlation_id"), traceparent())
+    return Arrival(new, body.lane, correlation_id=ids().get("correlation_id"), traceparent=traceparent())
 
 
-def _accept_sound(res: Resources, session: Session, body: TurnIn, upload: UploadFile) -> AnalyzedTurn:
+def _accept_sound(
+    request: Request, res: Resources, key: ApiKey, session: Session, body: TurnIn, upload: UploadFile
+) -> Answer:
     arrival = _arrival(res, session.tenant_id, session.id, body)
     info = heard(res, upload, res.settings.max_turn_s)
 
-    def add(transaction: Transaction, recording: Recording) -> tuple[AnalyzedTurn, Sequence[Message]]:
+    def add(transaction: Transaction, recording: Recording) -> tuple[Answer, Sequence[Message]]:
         spoken = replace(arrival, turn=replace(arrival.turn, recording_id=recording.id))
-        (accepted,), messages = res.accepting.store(transaction, [spoken])
-        if isinstance(accepted, TenorError):
-            raise accepted  # the recording goes with it
-        return accepted, messages
+        (answer,), messages = res.accepting.store(transaction, [spoken])
+        if isinstance(answer, TenorError):
+            raise answer  # the recording goes with it
+        return answer, messages
 
-    return store_upload(res, session, upload, info, add)
+    return store_upload(res, session, upload, info, identify(request, key, body, upload), add)

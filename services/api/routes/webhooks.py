@@ -2,23 +2,32 @@
 
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
 from services.api.dependencies import Manager, Res
+from services.api.idempotency import identify, respond
+from services.api.routing import ApiRoute
 from services.api.schemas import WebhookIn, WebhooksOut
+from shared.domain.idempotency import Answer
 from shared.domain.webhook import Event, NewWebhook
 from shared.errors import InvalidRequest
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=ApiRoute)
 events = APIRouter()
 
 
-@router.post("", status_code=201, summary="Have a URL told of every turn that ends")
-def create_webhook(body: WebhookIn, res: Res, key: Manager) -> NewWebhook:
+@router.post("", status_code=201, response_model=NewWebhook, summary="Have a URL told of every turn that ends")
+def create_webhook(body: WebhookIn, request: Request, res: Res, key: Manager) -> Response:
     if body.url.scheme != "https" and not res.settings.webhook_private:
         raise InvalidRequest("url: should begin with https://")
+    idempotent = identify(request, key, body)
     with res.database.transaction() as transaction:
-        return transaction.webhooks.create(key.tenant_id, str(body.url))
+        answer = transaction.idempotency.find(idempotent)
+        if answer is None:
+            webhook = transaction.webhooks.create(key.tenant_id, str(body.url))
+            answer = Answer(201, webhook.model_dump_json(), webhook_id=webhook.id)
+            transaction.idempotency.save((idempotent, answer))
+    return respond(request, answer)
 
 
 @router.get("", summary="Read which URLs are told, and what they could not be told")

@@ -1,0 +1,128 @@
+"""The answers to requests with an `Idempotency-Key`, kept for when such a request is sent again.
+
+The transaction that carries a request out also writes its answer, and locks its key until it ends. A process that dies
+in between leaves neither an effect nor an answer, and Postgres releases the lock with the connection.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Row,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from shared.domain.idempotency import Answer, IdempotentRequest
+from shared.errors import IdempotencyKeyInProgress, IdempotencyKeyReused, TenorError
+from shared.store.tables import idempotency_keys
+
+_IDLE_LIMIT = "60s"
+"""Longest that a transaction with a locked key may be idle: a machine that vanished does not lock it for hours."""
+
+_LOCKS = func.unnest(bindparam("locks", type_=ARRAY(BigInteger))).column_valued("lock")
+_LOCK = select(
+    _LOCKS,
+    func.pg_try_advisory_xact_lock(_LOCKS).label("taken"),
+    func.set_config("idle_in_transaction_session_timeout", _IDLE_LIMIT, True),
+)
+
+
+class IdempotencyKeys:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def find(self, request: IdempotentRequest | None) -> Answer | None:
+        """Lock a request's key until this transaction ends, and return the answer that it got before, if any.
+
+        Raises:
+            IdempotencyKeyReused: another request was sent with the key.
+            IdempotencyKeyInProgress: a request with the key is being carried out.
+        """
+        (found,) = self.find_all([request])
+        if isinstance(found, TenorError):
+            raise found
+        return found
+
+    def find_all(self, requests: Sequence[IdempotentRequest | None]) -> list[Answer | TenorError | None]:
+        """Lock the keys of many requests and return what each got before, in their order.
+
+        An error stands where `find` would raise it; of several requests with one key, all but the first are in
+        progress. None stands for a new request, and for one without a key.
+        """
+        first: dict[int, IdempotentRequest] = {}
+        for request in requests:
+            if request is not None:
+                first.setdefault(_lock(request), request)
+        if not first:
+            return [None] * len(requests)
+        # Two statements: what another transaction committed before it released its lock is seen by the second.
+        locked = {row.lock for row in self._connection.execute(_LOCK, {"locks": list(first)}) if row.taken}
+        its = tuple_(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
+        wanted = [(first[lock].tenant_id, first[lock].key) for lock in locked]
+        rows = self._connection.execute(select(idempotency_keys).where(its.in_(wanted))) if wanted else ()
+        known = {(row.tenant_id, row.key): row for row in rows}
+
+        def found(request: IdempotentRequest | None) -> Answer | TenorError | None:
+            if request is None:
+                return None
+            lock = _lock(request)
+            if lock not in locked or first[lock] is not request:
+                return IdempotencyKeyInProgress("a request with this Idempotency-Key is being carried out")
+            return _answer(request, known.get((request.tenant_id, request.key)))
+
+        return [found(request) for request in requests]
+
+    def save(self, *answered: tuple[IdempotentRequest | None, Answer]) -> None:
+        """Keep the answers to requests whose keys this transaction has locked, and none to those without a key."""
+        rows = [
+            {
+                "tenant_id": request.tenant_id,
+                "key": request.key,
+                "fingerprint": request.fingerprint,
+                "status": answer.status,
+                "body": answer.body,
+                "location": answer.location,
+                "session_id": answer.session_id,
+                "webhook_id": answer.webhook_id,
+            }
+            for request, answer in answered
+            if request is not None
+        ]
+        if rows:
+            self._connection.execute(insert(idempotency_keys), rows)
+
+    def expire(self, kept_for: timedelta, limit: int = 1000) -> None:
+        """Delete answers that were kept for long enough."""
+        old = (
+            select(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
+            .where(idempotency_keys.c.created_at <= func.now() - kept_for)
+            .with_for_update(skip_locked=True)
+            .limit(limit)
+        )
+        its = tuple_(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
+        self._connection.execute(delete(idempotency_keys).where(its.in_(old)))
+
+
+def _lock(request: IdempotentRequest) -> int:
+    """The number of the advisory lock that stands for a tenant's key."""
+    digest = hashlib.sha256(request.tenant_id.bytes + request.key.encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _answer(request: IdempotentRequest, row: Row[tuple[object, ...]] | None) -> Answer | TenorError | None:
+    if row is None:
+        return None
+    if row.fingerprint != request.fingerprint:
+        return IdempotencyKeyReused(
+            "another request was sent with this Idempotency-Key: send each new request with a key of its own"
+        )
+    return Answer(row.status, row.body, row.location, row.session_id, row.webhook_id, replayed=True)
