@@ -1,7 +1,9 @@
 """Whether Tenor works, for a person or for a program that watches it."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from pydantic import BaseModel
 from rich.table import Table
@@ -13,6 +15,8 @@ from shared.settings import Settings
 from shared.store.database import Database
 
 _UNTIL_DELETED_S = 600.0
+_LITTLE_ROOM_MB = 64
+"""Postgres takes 16 MB at a time for its log, and ends where it cannot."""
 
 
 class Stored(BaseModel):
@@ -48,14 +52,17 @@ def look(settings: Settings, patience_s: float) -> Status:
         SetupError: the tables are an earlier version's, or there are none.
     """
     database = Database(settings.database_url, pool_size=1)
+    stored, trouble = None, None
     try:
-        stored, trouble = _stored(database, settings), None
+        stored = _stored(database, settings)
+        database.check_room()
     except Unavailable as error:
-        stored, trouble = None, error.detail
+        trouble = error.detail
     finally:
         database.close()
     queue_trouble = _ping(Queue(settings.broker_url))
-    wrong = [*filter(None, (trouble, queue_trouble)), *(_worrying(stored, patience_s) if stored else ())]
+    troubles = (trouble, queue_trouble, _disk_trouble(settings.data_dir))
+    wrong = [*filter(None, troubles), *(_worrying(stored, patience_s) if stored else ())]
     return Status(
         version=version("tenor"),
         database=trouble or "ok",
@@ -105,6 +112,14 @@ def _ping(queue: Queue) -> str | None:
     except Unavailable as error:
         return error.detail
     return None
+
+
+def _disk_trouble(folder: Path) -> str | None:
+    """Says that the disk of a folder is full, where this machine has the folder."""
+    if not folder.is_dir():
+        return None
+    free = shutil.disk_usage(folder).free // 2**20
+    return f"the disk of {folder} is full: {free} MB are left" if free < _LITTLE_ROOM_MB else None
 
 
 def _worrying(stored: Stored, patience_s: float) -> Iterator[str]:

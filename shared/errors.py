@@ -37,7 +37,7 @@ TenorError
 ├── Unavailable                 503   unavailable: try again later
 │   ├── TooManyConnections            connections_too_many
 │   ├── Busy                          busy: too many bytes are being uploaded
-│   └── StorageFull             507   storage_full: the disk of the recordings is full
+│   └── StorageFull             507   storage_full: the disk of the recordings or of the database is full
 ├── IdempotencyKeyInProgress    409   idempotency_key_in_progress: the first request with the key is being carried out
 ├── ClaimLost                   500   claim_lost: another worker took the job over; it does it now
 ├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
@@ -271,7 +271,7 @@ class Busy(Unavailable):
 class StorageFull(Unavailable):
     code = "storage_full"
     status = 507
-    title = "There is no room for the recording"
+    title = "There is no room to store this"
 
 
 class IdempotencyKeyInProgress(TenorError):

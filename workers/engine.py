@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from shared import outbox
 from shared.domain.job import Job, Lane, Message
-from shared.errors import ClaimLost, RequestError, StageTimeout, TenorError
+from shared.errors import ClaimLost, RequestError, StageTimeout, StorageFull, TenorError
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
@@ -28,6 +29,7 @@ Write = Callable[[Transaction], Sequence[Message]]
 """Writes a result, in the transaction that ends its job; the messages to send once that is committed."""
 End = Callable[[Jobs], Sequence[Message] | None]
 Details = TypeVar("Details")
+_FULL_PAUSE = timedelta(minutes=1)
 
 
 class Task(Protocol[Details]):
@@ -187,11 +189,14 @@ class Engine:
         _log.debug("attempt %d: %s", job.attempts, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
         retry = self._settings.retries[job.lane]
-        if job.attempts >= retry.attempts:
+        # A disk may be full for longer than all attempts last, and that is no fault of the job.
+        full = isinstance(error, StorageFull)
+        pause = _FULL_PAUSE if full else retry.pause(job.attempts)
+        if job.attempts >= retry.attempts and not full:
             self._end(job, "quarantined", lambda jobs: jobs.quarantine(job, known, lease=self._settings.lease))
             return
         with self._database.transaction() as transaction:
-            waits = transaction.jobs.retry(job, known, retry.pause(job.attempts))
+            waits = transaction.jobs.retry(job, known, pause, counted=not full)
         JOBS.labels(job.lane, "put_back" if waits else "void").inc()
 
     @contextmanager

@@ -9,10 +9,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DiskFull
 from pydantic import SecretStr
 from sqlalchemy import Connection, create_engine, exc, make_url, text
 
-from shared.errors import SetupError, Unavailable
+from shared.errors import SetupError, StorageFull, Unavailable
 from shared.store.accounts import Accounts
 from shared.store.analyses import Analyses
 from shared.store.calls import Calls
@@ -32,6 +33,10 @@ _PATIENCE = {
     "tcp_user_timeout": 20_000,
 }
 """For a server that vanished without a word, as its machine did; in seconds, the last in milliseconds."""
+
+_WRITE_64_KB = """
+CREATE TEMPORARY TABLE tenor_room ON COMMIT DROP AS SELECT repeat('x', 1000) AS filling FROM generate_series(1, 64)
+"""
 
 
 def _alembic() -> Config:
@@ -97,12 +102,19 @@ class Database:
             hide_parameters=True,
             connect_args=_PATIENCE,
         )
+        self._found_full = False
+
+    @property
+    def found_full(self) -> bool:
+        """Whether a transaction of this process failed for want of disk space, and no `check_room` went well since."""
+        return self._found_full
 
     @contextmanager
     def transaction(self) -> Generator[Transaction]:
         """Commit on leaving, roll back on an exception.
 
         Raises:
+            StorageFull: the disk of Postgres is full.
             Unavailable: Postgres cannot be reached, or all connections are taken for too long.
         """
         with self._connection() as connection:
@@ -118,6 +130,22 @@ class Database:
         with self._connection() as connection:
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
             yield Transaction(connection), connection.execute(text("SELECT pg_export_snapshot()")).scalar_one()
+
+    def check_room(self) -> None:
+        """Write 64 KB to the disk of Postgres, and delete them again. Reading works on a full disk too.
+
+        A temporary table needs new space, where a row of an existing table may find some that was freed. Nothing is
+        found out where this user may not create temporary tables.
+
+        Raises:
+            StorageFull: the disk is full.
+            Unavailable: Postgres cannot be reached.
+        """
+        allowed = text("SELECT has_database_privilege(current_database(), 'TEMPORARY')")
+        with self._connection() as connection:
+            if connection.execute(allowed).scalar_one():
+                connection.execute(text(_WRITE_64_KB))
+        self._found_full = False
 
     def migrate(self) -> None:
         """Bring the tables to the newest version. Safe when several processes call it at once.
@@ -168,6 +196,9 @@ class Database:
             with self._engine.begin() as connection:
                 yield connection
         except (exc.OperationalError, exc.InterfaceError) as error:
+            if isinstance(error.orig, DiskFull):
+                self._found_full = True
+                raise StorageFull(f"the disk of the database is full: {error.orig.diag.message_primary}") from error
             raise Unavailable("the database cannot be reached") from error
         except exc.TimeoutError as error:
             raise Unavailable("the database is busy: no connection was free in time") from error

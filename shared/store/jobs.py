@@ -201,13 +201,18 @@ class Jobs:
         self._hold(job)
         return self._end(job, JobStatus.quarantined, _exhausted(job, last_error.detail), lease=lease)
 
-    def retry(self, job: Job, error: TenorError, delay: timedelta) -> bool:
-        """Put a job back, to be sent again after `delay`. False where the claim was void by then."""
+    def retry(self, job: Job, error: TenorError, delay: timedelta, *, counted: bool = True) -> bool:
+        """Put a job back, to be sent again after `delay`. False where the claim was void by then.
+
+        Args:
+            counted: whether this attempt counts against the job's limit.
+        """
         result = self._connection.execute(
             update(jobs)
             .where(*_held(job))
             .values(
                 status=JobStatus.queued.value,
+                attempts=jobs.c.attempts if counted else jobs.c.attempts - 1,
                 lease_until=func.now() + delay,
                 error_code=error.code,
                 error_message=error.detail,

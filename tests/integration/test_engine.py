@@ -34,6 +34,7 @@ from shared.settings import Settings
 from shared.store.database import Database
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent, read_turn
+from tests.integration.test_full_disk import full_disk
 from tests.sounds import riff, tone, wav
 from tests.unit.tiny import write_bundle
 from workers.engine import Engine
@@ -120,6 +121,21 @@ def test_a_text_and_a_recording_end_with_a_prediction(say: Say) -> None:
     assert written["prediction"]["modalities_used"] == ["text"]
     assert spoken["prediction"]["modalities_used"] == ["text", "audio"]
     assert spoken["transcript"]["segments"][0]["text"] == SECRET
+
+
+def test_a_worker_without_room_for_a_result_tries_again_and_spends_no_attempt(
+    api: TestClient, settings: Settings, database: Database, send: Send, task: AnalyzeTurn
+) -> None:
+    last = settings.model_copy(update={"max_attempts": 1})
+    engine = Engine(last, database, Queue(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+    location, job_id = send("I am happy")
+    with full_disk(settings, "predictions"):
+        for _ in range(3):
+            engine.run(job_id)
+            turn = api.get(location).json()
+            assert (turn["status"], turn["error"]["code"]) == ("queued", "storage_full")
+    engine.run(job_id)
+    assert api.get(location).json()["status"] == "succeeded"
 
 
 def test_a_prediction_says_on_how_many_turns_its_baseline_rests(api: TestClient, session_id: str, say: Say) -> None:
