@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,6 +16,8 @@ from shared.errors import SetupError
 
 DELIVERY_CONNECTIONS = 4
 """Connections to Postgres with which a worker takes up deliveries and writes how they ended."""
+ROOT_PATH = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+"
+"""What a path prefix may be."""
 
 
 class BatchLimits(BaseModel):
@@ -119,6 +122,15 @@ class Settings(BaseSettings):
         default=1.0, ge=0, description="longest that a bulk turn stands back before each stage for interactive ones"
     )
 
+    root_path: str = Field(
+        default="",
+        description="path prefix of the API behind a reverse proxy, such as /tenor; a proxy may name another",
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.1,::1",
+        description="addresses and networks of the reverse proxies whose X-Forwarded-... and Forwarded are believed",
+    )
+
     log_format: Literal["text", "json"] = Field(default="text", description="lines for people or for programs")
     metrics_port: int | None = Field(
         default=None, ge=1, le=65535, description="where the API, or a worker, answers Prometheus; unset: nowhere"
@@ -216,6 +228,11 @@ class Settings(BaseSettings):
         return timedelta(hours=self.idempotency_hours)
 
     @property
+    def proxy_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """`trusted_proxies` as networks; an address is one of its own."""
+        return tuple(ip_network(part.strip()) for part in self.trusted_proxies.split(","))
+
+    @property
     def s3_url(self) -> str | None:
         """`blob_url` where it names a bucket."""
         return self.blob_url if self.blob_url and self.blob_url.startswith("s3://") else None
@@ -249,6 +266,26 @@ class Settings(BaseSettings):
         if url and "://" in url and not re.match("s3://[^/]+", url):
             raise ValueError("should be a folder or s3://bucket/prefix")
         return url
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_prefix(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not re.fullmatch(ROOT_PATH, path):
+            raise ValueError("should be a path of letters, digits and ._~- that begins with /, as /tenor")
+        if path == "/v1":
+            raise ValueError("should not be /v1, as the paths of the API begin so")
+        return path
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: str) -> str:
+        for part in proxies.split(","):
+            try:
+                ip_network(part.strip())
+            except ValueError as error:
+                raise ValueError(f"should be addresses or networks, as 10.0.0.0/8, between commas: {error}") from None
+        return proxies
 
     @field_validator("otlp_endpoint")
     @classmethod

@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from services.api import errors
 from services.api.body import BodyLimit
 from services.api.dependencies import Resources
+from services.api.proxies import ForwardedHeaders
 from services.api.routes import health, recordings, sessions, turns, webhooks
 from services.api.sending import Sending
 from services.api.telemetry import Telemetry
@@ -77,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, in_flight_limit=settings.max_upload_bytes)
     app.add_middleware(errors.Unexpected)
     app.add_middleware(Telemetry)
+    app.add_middleware(ForwardedHeaders, root_path=settings.root_path, trusted=settings.proxy_networks)
     # They are tried in order, and most of what comes is turns.
     for router in (turns.router, sessions.router, recordings.router, webhooks.router, health.router):
         app.include_router(router)

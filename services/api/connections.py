@@ -52,6 +52,7 @@ def run_server(application: FastAPI, settings: Settings, host: str, port: int) -
         http=cast("type[asyncio.Protocol]", partial(Connection, connections)),
         ws="none",
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),  # it waits for good where none is given
+        proxy_headers=False,  # `ForwardedHeaders` reads them, with those of the host and the prefix
         access_log=False,
         # Its warnings are about malformed requests, as many as a client likes to send; `refusals` counts those.
         log_level="error",

@@ -156,8 +156,12 @@ def correlation_id(request_id: str | None, traceparent: str | None) -> str:
     return trace.group(1) if trace else uuid4().hex
 
 
+def _is_probe(scope: Scope) -> bool:
+    return scope["path"].removeprefix(scope.get("root_path", "")) in _PROBES
+
+
 def _traced(scope: Scope, parent: str | None) -> AbstractContextManager[Span]:
-    if scope["path"] in _PROBES:
+    if _is_probe(scope):
         return nullcontext(Span("probe"))
     return span(_method(scope), "SERVER", parent)
 
@@ -169,7 +173,7 @@ def _tell(scope: Scope, status: int, seconds: float, told: Span) -> None:
     told.name = f"{method} {route}"
     told.attributes |= {"http.request.method": method, "http.route": route, "http.response.status_code": status}
     fields = {"method": method, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
-    level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+    level = logging.DEBUG if _is_probe(scope) else logging.INFO
     _log.log(level, "%s %s %d %.1f ms", *fields.values(), extra=fields)
 
 

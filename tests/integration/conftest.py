@@ -1,13 +1,19 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from uuid import UUID
 
+import httpx2 as httpx
 import psycopg
 import pytest
 import redis
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
+from services.embedded.servers import free_port
 from shared.domain.access import KeyRole
 from shared.domain.emotion import Reading
 from shared.domain.history import AnalyzedTurn, Work
@@ -87,3 +93,30 @@ def all_sent(settings: Settings) -> AllSent:
             return connection.execute("SELECT NOT EXISTS (SELECT FROM outbox)").fetchone() == (True,)
 
     return lambda: wait_for(none_waits)
+
+
+@contextmanager
+def serving(settings: Settings, **others: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The URL and the process of an API of its own; `others` are more settings by their names."""
+    port = free_port()
+    env = os.environ | {
+        "TENOR_DATA_DIR": str(settings.data_dir),
+        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
+        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
+        **{f"TENOR_{name.upper()}": value for name, value in others.items()},
+    }
+    process = subprocess.Popen([sys.executable, "-m", "services.cli", "serve", "--port", str(port)], env=env)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: answers(url) or process.poll() is not None, 30)
+        assert process.poll() is None
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/healthz").is_success
+    return False

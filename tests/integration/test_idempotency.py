@@ -1,11 +1,7 @@
 """A POST that is sent again with its `Idempotency-Key` has one effect, and gets its first answer again."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import IO, Any
 from uuid import UUID, uuid4
@@ -20,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.api.idempotency import read_key
-from services.embedded.servers import free_port
 from shared.blobs import BlobFolder
 from shared.domain.access import KeyRole
 from shared.domain.idempotency import Answer, IdempotentRequest
@@ -29,7 +24,7 @@ from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.conftest import wait_for
-from tests.integration.conftest import MakeKey
+from tests.integration.conftest import MakeKey, serving
 from tests.integration.test_api import blobs, problem
 from tests.sounds import tone, wav
 from workers.sweeper import Sweeper
@@ -235,32 +230,6 @@ def test_a_recording_that_another_request_was_faster_to_send_is_not_stored_twice
     assert api.post(path, headers=KEY, **form).content == faster[0].content
     assert len(blobs(settings)) == 1
     assert len(api.get(f"/v1/sessions/{session_id}/history").json()["turns"]) == 1
-
-
-@contextmanager
-def serving(settings: Settings) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """An API in a process of its own."""
-    port = free_port()
-    env = os.environ | {
-        "TENOR_DATA_DIR": str(settings.data_dir),
-        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
-        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
-    }
-    process = subprocess.Popen([sys.executable, "-m", "services.cli", "serve", "--port", str(port)], env=env)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: answers(url) or process.poll() is not None, 30)
-        assert process.poll() is None
-        yield url, process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/healthz").is_success
-    return False
 
 
 def test_a_request_whose_api_was_killed_is_neither_lost_nor_done_twice(
