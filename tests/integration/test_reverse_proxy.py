@@ -135,6 +135,10 @@ def nginx(folder: Path, api: str, *, removes_prefix: bool) -> Iterator[httpx.Cli
         process.wait()
 
 
+def test_the_documentation_shows_the_example_for_nginx() -> None:
+    assert NGINX_CONF.read_text() in (NGINX_CONF.parents[1] / "docs" / "deployment.md").read_text()
+
+
 def listens(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
