@@ -27,7 +27,8 @@ Send what people say, as text or as recordings, and read back what they feel.
 2. `POST /v1/sessions/{id}/turns` adds a turn and answers at once with its `Location`.
 3. `GET /v1/turns/{id}?wait=10` answers as soon as the turn is analysed. Or `POST /v1/webhooks`, to be told of each.
 
-Every error is an RFC 9457 problem document with a stable `code`.
+A POST with an `Idempotency-Key` may be sent again without a second effect. Every error is an RFC 9457 problem document
+with a stable `code`.
 """
 
 _PROBES = 2

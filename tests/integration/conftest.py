@@ -118,5 +118,5 @@ def serving(settings: Settings, **others: str) -> Iterator[tuple[str, "subproces
 
 def answers(url: str) -> bool:
     with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/healthz").is_success
+        return httpx.get(f"{url}/healthz", trust_env=False).is_success
     return False

@@ -243,7 +243,7 @@ def test_a_request_whose_api_was_killed_is_neither_lost_nor_done_twice(
         psycopg.connect(settings.database_url.get_secret_value()) as holder,
     ):
         holder.execute("LOCK TABLE jobs IN SHARE MODE")  # the turn is inserted, and its job has to wait
-        lost = threads.submit(httpx.post, url + path, json=turn, headers=headers, timeout=60)
+        lost = threads.submit(httpx.post, url + path, json=turn, headers=headers, timeout=60, trust_env=False)
         wait_for(lambda: bool(query(waits)))
         assert problem(api.post(path, json=turn, headers=KEY)) == (409, "idempotency_key_in_progress")
         process.kill()

@@ -1,5 +1,6 @@
 """The API behind a reverse proxy, which gives it a path prefix: what it names leads back through the proxy."""
 
+import logging
 import re
 import shutil
 import socket
@@ -87,11 +88,30 @@ def test_every_address_has_the_prefix(
         assert_all_addresses_lead_back(client, "/tenor")
 
 
+def test_probes_below_the_prefix_are_not_logged_either(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    app = proxied(create_app(settings), removes_prefix=False, names_prefix=True)
+    caplog.set_level(logging.INFO, "services.api.telemetry")
+    with TestClient(app, "https://tenor.example.com", client=("127.0.0.1", 1)) as client:
+        assert client.get("/tenor/healthz").status_code == 200
+        assert client.get("/tenor/v1/nothing").status_code == 404
+    assert "unmatched" in caplog.text
+    assert "/healthz" not in caplog.text
+
+
 def test_who_is_no_proxy_changes_no_address(settings: Settings, make_key: MakeKey) -> None:
     headers = {"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}", "X-Forwarded-Prefix": "/evil"}
     with TestClient(create_app(settings), client=("203.0.113.7", 1), headers=headers) as client:
         assert client.post("/v1/sessions", json={}).headers["Location"].startswith("/v1/sessions/")
         assert "servers" not in client.get("/openapi.json").json()
+
+
+def test_the_server_leaves_the_headers_of_proxies_to_the_application(settings: Settings, make_key: MakeKey) -> None:
+    """Uvicorn would put the client's address in the place of the proxy's, and nobody would be trusted any more."""
+    said = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/tenor"}
+    headers = said | {"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}"}
+    with serving(settings) as (url, _):
+        created = httpx.post(f"{url}/v1/sessions", json={}, headers=headers, trust_env=False)
+    assert created.headers["Location"].startswith("/tenor/v1/sessions/")
 
 
 @contextmanager
