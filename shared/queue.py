@@ -51,6 +51,8 @@ def celery_app(broker_url: SecretStr) -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
+        # Else whoever reaches the broker could command the workers, and each connection would listen for commands.
+        worker_enable_remote_control=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # Else a master that becomes a replica, and so refuses those who wait for messages, ends every worker.
@@ -62,11 +64,14 @@ def celery_app(broker_url: SecretStr) -> Celery:
 def _broker(url: str) -> dict[str, Any]:
     """Celery's settings for the broker that a URL names. Its certificate is verified, unless its options say otherwise.
 
-    Options stand behind the last `?`: `master_name` and `sentinel_password`, `tag`, and `ssl_...` as redis-py names
-    them.
+    Options stand behind the last `?`: `db` of a socket, `master_name` and `sentinel_password`, `tag`, and `ssl_...` as
+    redis-py names them.
     """
     query = dict(parse_qsl(url.rpartition("?")[2])) if "?" in url else {}
     scheme, url = url.partition("://")[0], re.sub(r"\?[^;]*", "", url)
+    if scheme == "unix":
+        # Kombu's name for what redis-py calls unix://.
+        url = f"redis+socket{url.removeprefix('unix')}?virtual_host={query.get('db', '0')}"
     settings: dict[str, Any] = {"broker_url": url}
     options: dict[str, Any] = {
         "visibility_timeout": 3600,

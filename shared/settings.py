@@ -250,9 +250,9 @@ class Settings(BaseSettings):
     @classmethod
     def _is_a_broker(cls, url: SecretStr) -> SecretStr:
         scheme, _, rest = url.get_secret_value().partition("://")
-        if scheme not in ("redis", "rediss", "redis+socket", "sentinel", "redis+cluster", "rediss+cluster"):
+        if scheme not in ("redis", "rediss", "unix", "sentinel", "redis+cluster", "rediss+cluster"):
             raise ValueError(
-                "should begin with redis://, rediss://, sentinel://, redis+cluster:// or rediss+cluster://"
+                "should begin with redis://, rediss://, unix://, sentinel://, redis+cluster:// or rediss+cluster://"
             )
         if scheme == "sentinel" and not re.search("[?&]master_name=.", rest):
             raise ValueError("should end with ?master_name= and the name by which the sentinels know the Redis")

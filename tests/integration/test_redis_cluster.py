@@ -3,7 +3,6 @@
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,7 +23,6 @@ from services.embedded.servers import free_port
 from shared.domain.job import TURN_LANES, Lane, Message
 from shared.errors import Unavailable
 from shared.queue import Queue, celery_app
-from shared.settings import Settings
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.tls import tls_endpoint
 from workers.lane import LaneThread
@@ -374,10 +372,9 @@ def test_a_cluster_of_which_no_seed_answers_is_a_clear_error() -> None:
     assert not Queue(url_of(free_port())).send([message()])
 
 
-def test_a_redis_that_is_no_cluster_is_a_clear_error(settings: Settings) -> None:
-    url = settings.broker_url.get_secret_value().replace("redis://", "redis+cluster://").rpartition("/")[0]
+def test_a_redis_that_is_no_cluster_is_a_clear_error(tcp_valkey_port: int) -> None:
     with pytest.raises(Unavailable) as error:
-        Queue(SecretStr(url)).ping()
+        Queue(url_of(tcp_valkey_port)).ping()
     assert "cluster support disabled" in str(error.value.__cause__)
 
 
@@ -469,12 +466,3 @@ def test_a_cluster_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url
     with pytest.raises(Unavailable):
         Queue(SecretStr(tls_url)).ping()
     assert not Queue(SecretStr(tls_url)).send([message()])
-
-
-def test_celerys_own_command_reaches_the_worker_by_the_settings(
-    url: SecretStr, taken: Taken, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TENOR_BROKER_URL", url.get_secret_value())
-    command = [sys.executable, "-m", "celery", "--app", "workers", "inspect", "ping", "--timeout", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "pong" in result.stdout, result.stderr
