@@ -22,6 +22,7 @@ from shared.telemetry import serve_metrics
 from shared.tracing import start_tracing, stop_tracing
 from workers.deliveries import DeliveryLane
 from workers.engine import Engine, Task
+from workers.health import report_health
 from workers.lane import LaneThread
 from workers.lifetime import Lifetime
 from workers.stages import Stages
@@ -60,6 +61,7 @@ def run(settings: Settings) -> None:
     )
     app = celery_app(settings.broker_url)
     register(app, engine)
+    report_health(app, settings)
     # Its pool serves the first lane that has threads, and ends the process. Where none has, it serves no lane.
     pool, others = next(iter(settings.threads.items()), None), [*settings.threads.items()][1:]
     lanes = [LaneThread(app, lane, engine.run) for lane, count in others for _ in range(count)]

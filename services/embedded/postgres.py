@@ -43,10 +43,8 @@ _SETTINGS = {
     "unix_socket_directories": ".",
     "unix_socket_permissions": "0700",
     "port": str(_PORT),
-    # Not in /dev/shm, which containers often have little of. Only parallel queries need much of it.
+    # In files of the data folder, as containers often have little of /dev/shm. Only parallel queries need much.
     "dynamic_shared_memory_type": "mmap",
-    "max_parallel_workers_per_gather": "0",
-    "max_parallel_maintenance_workers": "0",
     # The machine may lack the locale that it had when the folder was made.
     "lc_messages": "C",
     "lc_monetary": "C",

