@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ def run(
 
     with _reported():
         check_restored(settings.data_dir)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # as Ctrl-C, which leaves no server behind
     with _reported(), EmbeddedServers(settings.data_dir) as servers:
         database = Database(servers.database_url)
         database.migrate()

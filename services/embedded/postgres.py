@@ -261,7 +261,8 @@ class Postgres:
                 raise self._failure()
             if now - reported > REPORT_S:
                 reported = now
-                what = "recovers from a crash" if "recovery" in self._messages() else "starts"
+                crashed = re.search("interrupted|not properly shut down|recovery", self._messages())
+                what = "recovers from a crash" if crashed else "starts"
                 _log.info("Postgres %s: %.0f s so far ...", what, now - began)
             if now - looked > 1:
                 looked, before, seen = now, seen, self._progress()
@@ -269,8 +270,7 @@ class Postgres:
             if now - changed > STALL_S:
                 self._kill()
                 raise SetupError(
-                    f"Postgres does not start: it made no progress for {STALL_S:.0f} s, its last message is "
-                    f"{self._messages().strip().rpartition(chr(10))[2]!r} (its log is {self._log})"
+                    f"Postgres does not start: it made no progress for {STALL_S:.0f} s (its log is {self._log})"
                 )
         self._was_ready = True
 
@@ -306,10 +306,11 @@ class Postgres:
             return log.read().decode(errors="replace")
 
     def _failure(self) -> SetupError:
-        reasons = re.findall(r"(?:FATAL|PANIC): +(.*)", self._messages())
-        assert self._process is not None
-        reason = reasons[-1] if reasons else f"it ended with status {self._process.returncode}"
-        return SetupError(f"Postgres does not start: {reason} (its log is {self._log})")
+        messages = self._messages()
+        reasons = (
+            re.findall(r"(?:FATAL|PANIC): +(.*)", messages) or messages.strip().splitlines() or ["it says nothing"]
+        )
+        return SetupError(f"Postgres does not start: {reasons[-1]} (its log is {self._log})")
 
     def _write_access_rules(self) -> None:
         """Let in this user and root alone, also where an earlier version of Tenor let in everybody."""

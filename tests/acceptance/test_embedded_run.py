@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx2 as httpx
 import psutil
@@ -165,3 +166,20 @@ def test_what_is_taken_is_said(tmp_path: Path) -> None:
             result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
             assert result.returncode == 78
             assert said in result.stderr
+
+
+def test_a_copy_that_was_made_of_a_running_folder_leaves_the_original_alone(tmp_path: Path) -> None:
+    with running(tmp_path / "data") as (tenor, client):
+        before = client.post("/v1/sessions", json={}).json()["id"]
+        theirs = psutil.Process(tenor.pid).children(recursive=True)
+        # Files of a running server may go meanwhile.
+        subprocess.run(["cp", "-a", tmp_path / "data", tmp_path / "copy"], check=False, stderr=subprocess.DEVNULL)
+        with running(tmp_path / "copy") as (_, copy):
+            addresses = json.loads((tmp_path / "copy" / "embedded.json").read_text())
+            for url in (addresses["database_url"], addresses["broker_url"]):
+                assert str(tmp_path / "copy") in unquote(url)
+            assert copy.get(f"/v1/sessions/{before}/history").status_code == 200
+            only_in_copy = copy.post("/v1/sessions", json={}).json()["id"]
+            assert all(process.is_running() for process in theirs)
+            assert client.get(f"/v1/sessions/{only_in_copy}/history").status_code == 404
+        assert analyzed(client, before)["status"] == "succeeded"

@@ -101,3 +101,14 @@ def test_nothing_starts_without_its_tables(url: str, command: str) -> None:
 def test_without_a_database_the_process_ends_to_be_started_again() -> None:
     ended = run("postgresql://127.0.0.1:1/tenor", "services.cli", "serve", "--port", "0")
     assert (ended.returncode, ended.stderr) == (1, "Temporarily unavailable: the database cannot be reached\n")
+
+
+def test_the_way_back_from_later_tables_is_told_and_nothing_is_changed(url: str, empty: Database, query: Query) -> None:
+    empty.migrate()
+    query("UPDATE alembic_version SET version_num = '9999' RETURNING 1")
+    result = run(url, "services.cli", "migrate")
+    assert (result.returncode, result.stderr.count("\n")) == (78, 1), result.stderr
+    assert "tables are at 9999, which only a later version of Tenor knows" in result.stderr
+    assert "restore a backup" in result.stderr
+    assert query("SELECT version_num FROM alembic_version") == [("9999",)]
+    empty.check_tables()  # a process of a rolling update goes on
