@@ -104,7 +104,10 @@ class EmbeddedServers:
         Raises:
             SetupError: it does not start.
         """
-        self._folder.repair()
+        try:
+            self._folder.repair()
+        except OSError as error:
+            raise SetupError(f"the short path to the data folder is gone and cannot be made again: {error}") from error
         if not self._valkey.is_running:
             _log.warning("Valkey died: starting it again")
             self._valkey.start()
