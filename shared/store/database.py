@@ -155,11 +155,10 @@ class Database:
             Unavailable: Postgres cannot be reached.
         """
         config = _alembic()
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         with self._connection() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             current = MigrationContext.configure(connection).get_current_revision()
-            if current is not None and current not in known:
+            if current is not None and not self.knows_migration(current):
                 raise SetupError(
                     f"the database's tables are at {current}, which only a later version of Tenor knows: run that "
                     "version, or, to go back to this one, restore a backup that was made before the update"
