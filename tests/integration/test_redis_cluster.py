@@ -241,7 +241,7 @@ def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
     sent = [message(lane) for lane in TURN_LANES for _ in range(5)]
     send_in_the_end(Queue(url), sent)
     wait_for(lambda: taken.has(sent))
-    assert app.control.ping(timeout=2)
+    assert app.control.ping(timeout=1) == []  # commands are switched off, but asking leaves keys
     keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*"))]
     assert keys
     assert all(key.startswith(PREFIX.encode()) for key in keys)
@@ -297,9 +297,11 @@ def test_a_slot_that_is_moved_to_another_master_is_followed(cluster: Cluster, ur
     send_in_the_end(queue, before)
     wait_for(lambda: taken.has(before))
     with moved_slot(cluster) as target:
+        target.client.config_resetstat()
         send_in_the_end(queue, after)
         wait_for(lambda: taken.has(after), 30)
-        assert target.client.exists(f"{PREFIX}_kombu.binding.celery.pidbox")
+        commands: Any = target.client.info("commandstats")
+        assert commands["cmdstat_lpush"]["calls"] >= len(after)
     assert taken.count_of(before) == len(before)
 
 
@@ -414,11 +416,10 @@ class TestAUserOfItsOwn:
     def url(self, cluster: Cluster, user: str) -> SecretStr:
         return SecretStr(f"redis+cluster://{user}@127.0.0.1:{cluster.ports[0]}")
 
-    def test_can_send_take_and_be_pinged(self, url: SecretStr, app: Celery, taken: Taken) -> None:
+    def test_can_send_and_take(self, url: SecretStr, taken: Taken) -> None:
         sent = [message(lane) for lane in TURN_LANES]
         send_in_the_end(Queue(url), sent)
         wait_for(lambda: taken.has(sent))
-        assert app.control.ping(timeout=1)
 
 
 @pytest.fixture
