@@ -3,6 +3,7 @@
 import json
 import logging
 import secrets
+import signal
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -52,7 +53,12 @@ class EmbeddedServers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        # A second Ctrl-C would leave a server running.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        try:
+            self._stack.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _start(self, stack: ExitStack) -> None:
         self._postgres, self._valkey = Postgres(self._folder), Valkey(self._folder)

@@ -44,7 +44,9 @@ class Run:
     session_id: str
 
     def child(self, word: str) -> psutil.Process:
-        (found,) = (child for child in psutil.Process(self.process.pid).children() if word in " ".join(child.cmdline()))
+        children = psutil.Process(self.process.pid).children()
+        running = (child for child in children if child.status() != psutil.STATUS_ZOMBIE)
+        (found,) = (child for child in running if word in " ".join(child.cmdline()))
         return found
 
     def server(self, pidfile: str) -> psutil.Process:
