@@ -356,8 +356,9 @@ class Postgres:
             os.close(number)
 
     def _options(self) -> dict[str, Any]:
-        environment = {name: value for name, value in child_environment().items() if not name.startswith("PG")}
-        options: dict[str, Any] = {"env": environment, "umask": 0o077}
+        # Variables of Postgres's clients would change its settings, and those of Tenor hold secrets.
+        told = {name: value for name, value in child_environment().items() if not name.startswith(("PG", "TENOR_"))}
+        options: dict[str, Any] = {"env": told, "umask": 0o077}
         if self._owner is not None:
             user, group = self._owner
             options |= {"user": user, "group": group, "extra_groups": []}
