@@ -56,7 +56,10 @@ class DataFolder:
             self._lock = self._locked()
             self._remove_left_over()
         except OSError as error:
-            raise SetupError(f"the data folder {self.path} cannot be used: {error.strerror}") from error
+            raise SetupError(
+                f"the data folder {self.path} cannot be used ({error.strerror}): set TENOR_DATA_DIR to a folder that "
+                "you may write to"
+            ) from error
 
     def close(self) -> None:
         """Delete the temporary folder and unlock the data folder."""

@@ -21,7 +21,7 @@ from services.embedded import folder as folder_module
 from services.embedded import postgres as postgres_module
 from services.embedded.folder import DataFolder
 from services.embedded.processes import processes_in, stop_left_over_child
-from services.embedded.servers import EmbeddedServers, running_urls
+from services.embedded.servers import EmbeddedServers, free_port, running_urls
 from shared.errors import SetupError
 from shared.queue import Queue
 from shared.settings import Settings
@@ -205,6 +205,12 @@ def test_a_killed_runs_temporary_folder_is_deleted_and_that_of_the_original_of_a
 
 
 # whose the folder is
+
+
+def test_a_folder_that_cannot_be_created_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=r"cannot be used \(.*\): set TENOR_DATA_DIR"):
+        EmbeddedServers(tmp_path / "file" / "data").__enter__()
 
 
 def test_a_missing_folder_is_created_private_and_its_parents_as_usual(tmp_path: Path) -> None:
@@ -506,7 +512,7 @@ def test_a_creation_that_was_interrupted_begins_anew(tmp_path: Path) -> None:
 def test_a_run_that_is_ended_during_recovery_says_so_and_leaves_no_process(crashed: Path) -> None:
     run_in_recovery(crashed, "sleep 600")
     env = {**os.environ, "TENOR_DATA_DIR": str(crashed)}
-    command = [sys.executable, "-m", "services.cli", "run", "--port", "0"]
+    command = [sys.executable, "-m", "services.cli", "run", "--port", str(free_port())]
     run = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
     try:
