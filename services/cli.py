@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from services.listening import check_listenable, is_unspecified
 from shared.blobs import open_blobs
 from shared.domain.access import KeyRole
 from shared.domain.job import JobStatus, ListedJob
@@ -89,7 +90,7 @@ def _language(code: str) -> str:
 @app.command(epilog="Example: `tenor run --port 8000`")
 def run(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
 ) -> None:
     """Run everything on this machine: a private Postgres and Valkey, the API and one worker. Ctrl-C stops it."""
     with _reported():
@@ -112,14 +113,17 @@ def run(
             transaction.jobs.forget_workers(timedelta(0))  # those of a run that was killed
         database.close()
         _err.print("Starting the API and the worker ...")
-        Supervisor(settings, servers, host, port).run(on_ready=lambda: _welcome(settings, host, port, key))
-        _err.print("Stopped.")
+        supervisor = Supervisor(settings, servers, host, port)
+        supervisor.run(on_ready=lambda: _welcome(settings, supervisor.url, host, key))
+        # Another Ctrl-C would leave the servers running, which take a moment to stop.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _err.print("Stopped.")
 
 
 @app.command(epilog="Example: `tenor serve --host 0.0.0.0 --port 8000`")
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
 ) -> None:
     """Run the API alone. It needs TENOR_DATABASE_URL and TENOR_BROKER_URL, but no model."""
     from prometheus_client import REGISTRY
@@ -131,6 +135,7 @@ def serve(
     with _reported():
         settings = get_settings()
         configure_logging(settings.log_format)
+        check_listenable(host, port)
         application = create_app(settings)
         database = Database(settings.database_url, pool_size=1)
         database.check_tables()
@@ -741,10 +746,11 @@ def _embedded_key(database: Database, file: Path) -> str:
     return key
 
 
-def _welcome(settings: Settings, host: str, port: int, key: str) -> None:
+def _welcome(settings: Settings, url: str, host: str, key: str) -> None:
+    everywhere = f"\n          and on all addresses of this machine ({host})" if is_unspecified(host) else ""
     _out.print(
         f"\n[bold green]Tenor is ready.[/]\n\n"
-        f"  API     http://{host}:{port}   (documentation: http://{host}:{port}/docs)\n"
+        f"  API     {url}   (documentation: {url}/docs){everywhere}\n"
         f"  Key     {key}\n"
         f"  Data    {settings.data_dir}   (logs in logs/)\n\n"
         f"Ctrl-C stops it; the sessions are there again at the next start.",

@@ -74,7 +74,7 @@ def _at_half(name: str, target: Target, rates: list[float], seconds: float) -> F
 def _tenor(settings: Settings, running: EmbeddedServers, connections: int) -> Iterator[Target]:
     headers = authorization(running)
     with serving_api(settings, running) as url:
-        with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
+        with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as http:
             places = [url + turns_of_new_session(http) for _ in range(connections)]
         yield Target(places, headers)
 

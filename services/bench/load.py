@@ -45,7 +45,7 @@ async def put_on(load: Load) -> Result:
     Raises:
         httpx.HTTPError: one was refused.
     """
-    clients = [httpx.AsyncClient(headers=load.headers, timeout=60) for _ in load.places]
+    clients = [httpx.AsyncClient(headers=load.headers, timeout=60, trust_env=False) for _ in load.places]
     latencies: list[float] = []
 
     async def post(number: int, due: float) -> None:

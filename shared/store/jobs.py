@@ -457,6 +457,11 @@ class Jobs:
         found = select(jobs.c.turn_id).where(jobs.c.turn_id.in_(turn_ids), jobs.c.status.in_(still))
         return set(self._connection.execute(found).scalars())
 
+    def running(self) -> int:
+        """How many jobs workers are at."""
+        count = select(func.count()).where(jobs.c.status == JobStatus.running.value)
+        return self._connection.execute(count).scalar_one()
+
     def waiting(self) -> list[Waiting]:
         """What waits in each lane, counted up to a million; of bounded cost, however many jobs there are."""
         return [self._waiting(lane) for lane in Lane]

@@ -1,9 +1,11 @@
 """`tenor run`, as its user meets it."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,40 +15,47 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import httpx2 as httpx
+import numpy as np
 import psutil
 import pytest
 
 from services.embedded.servers import free_port
+from shared.audio import decode, encode
 from shared.domain.job import OPEN
 from tests.acceptance.conftest import ASSETS
 from tests.collector import collecting
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, wait_for
 
 READY_S = 90
 
 
 @contextmanager
-def running(data_dir: Path, **settings: str) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
-    """A started `tenor run`, and a client with the key that it printed; Ctrl-C at the end.
+def running(
+    data_dir: Path, host: str = "127.0.0.1", **settings: str
+) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
+    """A started `tenor run`, and a client with the key and the URL that it printed; Ctrl-C at the end.
 
     `settings` are environment variables; where there are none, it recovers sooner than by default.
     """
     port = free_port()
     env = {**os.environ, "TENOR_DATA_DIR": str(data_dir)}
     env |= settings or {"TENOR_LEASE_S": "3", "TENOR_SWEEP_INTERVAL_S": "0.5"}
-    command = [sys.executable, "-m", "services.cli", "run", "--port", str(port)]
+    command = [sys.executable, "-m", "services.cli", "run", "--host", host, "--port", str(port)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
-        key = None
+        key, said = None, ""
         deadline = time.monotonic() + READY_S * PATIENCE
         while key is None:
             line = process.stdout.readline()
             assert line, _logs(data_dir)
             assert time.monotonic() < deadline, _logs(data_dir)
+            said += line
             key = re.search(r"tnr_\S+", line)
+        url = re.search(rf"http://\S+:{port}", said)
+        assert url is not None
         headers = {"Authorization": f"Bearer {key.group()}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
+        with httpx.Client(base_url=url.group(), headers=headers, timeout=60, trust_env=False) as client:
             yield process, client
         process.send_signal(signal.SIGINT)
         assert process.wait(60 * PATIENCE) in (0, -signal.SIGKILL)  # the latter where the test itself killed it
@@ -193,3 +202,58 @@ def test_a_copy_that_was_made_of_a_running_folder_leaves_the_original_alone(tmp_
             assert all(process.is_running() for process in theirs)
             assert client.get(f"/v1/sessions/{only_in_copy}/history").status_code == 404
         assert analyzed(client, before)["status"] == "succeeded"
+
+
+PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9")
+SOCKS = {"ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+def test_a_run_becomes_ready_on_ipv6_and_calls_itself_through_no_proxy(tmp_path: Path) -> None:
+    host = "::" if has_ipv6() else "0.0.0.0"
+    with running(tmp_path / "data", host, **PROXIES, **SOCKS) as (_, client):
+        assert client.base_url.host in ("::1", "127.0.0.1")
+        assert client.get("/readyz").json()["workers"] == 1
+
+
+def test_stopping_says_what_it_waits_for_and_stops_at_once_when_asked_again(tmp_path: Path) -> None:
+    recording = encode(np.tile(decode(ASSETS / "english.ogg"), 60))
+    with running(tmp_path / "data", TENOR_DRAIN_S="600") as (tenor, client):
+        files = {"audio": ("a.flac", recording, "audio/flac")}
+        turns = f"/v1/sessions/{client.post('/v1/sessions', json={}).json()['id']}/turns"
+        turn = client.post(turns, files=files).headers["Location"]
+        wait_for(lambda: client.get(turn).json()["status"] == "running")
+        tenor.send_signal(signal.SIGINT)
+        assert tenor.stdout is not None
+        while not (line := tenor.stdout.readline()).startswith("Stopping"):
+            assert line
+        assert line == "Stopping: waiting up to 600 s for 1 running job. Press Ctrl-C again to stop at once.\n"
+        tenor.send_signal(signal.SIGINT)
+        assert tenor.wait(30 * PATIENCE) == 0
+        said = tenor.stdout.read()
+        assert "Stopped at once: 1 running job will be done again after the next start." in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("host", "reason"), [("192.0.2.1", "not an address"), ("nonesuch.invalid", "not resolve")])
+def test_a_host_that_cannot_be_listened_on_is_said_in_one_line(tmp_path: Path, host: str, reason: str) -> None:
+    env = {**os.environ, "TENOR_DATA_DIR": str(tmp_path / "data")}
+    command = [sys.executable, "-m", "services.cli", "run", "--host", host, "--port", str(free_port())]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 78
+    (line,) = (line for line in result.stderr.splitlines() if not line.startswith("Starting"))
+    assert reason in line
+
+
+def test_a_worker_that_cannot_start_says_why_on_the_terminal(tmp_path: Path) -> None:
+    env = {**os.environ, "TENOR_DATA_DIR": str(tmp_path / "data"), "TENOR_WHISPER_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "services.cli", "run", "--port", str(free_port())]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90 * PATIENCE, check=False)
+    assert result.returncode == 78
+    assert f"TENOR_WHISPER_DIR is {tmp_path}, which lacks model.bin" in result.stderr.splitlines()[-1]

@@ -1,0 +1,69 @@
+"""The address that the API listens on: whether it can be taken, and the URL that leads to it."""
+
+import contextlib
+import errno
+import ipaddress
+import socket
+
+from shared.errors import SetupError
+
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def check_listenable(host: str, port: int) -> None:
+    """Try to listen on every address that a host name or an IP address stands for.
+
+    Raises:
+        SetupError: the name does not resolve, an address is not one of this machine, or the port is taken or reserved.
+    """
+    for family, kind, protocol, _, address in _resolve(host, port):
+        try:
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                trial.bind(address)
+        except OSError as error:
+            raise SetupError(f"cannot listen on {_netloc(host, port)}: {_reason(error, host, port)}") from None
+
+
+def local_url(host: str, port: int) -> str:
+    """Return the URL by which this machine reaches a server that listens on `host`.
+
+    The unspecified address, which stands for all addresses of the machine, is reached by the loopback address.
+    """
+    with contextlib.suppress(ValueError):  # of a name
+        host = str(ipaddress.ip_address(host))
+    return f"http://{_netloc(_LOOPBACK.get(host, host), port)}"
+
+
+def is_unspecified(host: str) -> bool:
+    """Whether `host` stands for all addresses of this machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _resolve(host: str, port: int) -> "list[tuple[int, int, int, str, tuple[str | int, ...]]]":
+    try:
+        # As the event loop does it when it listens.
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # pyright: ignore[reportReturnType]
+    except (socket.gaierror, UnicodeError):
+        raise SetupError(
+            f"cannot listen on {_netloc(host, port)}: the name {host!r} does not resolve: choose another --host"
+        ) from None
+
+
+def _reason(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another process listens there: stop it, or choose another --port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is not an address of this machine: choose another --host"
+    if error.errno == errno.EACCES and port < 1024:
+        return "a port below 1024 needs more rights: choose another --port"
+    return f"{error.strerror}: choose another --host or --port"
+
+
+def _netloc(host: str, port: int) -> str:
+    return f"[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"

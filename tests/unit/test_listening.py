@@ -1,0 +1,72 @@
+"""Which addresses the API may listen on, and the URLs that lead there."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from services.listening import check_listenable, is_unspecified, local_url
+from shared.errors import SetupError
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("localhost", "http://localhost:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("::", "http://[::1]:8000"),
+        ("0:0:0:0:0:0:0:0", "http://[::1]:8000"),
+        ("fe80::1%eth0", "http://[fe80::1%25eth0]:8000"),
+    ],
+)
+def test_the_url_leads_to_where_the_server_listens(host: str, url: str) -> None:
+    assert local_url(host, 8000) == url
+
+
+@pytest.mark.parametrize(("host", "every"), [("0.0.0.0", True), ("::", True), ("::1", False), ("localhost", False)])
+def test_the_unspecified_address_stands_for_all(host: str, every: bool) -> None:
+    assert is_unspecified(host) is every
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def listener(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """The address of a socket that somebody listens on."""
+    host = request.param
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        try:
+            taken.bind((host, 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        taken.listen()
+        yield host, taken.getsockname()[1]
+
+
+def test_a_free_port_is_listenable_and_a_taken_one_is_not(listener: tuple[str, int], unused_port: int) -> None:
+    host, port = listener
+    check_listenable(host, unused_port)
+    with pytest.raises(SetupError, match="another --port"):
+        check_listenable(host, port)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "192.0.2.1 is not an address of this machine"),
+        ("nonesuch.invalid", "the name 'nonesuch.invalid' does not resolve"),
+        ("x" * 64 + ".invalid", "does not resolve"),
+    ],
+)
+def test_a_host_that_cannot_be_listened_on_is_one_line(host: str, reason: str, unused_port: int) -> None:
+    with pytest.raises(SetupError, match=reason) as caught:
+        check_listenable(host, unused_port)
+    assert "--host" in caught.value.detail
+    assert "\n" not in caught.value.detail
