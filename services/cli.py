@@ -30,6 +30,7 @@ from shared.blobs import open_blobs
 from shared.domain.access import KeyRole
 from shared.domain.job import JobStatus, ListedJob
 from shared.errors import EX_CONFIG, JobNotFound, SetupError, TenorError, WrongJobStatus
+from shared.self_check import checking, decode_clip
 from shared.settings import Settings, get_settings
 from shared.store.database import Database, Transaction
 from shared.telemetry import configure_logging, serve_metrics
@@ -126,16 +127,18 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
 ) -> None:
     """Run the API alone. It needs TENOR_DATABASE_URL and TENOR_BROKER_URL, but no model."""
-    from prometheus_client import REGISTRY
-
-    from services.api.app import create_app
-    from services.api.connections import run_server
-    from services.api.telemetry import Lanes
-
     with _reported():
         settings = get_settings()
         configure_logging(settings.log_format)
         check_listenable(host, port)
+        decode_clip()
+        with checking("import the packages", "fastapi", "uvicorn"):
+            from prometheus_client import REGISTRY
+
+            from services.api.app import create_app
+            from services.api.connections import run_server
+            from services.api.telemetry import Lanes
+
         application = create_app(settings)
         database = Database(settings.database_url, pool_size=1)
         database.check_tables()

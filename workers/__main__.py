@@ -3,15 +3,28 @@
 import sys
 
 from shared.errors import EX_CONFIG, SetupError, TenorError
+from shared.self_check import checking
 from shared.settings import get_settings
 from shared.telemetry import configure_logging
-from workers.app import run
+
+
+def main() -> None:
+    """Work until told to stop.
+
+    Raises:
+        SetupError: a person has to change something first.
+        Unavailable: Postgres or the store of recordings cannot be reached.
+    """
+    settings = get_settings()
+    configure_logging(settings.log_format)
+    with checking("import the packages", "torch", "transformers", "faster-whisper", "celery"):
+        from workers.app import run
+    run(settings)
+
 
 if __name__ == "__main__":
     try:
-        settings = get_settings()
-        configure_logging(settings.log_format)
-        run(settings)
+        main()
     except TenorError as error:
         sys.stderr.write(f"{error.title}: {error.detail}\n")
         sys.exit(EX_CONFIG if isinstance(error, SetupError) else 1)

@@ -16,6 +16,7 @@ from shared.blobs import Blobs, open_blobs
 from shared.domain.job import TURN_LANES, Lane
 from shared.modeling.pipeline import Pipeline, load_pipeline
 from shared.queue import Queue, celery_app
+from shared.self_check import checking
 from shared.settings import Settings
 from shared.store.database import Database
 from shared.telemetry import serve_metrics
@@ -39,8 +40,8 @@ def run(settings: Settings) -> None:
     Models are loaded where turns are taken. Prefork is never used: CUDA does not survive a fork.
 
     Raises:
-        SetupError: the tables are an earlier version's, the models cannot be loaded, what a setting asks for is not
-            installed, or the port for metrics is taken.
+        SetupError: the tables are an earlier version's, the models cannot be loaded or do not pass the self-check, what
+            a setting asks for is not installed, or the port for metrics is taken.
         Unavailable: Postgres or the store of recordings cannot be reached.
     """
     start_tracing(settings, "tenor-worker")
@@ -109,7 +110,8 @@ def register(app: Celery, engine: Engine) -> None:
 
 
 def _loaded(settings: Settings) -> Pipeline:
-    pipeline = load_pipeline(settings)
+    with checking("load the models", "torch", "transformers", "safetensors"):
+        pipeline = load_pipeline(settings)
     pipeline.warm_up()
     # What is there by now stays. To look through it for garbage would hold all threads up for a third of a second.
     gc.collect()

@@ -24,6 +24,7 @@ from shared.modeling.loading import bundle_folder, read_manifest, verify_files
 from shared.modeling.readers import NOTHING_TO_READ, Encoded, Reader, Said, load_reader
 from shared.modeling.transcriber import MARGIN_S, Clip, Span, Transcriber
 from shared.modeling.weights import configured_transcriber, whisper_folder, whisper_name
+from shared.self_check import TEXT, checking, decode_clip
 from shared.settings import Settings
 
 Item = TypeVar("Item")
@@ -160,8 +161,13 @@ class Pipeline:
         return Analysis(transcript, reading, summary)
 
     def warm_up(self) -> None:
-        """Load everything and run it, so that the first turn is as fast as the next."""
-        self._transcriber.get().warm_up()
+        """Load everything and analyse a short clip and a text, so that the first turn works and is as fast as the next.
+
+        Raises:
+            SetupError: the installed packages cannot do it. The message names the stage and its packages.
+            WeightsMissing: Whisper is nowhere to be had.
+        """
+        self._check_stages()
         # One item, items of one length and of several: for each of them there is code to be compiled.
         for lengths in ((1,), (1, 1), (1, 2, 3)):
             voices = self._reader.encode_voices([np.zeros(size * SAMPLE_RATE, np.float32) for size in lengths])
@@ -169,6 +175,25 @@ class Pipeline:
             if self._reader.knows("warm"):
                 words = [*self._reader.encode_words([Said("warm " * size) for size in lengths])]
             self._reader.fuse([Encoded(*of) for of in zip(words, voices, strict=True)])
+
+    def _check_stages(self) -> None:
+        """Take the clip of the self-check through all stages, whether or not it passes for speech."""
+        samples = decode_clip()
+        whole = [(0.0, samples.size / SAMPLE_RATE)]
+        with checking("load Whisper", "faster-whisper", "ctranslate2"):
+            self._transcriber.get()
+        with checking("find speech", "faster-whisper", "onnxruntime"):
+            (spans,) = self.vad.run([samples])
+        with checking("transcribe", "faster-whisper", "ctranslate2"):
+            self.transcribe.run([Clip(samples, speech=spans or whole)])
+        words: list[Tensor | None] = [None]
+        if self._reader.knows(TEXT):
+            with checking("read a text", "torch", "transformers", "tokenizers"):
+                words = [*self.text.run([Said(TEXT)])]
+        with checking("read a voice", "torch", "transformers"):
+            voices = self.speech.run([samples])
+        with checking("find an emotion", "torch"):
+            self.fuse.run([Encoded(words[0], voices[0])])
 
     def _speech(self, sounds: Sequence[Samples]) -> list[list[Span]]:
         transcriber = self._transcriber.get()

@@ -192,12 +192,6 @@ class Transcriber:
             segments[row] += heard
         return [_transcript(*detected.get(row, (known[row], None)), tuple(segments[row])) for row in range(len(clips))]
 
-    def warm_up(self) -> None:
-        """Run everything once, so that the first turn is as fast as the next."""
-        second = np.zeros(SAMPLE_RATE, np.float32)
-        speech(second)
-        self.transcribe([Clip(second, speech=[(0.0, 1.0)])])
-
     def speech(self, samples: Samples) -> list[Span]:
         """Where somebody speaks: tight stretches, parted by pauses of at least 0.2 s."""
         return speech(samples)

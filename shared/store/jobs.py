@@ -251,8 +251,8 @@ class Jobs:
         """Write another message for each queued job, the oldest first, after the broker has lost its messages.
 
         Left out are the jobs that no message was sent for: those that wait for an earlier turn, or for their next
-        attempt, and deliveries, which need none. Left out is the bulk lane too, which may be very long; its jobs are sent again, as those beyond the
-        limit are, when their lease has run out.
+        attempt, and deliveries, which need none. Left out is the bulk lane too, which may be very long; its jobs are
+        sent again, as those beyond the limit are, when their lease has run out.
 
         Returns:
             How many jobs there were, at most `limit`.

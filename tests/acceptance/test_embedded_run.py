@@ -48,7 +48,7 @@ def running(
         deadline = time.monotonic() + READY_S * PATIENCE
         while key is None:
             line = process.stdout.readline()
-            assert line, _logs(data_dir)
+            assert line, said + _logs(data_dir)
             assert time.monotonic() < deadline, _logs(data_dir)
             said += line
             key = re.search(r"tnr_\S+", line)

@@ -41,13 +41,10 @@ VOICES = [tone(seconds, 180 + 20 * number) for number, seconds in enumerate(LENG
 
 
 class Hears(Heard):
-    """Each clip's words are told by its length, and there is nothing to warm up."""
+    """Each clip's words are told by its length."""
 
     def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
         return [Heard(SAID[clip.samples.size % 4].words).transcribe([clip])[0] for clip in clips]
-
-    def warm_up(self) -> None:
-        """It is warm."""
 
 
 @pytest.fixture(scope="module")

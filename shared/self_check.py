@@ -1,0 +1,65 @@
+"""What a process checks at its start: that the installed packages can do what the first turn will ask of them."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.errors import SetupError
+
+if TYPE_CHECKING:
+    from shared.audio import Samples
+
+CLIP = Path(__file__).with_name("self_check.flac")
+"""Half a second of a synthetic voice, which `shared/self_check_clip.py` made."""
+
+TEXT = "Thank you, that is wonderful news!"
+
+
+@contextmanager
+def checking(step: str, *packages: str) -> Generator[None]:
+    """Turn whatever goes wrong within into a SetupError that names the step, and the packages that do it.
+
+    Memory that runs out is no broken installation and stays as it is: the next start may find enough.
+
+    Raises:
+        SetupError: something went wrong.
+    """
+    try:
+        yield
+    except (SetupError, MemoryError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        installed = ", ".join(f"{package} {_version(package)}" for package in packages)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SetupError(
+            f"the self-check cannot {step} with {installed} ({reason}): install the packages that this version of "
+            "Tenor was tested with, as the README says"
+        ) from error
+
+
+def decode_clip() -> "Samples":
+    """Read the clip's header and decode it, as with an upload; shape [samples], 16 kHz.
+
+    Raises:
+        SetupError: PyAV does not do it.
+    """
+    with checking("decode a recording", "av"):
+        # Here, because PyAV may be what cannot be imported.
+        from shared.audio import decode, probe
+
+        probe(CLIP)
+        samples = decode(CLIP)
+        if not samples.any():
+            raise ValueError("a recording was decoded to silence")
+    return samples
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
