@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.listening import check_listenable, is_unspecified
+from services.tables import print_table
 from shared.blobs import open_blobs
 from shared.domain.access import KeyRole
 from shared.domain.job import JobStatus, ListedJob
@@ -269,7 +270,7 @@ def analyze(
             else:
                 rows.extend(result)
     if rows:
-        _out.print(results_table(rows, conversation))
+        print_table(_out, results_table(rows, conversation))
     raise typer.Exit(1 if failed else 0)
 
 
@@ -414,7 +415,7 @@ def simulate(
         sys.stdout.write(outcome.model_dump_json() + "\n")
         return
     for table in outcome_tables(outcome, measured):
-        _out.print(table)
+        print_table(_out, table)
 
 
 @benchmarks.command(
@@ -441,7 +442,7 @@ def bench_device(
     if output is Format.json:
         sys.stdout.write(json.dumps([figure.model_dump() for figure in figures]) + "\n")
     else:
-        _out.print(device_table(figures))
+        print_table(_out, device_table(figures))
 
 
 def _numbers(listed: str) -> list[int]:
@@ -481,7 +482,7 @@ def _show(figures: "Sequence[Figure]", output: Format) -> None:
         shown = (figure.median, figure.p95, figure.p99, figure.worst)
         values = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in shown)
         table.add_row(figure.name, *values, figure.unit, f"{figure.count} times")
-    _out.print(table)
+    print_table(_out, table)
 
 
 @keys.command("create", epilog="Example: `tenor keys create --tenant clinic --role reader --name 'Dr. Rahman'`")
@@ -507,11 +508,10 @@ def list_keys(
         sys.stdout.write(json.dumps([{"tenant": t, **key.model_dump(mode="json")} for t, key in found]) + "\n")
         return
     table = Table("id", "tenant", "name", "role", "state")
-    table.columns[0].no_wrap = True
     for tenant, key in found:
         state = "valid" if key.revoked_at is None else f"revoked {key.revoked_at:%Y-%m-%d}"
         table.add_row(str(key.id), tenant, key.name, key.role.value, state)
-    _out.print(table)
+    print_table(_out, table)
 
 
 @keys.command("revoke", epilog="Example: `tenor keys revoke 0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4`")
@@ -542,12 +542,11 @@ def list_jobs(
         sys.stdout.write(json.dumps([job.model_dump(mode="json") for job in found]) + "\n")
         return
     table = Table("id", "tenant", "lane", "status", "attempts", "since", "reason")
-    table.columns[0].no_wrap = True
     for job in found:
         since = f"{job.updated_at:%Y-%m-%d %H:%M:%S %Z}"
         known = (job.tenant or "", job.lane.value, job.status.value, str(job.attempts), since)
         table.add_row(str(job.id), *known, job.error_message or "")
-    _out.print(table)
+    print_table(_out, table)
 
 
 @jobs.command("show", epilog="Example: `tenor jobs show 0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4`")
@@ -564,7 +563,7 @@ def show_job(
     table = Table(show_header=False)
     for name, value in job.model_dump(mode="json").items():
         table.add_row(name, "" if value is None else str(value))
-    _out.print(table)
+    print_table(_out, table)
 
 
 @jobs.command("retry", epilog="Examples: `tenor jobs retry 0b0c2f3e-...`, `tenor jobs retry --all --tenant clinic`")
@@ -625,7 +624,7 @@ def status(
         sys.stdout.write(found.model_dump_json() + "\n")
     else:
         for table in tables(found):
-            _out.print(table)
+            print_table(_out, table)
     for trouble in found.wrong:
         _err.print(trouble, markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1 if found.wrong else 0)
@@ -643,10 +642,9 @@ def audit(
         sys.stdout.write(json.dumps([event.model_dump(mode="json") for event in events]) + "\n")
         return
     table = Table("at", "action", "tenant", "key")
-    table.columns[3].overflow = "fold"
     for event in events:
         table.add_row(f"{event.at:%Y-%m-%d %H:%M:%S %Z}", event.action, event.tenant, str(event.key_id))
-    _out.print(table)
+    print_table(_out, table)
 
 
 @contextmanager

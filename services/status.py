@@ -136,7 +136,7 @@ def _workers(workers: Sequence[Worker]) -> Table:
     table = Table("worker", "host", "device", "bundle", "last seen")
     for worker in workers:
         seen = f"{worker.unseen_s:.0f} s ago"
-        table.add_row(str(worker.id)[:8], worker.host or "", worker.device or "", (worker.bundle_id or "")[:20], seen)
+        table.add_row(str(worker.id), worker.host or "", worker.device or "", worker.bundle_id or "", seen)
     return table
 
 

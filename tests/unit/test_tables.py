@@ -1,0 +1,139 @@
+"""What a person sees on a terminal of 80 columns, or fewer."""
+
+import io
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.analyze import Row
+from services.bench_device import DeviceFigure
+from services.cli import device_table, results_table
+from services.status import Status, Stored, tables
+from services.tables import print_table
+from shared.domain.emotion import Modality
+from shared.domain.job import JobCount, JobStatus, Lane, Waiting, Worker
+
+ID = UUID("0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4")
+REASON = "it was tried 5 times and never finished; the last error was: internal error (ValueError)"
+
+
+def printed(table: Table, width: int = 80) -> str:
+    out = io.StringIO()
+    print_table(Console(file=out, width=width), table)
+    return out.getvalue()
+
+
+def jobs_table() -> Table:
+    table = Table("id", "tenant", "lane", "status", "attempts", "since", "reason")
+    for _ in range(2):
+        table.add_row(
+            str(ID), "north-west-clinic", "interactive", "quarantined", "5", "2026-11-21 17:09:53 UTC", REASON
+        )
+    return table
+
+
+def keys_table() -> Table:
+    table = Table("id", "tenant", "name", "role", "state")
+    table.add_row(str(ID), "north-west-clinic", "Dr. Rahman's dashboard", "reader", "revoked 2026-11-21")
+    return table
+
+
+def audit_table() -> Table:
+    table = Table("at", "action", "tenant", "key")
+    table.add_row("2026-11-21 17:09:53 UTC", "history_read", "north-west-clinic", str(ID))
+    return table
+
+
+def analysis_table() -> Table:
+    row = Row(
+        file="/recordings/2026-11-21_customer_service_call_4711.wav",
+        start=0.0,
+        end=12.5,
+        speaker="Ada",
+        text="I have been waiting for an hour and nobody calls me back!",
+        language="en",
+        emotion="anger",
+        scores={"anger": 0.9},
+        valence=-0.5,
+        confidence=0.9,
+        abstained=False,
+        incongruence=0.1,
+        modalities_used=(Modality.text, Modality.audio),
+        baseline_turns=3,
+    )
+    return results_table([row], conversation=True)
+
+
+def figures_table() -> Table:
+    figure = DeviceFigure(
+        encoder="facebook/wav2vec2-xls-r-300m",
+        in_flight=256,
+        together=16,
+        clips_per_s=12.34,
+        p50_s=1.234,
+        p95_s=2.345,
+        flops_per_s=1.5e12,
+        share=0.42,
+    )
+    return device_table([figure])
+
+
+def status_tables() -> Iterator[Table]:
+    now = datetime.now(UTC)
+    worker = Worker(
+        id=ID,
+        bundle_id="compact-0123456789ab",
+        host="node-3.example",
+        device="NVIDIA H200",
+        started_at=now,
+        seen_at=now,
+        unseen_s=1,
+    )
+    stored = Stored(
+        migration="0012",
+        workers_alive=1,
+        workers=[worker],
+        waiting=[Waiting(lane=lane, jobs=1, oldest_s=3) for lane in Lane],
+        jobs=[JobCount(lane=Lane.bulk, status=JobStatus.queued, jobs=1_000_000, last_minute=0, last_hour=0)],
+        quarantined=0,
+        turns_last_minute=0,
+        turns_last_hour=0,
+    )
+    yield from tables(Status(version="0.1.0", database="ok", broker="ok", stored=stored, wrong=[]))
+
+
+@pytest.mark.parametrize("make", [jobs_table, keys_table, audit_table, analysis_table, figures_table])
+def test_no_word_is_broken_and_no_id_is_cut_at_80_columns(make: Callable[[], Table]) -> None:
+    assert_readable(make())
+
+
+def test_the_status_is_readable_at_80_columns() -> None:
+    for table in status_tables():
+        assert_readable(table)
+
+
+def assert_readable(table: Table) -> None:
+    shown = printed(table)
+    assert max(map(len, shown.splitlines())) <= 80
+    cells = [str(cell) for column in table.columns for cell in column.cells]
+    assert [word for cell in cells for word in cell.split() if word not in shown] == []
+    assert "…" not in shown
+
+
+def test_a_wide_terminal_shows_a_table_and_a_narrow_one_a_row_after_the_other() -> None:
+    assert printed(jobs_table(), width=160).count("┃") == 8
+    narrow = printed(jobs_table())
+    assert "┃" not in narrow
+    first, second = narrow.split("\n\n")
+    assert first.splitlines()[0].split() == ["id", str(ID)] == second.splitlines()[0].split()
+
+
+def test_a_word_longer_than_the_terminal_goes_on_in_the_next_line() -> None:
+    table = Table(show_header=False)
+    table.add_row("traceparent", Text("x" * 100))
+    assert printed(table, width=60).count("x") == 100
