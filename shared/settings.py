@@ -46,6 +46,12 @@ class Batches(BaseModel):
     fuse: BatchLimits = BatchLimits(budget=16384)
 
 
+def _default_data_dir() -> Path:
+    folder = user_data_path("tenor")
+    # A user without a home folder gets one that cannot be created, instead of a folder named ~ in the current one.
+    return folder if folder.is_absolute() else Path("/nonexistent/tenor")
+
+
 class Settings(BaseSettings):
     """All of Tenor's settings. URLs hold passwords, so they are secrets and never appear in logs."""
 
@@ -60,7 +66,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(
-        default_factory=lambda: user_data_path("tenor"),
+        default_factory=_default_data_dir,
         description="holds the recordings and, embedded, the private Postgres and Valkey",
     )
     database_url: SecretStr = SecretStr("postgresql://localhost/tenor")

@@ -23,7 +23,7 @@ from shared.modeling.lazy import Lazy
 from shared.modeling.loading import bundle_folder, read_manifest, verify_files
 from shared.modeling.readers import NOTHING_TO_READ, Encoded, Reader, Said, load_reader
 from shared.modeling.transcriber import MARGIN_S, Clip, Span, Transcriber
-from shared.modeling.weights import configured_transcriber, whisper_folder, whisper_name
+from shared.modeling.weights import configured_transcriber, delete_temporary_model, whisper_folder, whisper_name
 from shared.self_check import TEXT, checking, decode_clip
 from shared.settings import Settings
 
@@ -220,7 +220,10 @@ def load_pipeline(settings: Settings) -> Pipeline:
 
     def load_transcriber() -> Transcriber:
         whisper = whisper_folder(settings.whisper_dir, settings.data_dir / "models", whisper_name(asr))
-        return Transcriber.load(whisper, execution.device, settings.whisper_compute)
+        try:
+            return Transcriber.load(whisper, execution.device, settings.whisper_compute)
+        finally:
+            delete_temporary_model()
 
     return Pipeline.load(folder, load_transcriber, execution, asr)
 

