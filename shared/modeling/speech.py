@@ -3,6 +3,7 @@
 Silero's voice activity detector, which comes with faster-whisper.
 """
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -10,6 +11,9 @@ import numpy as np
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from shared.audio import SAMPLE_RATE, Samples
+
+# ONNX Runtime, which the detector imports when it is first used, would send its maker statistics of use.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Span = tuple[float, float]
 """Start and end in seconds."""

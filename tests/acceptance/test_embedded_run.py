@@ -72,7 +72,7 @@ def analyzed(client: httpx.Client, session_id: str) -> dict[str, object]:
     response = client.post(f"/v1/sessions/{session_id}/turns", files={"audio": ("a.ogg", recording, "audio/ogg")})
     assert response.status_code == 202
     deadline = time.monotonic() + 30 * PATIENCE
-    turn = {"status": "queued"}
+    turn: dict[str, object] = {"status": "queued"}
     while turn["status"] in OPEN and time.monotonic() < deadline:
         turn = client.get(response.headers["Location"], params={"wait": 10}).json()
     assert turn["status"] == "succeeded", turn
@@ -204,7 +204,9 @@ def test_a_copy_that_was_made_of_a_running_folder_leaves_the_original_alone(tmp_
         assert analyzed(client, before)["status"] == "succeeded"
 
 
-PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9")
+PROXIES: dict[str, str] = dict.fromkeys(
+    ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9"
+)
 SOCKS = {"ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
 
 

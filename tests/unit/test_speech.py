@@ -1,5 +1,6 @@
 """Where somebody speaks, and where what is long is cut."""
 
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -91,3 +92,7 @@ def test_silence_is_nobodys_turn() -> None:
     cutter = Cutter()
     assert [*cutter.add(silence(60)), *cutter.end()] == []
     assert utterances(silence(60)) == []
+
+
+def test_the_detector_reports_to_nobody() -> None:
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
