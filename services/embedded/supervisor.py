@@ -1,5 +1,6 @@
 """An embedded run: the servers, the API and one worker, kept alive until told to stop."""
 
+import contextlib
 import logging
 import signal
 import subprocess
@@ -231,5 +232,6 @@ def _count(jobs: int) -> str:
 
 
 def _tell(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # of a terminal that is gone, as it is after SIGHUP
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
