@@ -28,7 +28,7 @@ STANDIN, STANDIN_DONE = "standin", "standin_done"
 # On the nameless exchange, whose routes are not stored in the broker: a flushed broker can be sent to at once.
 QUEUES = {lane: KombuQueue(lane.value, Exchange(""), routing_key=lane.value) for lane in Lane}
 
-_MARKER = "marker"
+_MARKER = "tenor_marker"
 """The broker's key by which Tenor notices that the broker has lost its memory, and with it the messages."""
 _LONGEST_PAUSE_S = 5.0
 """Between two attempts of one connection to reach the broker."""

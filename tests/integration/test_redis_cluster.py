@@ -255,6 +255,15 @@ def test_several_queues_share_a_cluster_by_their_tags(cluster: Cluster) -> None:
     assert lengths == [2, 1, 0]
 
 
+def test_the_mark_in_the_clusters_memory_carries_the_hash_tag(cluster: Cluster, url: SecretStr) -> None:
+    queue = Queue(url)
+    send_in_the_end(queue, [message()])
+    assert [queue.mark(), queue.mark()] == [True, False]
+    keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*marker"))]
+    assert keys
+    assert all(key.startswith(PREFIX.encode()) for key in keys)
+
+
 def test_a_killed_master_is_followed_to_the_replica_that_takes_its_place(
     cluster: Cluster, url: SecretStr, taken: Taken
 ) -> None:
