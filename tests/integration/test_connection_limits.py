@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
+from uuid import UUID
 
 import httpx2 as httpx
 import psutil
@@ -282,7 +282,8 @@ def test_idle_connections_are_closed(server: Server, sent: bytes) -> None:
 # bodies
 
 
-POSTS = ["/v1/sessions", "/v1/webhooks", f"/v1/sessions/{uuid4()}/turns", f"/v1/sessions/{uuid4()}/recordings"]
+UNKNOWN = f"/v1/sessions/{UUID(int=1)}"
+POSTS = ["/v1/sessions", "/v1/webhooks", f"{UNKNOWN}/turns", f"{UNKNOWN}/recordings"]
 
 
 @pytest.mark.parametrize("path", POSTS)

