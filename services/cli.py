@@ -32,7 +32,7 @@ from shared.data_folder import check_data_folder, create_data_folder
 from shared.domain.access import KeyRole
 from shared.domain.job import JobStatus, ListedJob
 from shared.errors import EX_CONFIG, JobNotFound, SetupError, TenorError, WrongJobStatus
-from shared.self_check import checking, decode_clip
+from shared.self_check import checking, decode_clip, decode_clip_in_child
 from shared.settings import Settings, get_settings
 from shared.store.database import Database, Transaction
 from shared.telemetry import configure_logging, serve_metrics
@@ -141,7 +141,11 @@ def serve(
             from services.api.app import create_app
             from services.api.connections import run_server
             from services.api.telemetry import Lanes
+            from shared.audio_sandbox import AudioSandbox
 
+        sandbox = AudioSandbox(children=1)
+        decode_clip_in_child(sandbox)
+        sandbox.close()
         application = create_app(settings)
         database = Database(settings.database_url, pool_size=1)
         database.check_tables()

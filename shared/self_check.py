@@ -10,6 +10,7 @@ from shared.errors import SetupError
 
 if TYPE_CHECKING:
     from shared.audio import Samples
+    from shared.audio_sandbox import AudioSandbox
 
 CLIP = Path(__file__).with_name("self_check.flac")
 """Half a second of a synthetic voice, which `shared/self_check_clip.py` made."""
@@ -56,6 +57,16 @@ def decode_clip() -> "Samples":
         if not samples.any():
             raise ValueError("a recording was decoded to silence")
     return samples
+
+
+def decode_clip_in_child(sandbox: "AudioSandbox") -> None:
+    """Decode the clip in a child process, as every recording that a client sends is.
+
+    Raises:
+        SetupError: no child starts, or it cannot decode.
+    """
+    with checking("decode a recording in a child process", "av"):
+        sandbox.decode(CLIP)
 
 
 def _version(package: str) -> str:

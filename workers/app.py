@@ -16,7 +16,7 @@ from shared.blobs import Blobs, open_blobs
 from shared.domain.job import TURN_LANES, Lane
 from shared.modeling.pipeline import Pipeline, load_pipeline
 from shared.queue import Queue, celery_app
-from shared.self_check import checking
+from shared.self_check import checking, decode_clip_in_child
 from shared.settings import Settings
 from shared.store.database import Database
 from shared.telemetry import serve_metrics
@@ -55,6 +55,8 @@ def run(settings: Settings) -> None:
     queue = Queue(settings.broker_url)
     decoding = sum(count for lane, count in settings.threads.items() if lane in (*TURN_LANES, Lane.ingest))
     audio = AudioSandbox(decoding)
+    if decoding:
+        decode_clip_in_child(audio)
     engine = Engine(settings, database, queue, _tasks(settings, database, blobs, audio, pipeline))
     bundle_id = None if pipeline is None else pipeline.bundle.id
     deliveries = DeliveryLane(settings, database, engine)

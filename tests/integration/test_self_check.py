@@ -11,8 +11,9 @@ import pytest
 
 from services.embedded.servers import free_port
 from shared.audio import decode
+from shared.audio_sandbox import AudioSandbox, Limits
 from shared.errors import SetupError, WeightsMissing
-from shared.self_check import CLIP, checking, decode_clip
+from shared.self_check import CLIP, checking, decode_clip, decode_clip_in_child
 from shared.self_check_clip import make_clip
 from shared.settings import Settings
 
@@ -58,6 +59,14 @@ def test_an_incompatible_decoder_is_named_in_one_line(start: Start, module: list
 def test_the_clip_is_what_its_script_makes() -> None:
     assert np.abs(decode(CLIP) - make_clip()).max() <= 2**-15
     assert decode_clip().size == make_clip().size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit on memory")
+def test_a_child_process_that_cannot_decode_is_named_in_one_line() -> None:
+    sandbox = AudioSandbox(children=1, limits=Limits(memory_bytes=2**20))
+    with pytest.raises(SetupError, match=r"cannot decode a recording in a child process with av \d"):
+        decode_clip_in_child(sandbox)
+    sandbox.close()
 
 
 def test_what_goes_wrong_names_the_step_and_its_packages() -> None:
