@@ -101,12 +101,9 @@ def run(
         settings = get_settings()
         create_data_folder(settings.data_dir)
     configure_logging(settings.log_format)
-    from services.embedded.backup import check_restored
     from services.embedded.servers import EmbeddedServers
     from services.embedded.supervisor import Supervisor
 
-    with _reported():
-        check_restored(settings.data_dir)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # as Ctrl-C, which leaves no server behind
     with _reported(), EmbeddedServers(settings.data_dir) as servers:
@@ -127,7 +124,7 @@ def run(
 @app.command(epilog="Example: `tenor serve --host 0.0.0.0 --port 8000`")
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any.")] = 8000,
 ) -> None:
     """Run the API alone. It needs TENOR_DATABASE_URL and TENOR_BROKER_URL, but no model."""
     with _reported():

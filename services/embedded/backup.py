@@ -7,26 +7,28 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Self
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, ValidationError
 from rich.console import Console
 from rich.progress import track
 
+from services.embedded.folder import UNFINISHED_RESTORE, DataFolder
 from services.embedded.postgres import PACKAGE
 from services.embedded.servers import EmbeddedServers, running_urls
 from shared.errors import SetupError
 from shared.settings import Settings
 from shared.store.database import Database
 
-MANIFEST, DUMP, BLOBS, API_KEY = "backup.json", "database.dump", "recordings", "api-key"
-_UNFINISHED = "restore-unfinished"
+MANIFEST, DUMP, BLOBS, DIGESTS, API_KEY = "backup.json", "database.dump", "recordings", "recordings.sha256", "api-key"
 _LIBPQ = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password"}
 _BINARIES = PACKAGE / "pginstall" / "bin"
 
@@ -41,23 +43,25 @@ class Backup(BaseModel):
     migration: str
     created_at: AwareDatetime
     dump_sha256: str
+    digests_sha256: str
     recordings: int
     missing: int
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The manifest of the backup in `folder`.
+        """Read the manifest of the backup in `folder`, and check every file that it stands for.
 
         Raises:
             SetupError: there is no backup, it is damaged, or a later version of Tenor made it.
         """
         try:
             backup = cls.model_validate_json((folder / MANIFEST).read_bytes())
-            digest = _sha256(folder / DUMP)
         except (OSError, ValidationError):
             raise SetupError(f"{folder} holds no backup: name a folder that `tenor backup` wrote") from None
-        if digest != backup.dump_sha256:
-            raise SetupError(f"the backup in {folder} is damaged: {DUMP} is not the file that was written")
+        _check_file(folder, DUMP, backup.dump_sha256)
+        _check_file(folder, DIGESTS, backup.digests_sha256)
+        for uri, digest in _read_digests(folder).items():
+            _check_file(folder, f"{BLOBS}/{uri}", digest)
         if not Database.knows_migration(backup.migration):
             raise SetupError(
                 f"the backup in {folder} was made by Tenor {backup.tenor}, whose tables are at {backup.migration}, and "
@@ -78,13 +82,17 @@ def write_backup(settings: Settings, folder: Path) -> Backup:
     _check_local(settings)
     if folder.exists():
         raise SetupError(f"{folder} exists: name a new folder for the backup")
-    partial = folder.with_name(f"{folder.name}.partial")
-    with _running(settings) as url, _disk_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, mode=0o700)
-        backup = _write(settings, url, partial)
-        _write_private(partial / MANIFEST, backup.model_dump_json(indent=2).encode())
-        partial.rename(folder)
+    with _running(settings) as url, _disk_errors(folder), _private_files():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            backup = _write(settings, url, partial)
+            (partial / MANIFEST).write_text(backup.model_dump_json(indent=2))
+            os.sync()
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return backup
 
 
@@ -94,41 +102,28 @@ def restore_backup(settings: Settings, folder: Path) -> Backup:
     A restore that was interrupted is begun anew by the next call; until then `tenor run` refuses the data folder.
 
     Raises:
-        SetupError: `folder` holds no backup that this version can read, the data folder holds data, or there is no
-            room.
+        SetupError: `folder` holds no backup that this version can read, the data folder holds data or is in use, or
+            there is no room.
     """
     _check_local(settings)
     backup = Backup.read(folder)
-    data_dir = settings.data_dir
-    unfinished = data_dir / _UNFINISHED
-    if (data_dir / "postgres").exists() and not unfinished.exists():
-        raise SetupError(
-            f"{data_dir} holds data already: move it away, or set TENOR_DATA_DIR to the folder to restore into"
-        )
-    with _disk_errors(data_dir):
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        unfinished.touch(mode=0o600)
-        shutil.rmtree(data_dir / "postgres", ignore_errors=True)
-        with EmbeddedServers(data_dir) as servers:
-            url = servers.database_url.get_secret_value()
-            _run_tool(url, "pg_restore", "--single-transaction", "--no-owner", "--no-privileges", folder / DUMP)
-            uris = [path.relative_to(folder / BLOBS) for path in (folder / BLOBS).rglob("*") if path.is_file()]
-            _copy_all(map(str, uris), folder / BLOBS, settings.blob_dir)
+    data = DataFolder(settings.data_dir)
+    unfinished = data.path / UNFINISHED_RESTORE
+    with _disk_errors(data.path), _private_files(), closing(data):
+        data.open(restoring=True)
+        if (data.path / "postgres").exists() and not unfinished.exists():
+            raise SetupError(
+                f"{data.path} holds data already: move it away, or set TENOR_DATA_DIR to the folder to restore into"
+            )
+        unfinished.touch()
+        with EmbeddedServers(data) as servers:
+            _copy_all(_read_digests(folder), folder / BLOBS, settings.blob_dir)
             if (folder / API_KEY).exists():
-                _write_private(data_dir / API_KEY, (folder / API_KEY).read_bytes())
-            database = Database(servers.database_url, pool_size=1)
-            database.migrate()
-            with database.transaction() as transaction:
-                transaction.jobs.forget_workers(timedelta(0))
-            database.close()
-        unfinished.unlink()
+                shutil.copyfile(folder / API_KEY, data.path / API_KEY)
+            _restore_database(servers, folder / DUMP)
+            os.sync()
+            unfinished.unlink()
     return backup
-
-
-def check_restored(data_dir: Path) -> None:
-    """Raises SetupError if a restore into the data folder was interrupted."""
-    if (data_dir / _UNFINISHED).exists():
-        raise SetupError(f"a restore into {data_dir} was interrupted: run `tenor restore` again")
 
 
 def _check_local(settings: Settings) -> None:
@@ -149,7 +144,6 @@ def _running(settings: Settings) -> Generator[str]:
             raise SetupError(
                 f"{settings.data_dir} holds no data: set TENOR_DATA_DIR to the folder to back up"
             ) from None
-        check_restored(settings.data_dir)
         with EmbeddedServers(settings.data_dir) as servers:
             yield servers.database_url.get_secret_value()
     else:
@@ -169,34 +163,66 @@ def _write(settings: Settings, url: str, folder: Path) -> Backup:
             _run_tool(url, "pg_dump", *options, f"--file={folder / DUMP}")
         missing = _copy_all(uris, settings.blob_dir, folder / BLOBS)
     database.close()
-    (folder / DUMP).chmod(0o600)
-    key = settings.data_dir / API_KEY
-    if key.exists():
-        _write_private(folder / API_KEY, key.read_bytes())
+    copied = [uri for uri in uris if uri not in missing]
+    # In the form of sha256sum, which can check them as well.
+    lines = [f"{_sha256(folder / BLOBS / uri)}  {uri}\n" for uri in copied]
+    (folder / DIGESTS).write_text("".join(lines))
+    if (settings.data_dir / API_KEY).exists():
+        shutil.copyfile(settings.data_dir / API_KEY, folder / API_KEY)
     return Backup(
         tenor=version("tenor"),
         migration=migration,
         created_at=datetime.now(UTC),
         dump_sha256=_sha256(folder / DUMP),
-        recordings=len(uris) - missing,
-        missing=missing,
+        digests_sha256=_sha256(folder / DIGESTS),
+        recordings=len(copied),
+        missing=len(missing),
     )
 
 
-def _copy_all(uris: Iterable[str], source: Path, target: Path) -> int:
-    """Copy blobs from one folder to another, and return how many of them are not there."""
+def _restore_database(servers: EmbeddedServers, dump: Path) -> None:
+    """Replace the database by a dump of one, all of it or nothing, and bring its tables to this version."""
+    with psycopg.connect(servers.url_of("postgres"), autocommit=True) as connection:
+        connection.execute("DROP DATABASE tenor WITH (FORCE)")
+        connection.execute("CREATE DATABASE tenor")
+    url = servers.database_url.get_secret_value()
+    _run_tool(url, "pg_restore", "--single-transaction", "--no-owner", "--no-privileges", dump)
+    database = Database(servers.database_url, pool_size=1)
+    database.migrate()
+    with database.transaction() as transaction:
+        transaction.jobs.forget_workers(timedelta(0))
+    database.close()
+
+
+def _copy_all(uris: Iterable[str], source: Path, target: Path) -> set[str]:
+    """Copy blobs from one folder to another, and return those that are not there."""
     console = Console(stderr=True)
-    missing = 0
+    missing = set[str]()
     for uri in track(
         list(uris), "Copying recordings", console=console, transient=True, disable=not console.is_terminal
     ):
-        (target / uri).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (target / uri).parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(source / uri, target / uri)
         except FileNotFoundError:
-            missing += 1
-    os.sync()
+            missing.add(uri)
     return missing
+
+
+def _read_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each recording in a backup, by its URI."""
+    lines = (line.partition("  ") for line in (folder / DIGESTS).read_text().splitlines())
+    return {uri: digest for digest, _, uri in lines}
+
+
+def _check_file(folder: Path, name: str, digest: str) -> None:
+    """Raises SetupError unless a file of a backup is the one that was written."""
+    try:
+        whole = _sha256(folder / name) == digest
+    except OSError:
+        whole = False
+    if not whole:
+        raise SetupError(f"the backup in {folder} is damaged: {name} is missing or not the file that was written")
 
 
 def _run_tool(url: str, tool: str, *arguments: object) -> None:
@@ -216,11 +242,6 @@ def _run_tool(url: str, tool: str, *arguments: object) -> None:
         raise SetupError(f"{tool} failed: {result.stderr.strip().partition(chr(10))[0]}")
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    path.touch(mode=0o600)
-    path.write_bytes(content)
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -233,3 +254,13 @@ def _disk_errors(folder: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise SetupError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def _private_files() -> Generator[None]:
+    """Create files with mode 0600 and folders with mode 0700, also those of child processes."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

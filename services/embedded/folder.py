@@ -23,6 +23,9 @@ _MAX_SOCKET_PATH = 100
 _OWN = ("postgres", "valkey", "logs", "blobs", "models", "lock", "api-key", "embedded.json")
 """What Tenor keeps in the data folder."""
 
+UNFINISHED_RESTORE = "restore-unfinished"
+"""The file that is there while a restore fills the folder, and still is if that was interrupted."""
+
 _TEMPORARY = "temporary-folder"
 """The file that names the temporary folder of the run."""
 
@@ -40,12 +43,15 @@ class DataFolder:
         self.temporary: Path | None = None
         self._lock: IO[bytes] | None = None
 
-    def open(self) -> None:
+    def open(self, *, restoring: bool = False) -> None:
         """Check the folder, create it with mode 0700 where it is missing, and lock it.
 
+        Args:
+            restoring: the caller restores a backup, and so may open a folder in which a restore was interrupted.
+
         Raises:
-            SetupError: another user owns it or what Tenor keeps in it, another run uses it, it cannot be written, or
-                its disk is full. Nothing was changed, but that the folder may have been created.
+            SetupError: another user owns it or what Tenor keeps in it, another run uses it, it cannot be written, its
+                disk is full, or a restore into it was interrupted. Except for creating the folder, nothing was changed.
         """
         try:
             self._check_owner()
@@ -54,6 +60,8 @@ class DataFolder:
                 self.path.mkdir(mode=0o700, exist_ok=True)
             self._check_space()
             self._lock = self._locked()
+            if not restoring and (self.path / UNFINISHED_RESTORE).exists():
+                raise SetupError(f"a restore into {self.path} was interrupted: run `tenor restore` again")
             self._remove_left_over()
         except OSError as error:
             raise SetupError(
@@ -69,6 +77,11 @@ class DataFolder:
             self.temporary = None
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._lock is not None
 
     @property
     def socket_path(self) -> Path:
@@ -83,7 +96,7 @@ class DataFolder:
     def create_temporary(self) -> Path:
         """Return the temporary folder, which is created with mode 0700 at the first call."""
         if self.temporary is None:
-            # Nobody else can have made it: it gets a random name, and where that exists another one.
+            # mkdtemp creates it under a random name that did not exist, so no other user can own it.
             self.temporary = Path(tempfile.mkdtemp(prefix="tenor-", dir=_short_parent()))
             write_private(self.path / _TEMPORARY, str(self.temporary))
             (self.temporary / "data").symlink_to(self.path)
@@ -134,7 +147,10 @@ class DataFolder:
         return file
 
     def _remove_left_over(self) -> None:
-        """Delete the temporary folder that a killed run on this folder, and not on one that it is a copy of, made."""
+        """Delete the temporary folder of a killed run, if its link leads to this data folder.
+
+        In a copied data folder it leads to the original.
+        """
         try:
             left = Path((self.path / _TEMPORARY).read_text())
             ours = left.lstat().st_uid == os.geteuid() and os.path.samefile(left / "data", self.path)

@@ -32,17 +32,21 @@ class EmbeddedServers:
     long for a socket, clients take a short one, through a link in a private folder of the temporary files. Servers
     that an earlier run on the same folder left behind when it was killed are stopped first.
 
+    Args:
+        data_dir: the data folder, or one that is open already. It is closed on leaving.
+
     Raises:
         SetupError: the folder is another user's, another run uses it, its disk is full, or a server does not start.
     """
 
-    def __init__(self, data_dir: Path) -> None:
-        self._folder = DataFolder(data_dir)
+    def __init__(self, data_dir: Path | DataFolder) -> None:
+        self._folder = data_dir if isinstance(data_dir, DataFolder) else DataFolder(data_dir)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._folder.close)
-            self._folder.open()
+            if not self._folder.is_open:
+                self._folder.open()
             try:
                 self._start(stack)
             except OSError as error:

@@ -1,5 +1,6 @@
 """Backups of an embedded run, made while it runs and while it does not."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from services.api.app import create_app
-from services.embedded.backup import API_KEY, DUMP, MANIFEST, check_restored, restore_backup, write_backup
+from services.embedded.backup import API_KEY, BLOBS, DUMP, MANIFEST, restore_backup, write_backup
 from services.embedded.servers import EmbeddedServers, running_urls
 from shared.blobs import open_blobs
 from shared.domain.access import KeyRole
@@ -103,11 +104,16 @@ def test_a_backup_made_while_the_servers_run_leaves_them_running_and_is_whole(
         assert Run(empty, run.key, run.session_id).history() == before
 
 
-def test_only_the_user_can_read_a_backup(backup: Path) -> None:
-    assert backup.stat().st_mode & 0o077 == 0
-    assert not backup.with_name("monday.partial").exists()
-    for name in (MANIFEST, DUMP, API_KEY):
-        assert (backup / name).stat().st_mode & 0o077 == 0
+def test_only_the_user_can_read_a_backup_and_what_is_restored_from_it(backup: Path, empty: Settings) -> None:
+    before = os.umask(0o022)
+    try:
+        restore_backup(empty, backup)
+    finally:
+        os.umask(before)
+    files = [*backup.rglob("*"), *empty.blob_dir.rglob("*"), empty.data_dir / API_KEY]
+    assert len(files) > 10
+    assert [path for path in (backup, empty.data_dir, *files) if path.stat().st_mode & 0o077] == []
+    assert [path.name for path in backup.parent.iterdir()] == [backup.name]
 
 
 def test_workers_delete_no_recording_while_a_backup_is_made(database: Database) -> None:
@@ -139,34 +145,51 @@ def test_nothing_is_overwritten(run: Run, backup: Path) -> None:
         restore_backup(run.settings, backup)
 
 
+def test_a_restore_into_a_folder_that_a_run_uses_changes_nothing(run: Run, backup: Path) -> None:
+    with EmbeddedServers(run.settings.data_dir):
+        before = run.history()
+        with pytest.raises(SetupError, match="another Tenor runs"):
+            restore_backup(run.settings, backup)
+        assert run.history() == before
+    with EmbeddedServers(run.settings.data_dir):
+        assert run.history() == before
+
+
 def test_an_interrupted_restore_is_refused_by_a_run_and_begun_anew(backup: Path, empty: Settings) -> None:
     empty.data_dir.mkdir()
     (empty.data_dir / "blobs").write_text("a file where the recordings' folder should be")
     with pytest.raises(SetupError, match="cannot be written"):
         restore_backup(empty, backup)
-    with pytest.raises(SetupError, match="run `tenor restore` again"):
-        check_restored(empty.data_dir)
+    with pytest.raises(SetupError, match="run `tenor restore` again"), EmbeddedServers(empty.data_dir):
+        pass
     (empty.data_dir / "blobs").unlink()
     restore_backup(empty, backup)
-    check_restored(empty.data_dir)
+    with EmbeddedServers(empty.data_dir):
+        pass
 
 
 def test_what_is_no_backup_or_is_damaged_or_is_a_later_versions_is_refused(backup: Path, empty: Settings) -> None:
     with pytest.raises(SetupError, match="holds no backup"):
         restore_backup(empty, backup.parent)
     manifest, dump = backup / MANIFEST, backup / DUMP
+    (recording,) = (path for path in (backup / BLOBS).rglob("*") if path.is_file())
     written, dumped = manifest.read_text(), dump.read_bytes()
     try:
         dump.write_bytes(dumped[:-1])
         with pytest.raises(SetupError, match="is damaged"):
             restore_backup(empty, backup)
         dump.write_bytes(dumped)
+        recording.unlink()
+        with pytest.raises(SetupError, match=f"is damaged: {BLOBS}/.* is missing"):
+            restore_backup(empty, backup)
+        recording.write_bytes(wav())
         manifest.write_text(written.replace('"migration": "', '"migration": "9'))
         with pytest.raises(SetupError, match="restore it with that version or a later one"):
             restore_backup(empty, backup)
     finally:
         dump.write_bytes(dumped)
         manifest.write_text(written)
+        recording.write_bytes(wav())
     assert not empty.data_dir.exists()
 
 

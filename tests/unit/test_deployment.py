@@ -85,7 +85,7 @@ def test_the_example_has_every_variable_that_the_compose_file_asks_for_and_no_se
 def test_every_setting_in_the_env_file_reaches_the_api_and_the_workers_and_no_other_containers_password_does() -> None:
     for name in ("migrate", "api", "worker", "worker-cuda"):
         service = COMPOSE["services"][name]
-        assert service["env_file"] == [".env"]
+        assert service["env_file"] == [{"path": ".env", "required": False}]
         for password in ("POSTGRES_PASSWORD", "VALKEY_PASSWORD", "GRAFANA_PASSWORD"):
             assert service["environment"][password] == ""
     for name in ("postgres", "valkey", "prometheus", "grafana"):
