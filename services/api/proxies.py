@@ -10,9 +10,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.settings import ROOT_PATH
 
-_ELEMENT = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
+# The quantifiers are possessive: without backtracking, a hostile header takes linear time.
+_ELEMENT = re.compile(r'(?:[^,"]|"(?:\\.?|[^"\\])*+"?)++')
 """What one proxy added to `Forwarded` (RFC 7239)."""
-_PAIR = re.compile(r'(\w+)=("(?:\\.|[^"\\])*"|[^;,\s]*)')
+_PAIR = re.compile(r'(?<!\w)(\w++)=("(?:\\.?|[^"\\])*+"?|[^;,\s]*+)')
+"""A parameter of an element, with its value, which may be quoted."""
 _ADDRESS = re.compile(r"\[([^]]+)](?::\w+)?|([^:]+)(?::\w+)?|(.*)")
 """An address, perhaps with a port: IPv6 in brackets, IPv4, or IPv6 without brackets and port."""
 

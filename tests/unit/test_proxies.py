@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from ipaddress import ip_network
+from time import process_time
 from typing import Any
 
 import pytest
@@ -123,3 +124,10 @@ def test_a_setting_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, name:
 def test_the_settings_are_read() -> None:
     settings = Settings(root_path="/tenor/", trusted_proxies="10.0.0.0/8, ::1")
     assert (settings.root_path, list(settings.proxy_networks)) == ("/tenor", TRUSTED)
+
+
+@pytest.mark.parametrize("value", ['"\\' * 15_500, "a" * 31_000, '"' * 31_000, 'a="' * 10_000, "a=" * 15_500])
+def test_a_hostile_forwarded_header_is_read_quickly(value: str) -> None:
+    began = process_time()
+    seen(("Forwarded", value))
+    assert process_time() - began < 1
