@@ -58,10 +58,10 @@ def read_key(request: Request) -> str | None:
 def identify(
     request: Request, caller: ApiKey, body: BaseModel, audio: UploadFile | None = None
 ) -> IdempotentRequest | None:
-    """What makes a request the same when it is sent again; None where it has no `Idempotency-Key`.
+    """Return the tenant, key and fingerprint of a request; None if it has no `Idempotency-Key`.
 
-    That is its method, its path, the fields that were sent, and the bytes and the media type of its recording: not the
-    order of fields or the spaces between them, nor the boundary of a form or the name of its file.
+    The fingerprint is over its method, its path, the fields that were sent, and the bytes and the media type of its
+    recording: not the order of fields or the spaces between them, nor the boundary of a form or the name of its file.
 
     Raises:
         InvalidRequest: the key is empty, too long or malformed, or there are several.

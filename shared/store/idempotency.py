@@ -1,12 +1,15 @@
 """The answers to requests with an `Idempotency-Key`, kept for when such a request is sent again.
 
-The transaction that carries a request out also writes its answer, and locks its key until it ends. A process that dies
+The transaction that carries a request out also writes its answer, and locks its key until it ends. A request that has
+an answer needs no lock, so it may be repeated many times at once. A process that dies
 in between leaves neither an effect nor an answer, and Postgres releases the lock with the connection.
 """
 
 import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -41,7 +44,7 @@ class IdempotencyKeys:
         self._connection = connection
 
     def find(self, request: IdempotentRequest | None) -> Answer | None:
-        """Lock a request's key until this transaction ends, and return the answer that it got before, if any.
+        """Return the answer that a request got before; lock the key of a new request until this transaction ends.
 
         Raises:
             IdempotencyKeyReused: another request was sent with the key.
@@ -53,33 +56,44 @@ class IdempotencyKeys:
         return found
 
     def find_all(self, requests: Sequence[IdempotentRequest | None]) -> list[Answer | TenorError | None]:
-        """Lock the keys of many requests and return what each got before, in their order.
+        """Return what each of many requests got before, in their order, and lock the keys of the new ones.
 
-        An error stands where `find` would raise it; of several requests with one key, all but the first are in
+        An error stands where `find` would raise it; of several new requests with one key, all but the first are in
         progress. None stands for a new request, and for one without a key.
         """
+        keyed = [request for request in requests if request is not None]
+        known = self._read(keyed)
         first: dict[int, IdempotentRequest] = {}
-        for request in requests:
-            if request is not None:
+        for request in keyed:
+            if (request.tenant_id, request.key) not in known:
                 first.setdefault(_lock(request), request)
-        if not first:
-            return [None] * len(requests)
-        # Two statements: what another transaction committed before it released its lock is seen by the second.
-        locked = {row.lock for row in self._connection.execute(_LOCK, {"locks": list(first)}) if row.taken}
-        its = tuple_(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
-        wanted = [(first[lock].tenant_id, first[lock].key) for lock in locked]
-        rows = self._connection.execute(select(idempotency_keys).where(its.in_(wanted))) if wanted else ()
-        known = {(row.tenant_id, row.key): row for row in rows}
+        locked: set[int] = set()
+        if first:
+            locked = {row.lock for row in self._connection.execute(_LOCK, {"locks": list(first)}) if row.taken}
+            # Another statement sees what another transaction committed before it released its lock.
+            known |= self._read(list(first.values()))
 
         def found(request: IdempotentRequest | None) -> Answer | TenorError | None:
             if request is None:
                 return None
+            row = known.get((request.tenant_id, request.key))
+            if row is not None:
+                return _answer(request, row)
             lock = _lock(request)
             if lock not in locked or first[lock] is not request:
                 return IdempotencyKeyInProgress("a request with this Idempotency-Key is being carried out")
-            return _answer(request, known.get((request.tenant_id, request.key)))
+            return None
 
         return [found(request) for request in requests]
+
+    def _read(self, requests: Sequence[IdempotentRequest]) -> dict[tuple[UUID, str], Row[Any]]:
+        """Return the rows of those requests that were answered, by tenant and key."""
+        if not requests:
+            return {}
+        its = tuple_(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
+        wanted = {(request.tenant_id, request.key) for request in requests}
+        rows = self._connection.execute(select(idempotency_keys).where(its.in_(wanted)))
+        return {(row.tenant_id, row.key): row for row in rows}
 
     def save(self, *answered: tuple[IdempotentRequest | None, Answer]) -> None:
         """Keep the answers to requests whose keys this transaction has locked, and none to those without a key."""
@@ -118,9 +132,7 @@ def _lock(request: IdempotentRequest) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def _answer(request: IdempotentRequest, row: Row[tuple[object, ...]] | None) -> Answer | TenorError | None:
-    if row is None:
-        return None
+def _answer(request: IdempotentRequest, row: Row[Any]) -> Answer | TenorError:
     if row.fingerprint != request.fingerprint:
         return IdempotencyKeyReused(
             "another request was sent with this Idempotency-Key: send each new request with a key of its own"

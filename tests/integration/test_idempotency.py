@@ -19,7 +19,7 @@ from services.api.idempotency import read_key
 from shared.blobs import BlobFolder
 from shared.domain.access import KeyRole
 from shared.domain.idempotency import Answer, IdempotentRequest
-from shared.errors import IdempotencyKeyInProgress, InvalidRequest
+from shared.errors import IdempotencyKeyInProgress, IdempotencyKeyReused, InvalidRequest
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database
@@ -211,6 +211,43 @@ def test_of_one_batch_only_the_first_request_with_a_key_is_carried_out(api: Test
     with database.transaction() as transaction:
         assert transaction.idempotency.find(new) == Answer(201, "{}", session_id=UUID(created), replayed=True)
         assert transaction.idempotency.find(other) is None
+
+
+def test_many_repetitions_of_an_answered_request_are_all_answered(post: Post, settings: Settings) -> None:
+    first = post(headers=KEY)
+    after = effects(settings)
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(lambda _: post(headers=KEY), range(24)))
+    assert {(answer.status_code, answer.content) for answer in answers} == {(first.status_code, first.content)}
+    assert all(answer.headers["Idempotent-Replayed"] == "true" for answer in answers)
+    assert effects(settings) == after
+
+
+def test_many_other_requests_with_an_answered_key_are_all_refused(api: TestClient, session_id: str) -> None:
+    path = f"/v1/sessions/{session_id}/turns"
+    assert api.post(path, json={"text": "first"}, headers=KEY).is_success
+    with ThreadPoolExecutor(12) as threads:
+        answers = threads.map(lambda number: api.post(path, json={"text": f"{number}"}, headers=KEY), range(24))
+        assert {problem(answer) for answer in answers} == {(422, "idempotency_key_reused")}
+
+
+def test_an_answer_is_found_several_times_in_one_batch_and_while_another_transaction_finds_it(
+    api: TestClient, database: Database
+) -> None:
+    created = api.post("/v1/sessions", json={}).json()["id"]
+    with database.transaction() as transaction:
+        tenant_id = transaction.accounts.ensure_tenant("acme")
+        request = IdempotentRequest(tenant_id, "answered", "0" * 64)
+        assert transaction.idempotency.find(request) is None
+        transaction.idempotency.save((request, Answer(201, "{}", session_id=UUID(created))))
+    replay = Answer(201, "{}", session_id=UUID(created), replayed=True)
+    with database.transaction() as one, database.transaction() as two:
+        for transaction in (one, two):
+            *same, other = transaction.idempotency.find_all(
+                [replace(request), replace(request), replace(request, fingerprint="1" * 64)]
+            )
+            assert same == [replay, replay]
+            assert isinstance(other, IdempotencyKeyReused)
 
 
 def test_a_recording_that_another_request_was_faster_to_send_is_not_stored_twice(
