@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     max_text_chars: int = Field(default=10_000, gt=0)
     max_body_bytes: int = Field(default=64 * 2**20, gt=0)
     max_upload_bytes: int = Field(
-        default=512 * 2**20, gt=0, description="bodies in one API process, of all requests together"
+        default=512 * 2**20, gt=0, description="forms in one API process, of all requests together; one tenant: half"
     )
     max_header_bytes: int = Field(
         default=32 * 2**10, ge=1024, description="request line and headers; each header counts 32 bytes more"

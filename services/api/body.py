@@ -1,8 +1,10 @@
 """Request bodies: how much is read, and what a turn may be sent as."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
+from uuid import UUID
 
 from fastapi import Request
 from fastapi.datastructures import Headers
@@ -16,6 +18,7 @@ from services.api.dependencies import authenticate
 from services.api.errors import ProblemResponse, describe
 from services.api.schemas import TurnIn
 from services.api.telemetry import refusals
+from shared.domain.access import ApiKey
 from shared.errors import BodyTooLarge, Busy, InvalidRequest, StorageFull, TenorError, UnsupportedMediaType
 
 _SOUND = ("audio/", "video/", "application/octet-stream", "application/ogg")
@@ -23,17 +26,20 @@ _MAX_MEDIA_TYPE = 100
 Fields = TypeVar("Fields", bound=BaseModel)
 _MAX_JSON_BYTES = 2 * 2**20
 """Parsed, JSON takes up to twenty times its size, and nothing but a recording is longer."""
+_RESERVED_BYTES = 2**20
+"""The most of a form's declared length that counts before it is received."""
 
 
 class BodyLimit:
     """ASGI middleware that refuses bodies: of callers without a valid key, too large ones, and too many at once.
 
     The key is checked before the first byte of a body is read, whatever the route does. A body that declares its length
-    is refused at once, another one as it comes; what the application answers then is not sent.
+    is refused at once, another one as it comes; the application's own answer is discarded.
 
     Args:
         limit: bytes of a form. Anything else may have 2 MiB at most.
-        in_flight_limit: bytes of the bodies of all requests that are not yet answered. One body alone may exceed it.
+        in_flight_limit: bytes of the forms of all requests that are not yet answered; a tenant may use half of it. One
+            form alone may exceed it. Other bodies do not count: the limit of connections bounds them.
     """
 
     def __init__(self, app: ASGIApp, limit: int, in_flight_limit: int) -> None:
@@ -41,6 +47,7 @@ class BodyLimit:
         self._limit = limit
         self._in_flight_limit = in_flight_limit
         self._in_flight = 0
+        self._in_flight_by_tenant: Counter[UUID] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
@@ -48,7 +55,8 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        body = _Body(self, Request(scope, receive), self._limit if is_form else min(self._limit, _MAX_JSON_BYTES))
+        limit = self._limit if is_form else min(self._limit, _MAX_JSON_BYTES)
+        body = _Body(self, Request(scope, receive), limit, counts=is_form)
         if body.is_too_large:
             await ProblemResponse(body.too_large())(scope, receive, send)
             return
@@ -63,34 +71,54 @@ class BodyLimit:
             if body.refusal is None:
                 raise
         finally:
-            self._in_flight -= body.reserved
+            self._release(body)
         if body.refusal is not None:
             await ProblemResponse(body.refusal)(scope, receive, send)
 
-    def reserve(self, count: int) -> None:
-        """Count bytes of a body that is about to be read. Raises Busy where there are too many."""
-        if self._in_flight and self._in_flight + count > self._in_flight_limit:
-            refusals.count("uploads")
-            raise Busy(f"more than {self._in_flight_limit} bytes are being uploaded: try again when they are done")
+    def reserve(self, body: "_Body", tenant_id: UUID, count: int) -> None:
+        """Count more bytes of a tenant's body. Raises Busy where other bodies leave too little room."""
+        for counted, allowed, whose in (
+            (self._in_flight, self._in_flight_limit, "all tenants"),
+            (self._in_flight_by_tenant[tenant_id], self._in_flight_limit // 2, "one tenant"),
+        ):
+            if counted > body.reserved and counted + count > allowed:
+                refusals.count("uploads")
+                raise Busy(f"{whose} may upload {allowed} bytes at once: try again when other uploads are done")
+        body.tenant_id = tenant_id
+        body.reserved += count
         self._in_flight += count
+        self._in_flight_by_tenant[tenant_id] += count
+
+    def _release(self, body: "_Body") -> None:
+        self._in_flight -= body.reserved
+        if body.tenant_id is not None:
+            self._in_flight_by_tenant[body.tenant_id] -= body.reserved
+            self._in_flight_by_tenant += Counter()  # deletes what is zero
 
 
 class _Body:
     """The body of one request, while the application reads it.
 
+    Args:
+        counts: whether its bytes are counted as in flight.
+
     Attributes:
         reserved: how many of its bytes are counted as in flight.
+        tenant_id: whose bytes they are; None where none are counted.
         refusal: why it is not read on.
     """
 
-    def __init__(self, limits: BodyLimit, request: Request, limit: int) -> None:
+    def __init__(self, limits: BodyLimit, request: Request, limit: int, *, counts: bool) -> None:
         self._limits = limits
+        self._counts = counts
         self._request = request
         self._limit = limit
         declared = request.headers.get("content-length", "")
         self._declared = int(declared) if declared.isdecimal() else 0
         self._received = 0
         self.reserved = 0
+        self.tenant_id: UUID | None = None
+        self._key: ApiKey | None = None
         self.refusal: TenorError | None = None
 
     @property
@@ -111,20 +139,19 @@ class _Body:
             raise
 
     async def _receive(self) -> Message:
-        if not self._received:
-            await authenticate(self._request)
-            self._reserve(self._declared)
+        if self._key is None:
+            self._key = await authenticate(self._request)
+            self._reserve(self._key, min(self._declared, _RESERVED_BYTES))
         message = await self._request.receive()
         self._received += len(message.get("body", b""))
         if self.is_too_large:
             raise self.too_large()
-        self._reserve(self._received)
+        self._reserve(self._key, self._received)
         return message
 
-    def _reserve(self, whole: int) -> None:
-        if whole > self.reserved:
-            self._limits.reserve(whole - self.reserved)
-            self.reserved = whole
+    def _reserve(self, key: ApiKey, whole: int) -> None:
+        if self._counts and whole > self.reserved:
+            self._limits.reserve(self, key.tenant_id, whole - self.reserved)
 
 
 def _has_body(headers: Headers) -> bool:

@@ -47,6 +47,8 @@ class Server:
     process: "subprocess.Popen[bytes]"
     log: Path
     key: str
+    other_key: str
+    """Of another tenant."""
 
     @property
     def url(self) -> str:
@@ -168,7 +170,10 @@ def server(
     settings = fresh_settings(servers, template_database, folder / "data")
     database = Database(settings.database_url, pool_size=1)
     with database.transaction() as transaction:
-        key = transaction.accounts.create_key(transaction.accounts.ensure_tenant("acme"), "test", KeyRole.admin)
+        key, other_key = (
+            transaction.accounts.create_key(transaction.accounts.ensure_tenant(tenant), "test", KeyRole.admin)
+            for tenant in ("acme", "globex")
+        )
     database.close()
     limits: dict[str, Any] = {
         "MAX_HEADER_BYTES": MAX_HEADER_BYTES,
@@ -192,7 +197,7 @@ def server(
             env=os.environ | {f"TENOR_{name}": str(value) for name, value in limits.items()},
             stderr=file,
         )
-    server = Server(port, limits["METRICS_PORT"], process, log, key)
+    server = Server(port, limits["METRICS_PORT"], process, log, key, other_key)
 
     def answers() -> bool:
         assert process.poll() is None, log.read_text()
@@ -406,6 +411,29 @@ def test_uploads_beyond_the_limit_of_all_together_are_refused(server: Server, tu
 
     wait_for(takes_another)
     assert server.refused("uploads") >= 2
+
+
+def test_one_tenant_s_uploads_keep_out_neither_another_tenant_s_nor_json(server: Server, turns: str) -> None:
+    headers = {"Authorization": f"Bearer {server.other_key}"}
+    session = HTTP.post(f"{server.url}/v1/sessions", json={}, headers=headers).raise_for_status().headers["Location"]
+
+    with contextlib.ExitStack() as stack:
+
+        def begin(path: str, key: str, size: int) -> httpx.Response:
+            client = stack.enter_context(Client(server))
+            form = "content-type: multipart/form-data; boundary=x\r\nexpect: 100-continue\r\n"
+            client.send(server.post(path, f"{form}content-length: {size}", key))
+            return client.read_answer()
+
+        def takes_half(path: str, key: str) -> bool:
+            return begin(path, key, MAX_UPLOAD_BYTES // 2).status_code == 100
+
+        wait_for(lambda: takes_half(turns, server.key))  # others may be under way still
+        assert problem(begin(turns, server.key, 1)) == (503, "busy")
+        assert takes_half(f"{session}/turns", server.other_key)
+        assert problem(begin(f"{session}/turns", server.other_key, 1)) == (503, "busy")
+        answer = HTTP.post(f"{server.url}{turns}", json={"text": "hello"}, headers=server.headers)
+        assert answer.status_code == 202
 
 
 def test_one_upload_may_exceed_the_limit_of_all_together(server: Server, turns: str) -> None:
