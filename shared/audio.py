@@ -4,11 +4,12 @@ A recording that is cut off is refused rather than half heard, wherever the file
 promises, an Ogg file that ends within a page, a FLAC, MP4, WebM or AIFF with less sound than its header counts. MP3,
 bare AAC and AMR do not state their length, and a live stream does not know it: these are taken for as long as they are.
 
-What is here decodes within the calling process, which a hostile file may crash or fill: for files that this machine's
-owner trusts, such as a corpus. What somebody sent goes through `shared.audio_sandbox`, which has the same functions.
+The functions of this module decode in the calling process. A hostile file can crash it or exhaust its memory, so use
+them for trusted files only. `shared.audio_sandbox` has the same functions for files that somebody sent.
 """
 
 import io
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,17 +85,18 @@ class AudioInfo:
     channels: int
 
 
-def probe(source: Source) -> AudioInfo:
-    """Read the header, or where that knows no length, the packets' lengths.
+def probe(source: Source, max_duration_s: float | None = None) -> AudioInfo:
+    """Read the header, or where that knows no length, the packets' lengths, up to `max_duration_s` seconds.
 
     Raises:
         AudioEmpty: no bytes.
         AudioUndecodable: not a recording, or one without an audio stream.
+        AudioTooLong: the packets are longer than `max_duration_s`. A length in the header is returned, whatever it is.
     """
     with _open(source) as container:
         channels = container.streams.audio[0].codec_context.channels
         if container.format.name in ESTIMATING_FORMATS:
-            return AudioInfo(_packets_s(container), channels)
+            return AudioInfo(_packets_s(container, max_duration_s), channels)
         return AudioInfo(container.duration / av.time_base if container.duration else None, channels)
 
 
@@ -198,10 +200,15 @@ def _apart(frames: Sequence[Samples]) -> list[Samples]:
     return list(np.ascontiguousarray(np.concatenate(frames).T))
 
 
-def _packets_s(container: InputContainer) -> float | None:
+def _packets_s(container: InputContainer, max_duration_s: float | None) -> float | None:
     stream = container.streams.audio[0]
+    longest = math.inf if max_duration_s is None or not stream.time_base else max_duration_s / stream.time_base
+    ticks = 0
     try:
-        ticks = sum(packet.duration or 0 for packet in container.demux(stream))
+        for packet in container.demux(stream):
+            ticks += packet.duration or 0
+            if ticks > longest:
+                raise AudioTooLong(f"the recording is longer than the {max_duration_s:g} s allowed")
     except av.error.FFmpegError as error:
         raise AudioUndecodable(f"the recording is damaged: {_reason(error)}") from error
     return float(ticks * stream.time_base) if ticks and stream.time_base else None

@@ -4,10 +4,10 @@ It serves one request after the other, and ends when its parent closes the socke
 and nothing of Tenor but the decoding itself.
 
 A request is 4 bytes of length, with which the recording's file descriptor comes where there is one, then JSON:
-`{"operation": "probe", "size": null}`. With a size, so many bytes of the recording follow instead of a descriptor.
-Answers begin with `HEADER`: a kind and two numbers. `JSON` and its length are followed by an object, `PART` and the
-numbers of channels and of samples by float32 samples, channel after channel. JSON is the last answer to a request: a
-result, a `code` with a `detail`, or what the child `died` of.
+`{"operation": "probe", "max_duration_s": null, "size": 0}`. With a size, so many bytes of the recording follow instead
+of a descriptor. Answers begin with `HEADER`: a kind and two numbers. `JSON` and its length are followed by an object,
+`PART` and the numbers of channels and of samples by float32 samples, channel after channel. JSON is the last answer to
+a request: a result, a `code` with a `detail`, or what the child `died` of.
 """
 
 import io
@@ -84,7 +84,7 @@ class Child:
         with recording:
             try:
                 if request["operation"] == "probe":
-                    self._send_json(vars(probe(recording)))
+                    self._send_json(vars(probe(recording, request["max_duration_s"])))
                     return
                 count = 0
                 for part in decode_parts(recording, request["channels"], PART_S, request["max_duration_s"]):

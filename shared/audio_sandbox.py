@@ -33,7 +33,8 @@ _VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DY
 """What a child gets of this process's environment. Settings, which hold passwords, are not among them."""
 _ERRORS = {error.code: error for error in (AudioEmpty, AudioUndecodable, AudioNotFinite, AudioTooLong)}
 _MAX_JSON_BYTES = 2**16
-_NONSENSE = "its answer has not the form agreed on"
+_INVALID_ANSWER = "it sent an invalid answer"
+_REMEDY = "convert it, for example to FLAC, and send it again"
 _START_S = 60
 _ATTEMPTS = 2
 """A child's first death may be another's fault, as where the machine runs out of memory."""
@@ -67,27 +68,31 @@ class AudioSandbox:
     Args:
         children: the most that are at work at once; further calls wait. By default, as many as there are cores.
         limits: of each child.
+
+    Attributes:
+        children: the most that are at work at once.
     """
 
     def __init__(self, children: int | None = None, limits: Limits = _LIMITS) -> None:
+        self.children = children or os.cpu_count() or 1
         self._limits = limits
-        self._free = threading.BoundedSemaphore(children or os.cpu_count() or 1)
+        self._free = threading.BoundedSemaphore(self.children)
         self._idle: list[_Child] = []
         self._closed = False
         self._lock = threading.Lock()
 
-    def probe(self, source: Source) -> AudioInfo:
+    def probe(self, source: Source, max_duration_s: float | None = None) -> AudioInfo:
         """Read a recording's header, as `shared.audio.probe` does.
 
         Raises:
-            AudioEmpty, AudioUndecodable: as `shared.audio.probe` does.
-            AudioDecoderFailed: two children died of it.
+            AudioEmpty, AudioUndecodable, AudioTooLong: as `shared.audio.probe` does.
+            AudioDecoderFailed: two children died of it, or it took too much CPU time.
             Unavailable: no child can be started.
         """
         with open_source(source) as file:
             for _ in range(_ATTEMPTS):
                 with self._child() as child:
-                    return child.probe(file)
+                    return child.probe(file, max_duration_s)
         raise _failed()
 
     def decode(self, source: Source, max_duration_s: float | None = None) -> Samples:
@@ -95,7 +100,7 @@ class AudioSandbox:
 
         Raises:
             AudioEmpty, AudioUndecodable, AudioNotFinite, AudioTooLong: as `shared.audio.decode` does.
-            AudioDecoderFailed: two children died of it.
+            AudioDecoderFailed: two children died of it, or it took too much CPU time.
             Unavailable: no child can be started.
         """
         return np.concatenate([part[0] for part in self._parts(source, 1, max_duration_s)])
@@ -142,13 +147,19 @@ class AudioSandbox:
 
     @contextmanager
     def _child(self) -> Generator["_Child"]:
-        """A child for one request. Its death is logged, and leaves the block as if it had come to its end."""
+        """A child for one request. Its death is logged, and leaves the block as if it had come to its end.
+
+        Raises:
+            AudioDecoderFailed: the request took too much CPU time, and would take it again.
+        """
         with self._free:
             child = self._take()
             try:
                 yield child
             except _ChildDied as death:
                 _log.warning("a process that decodes recordings died: %s", death)
+                if death.took_too_much_cpu_time:
+                    raise AudioDecoderFailed(f"the recording took the decoder too much CPU time: {_REMEDY}") from None
             finally:
                 self._give_back(child)
 
@@ -170,7 +181,9 @@ class AudioSandbox:
 
 
 class _ChildDied(Exception):
-    """It is gone, hangs or talks nonsense; the message tells which."""
+    """The child process died, hangs, or sent an invalid answer. The message tells which."""
+
+    took_too_much_cpu_time = False
 
 
 class _Child:
@@ -203,16 +216,16 @@ class _Child:
     def reusable(self) -> bool:
         return not self._busy and self._served < self._limits.requests
 
-    def probe(self, file: IO[bytes]) -> AudioInfo:
+    def probe(self, file: IO[bytes], max_duration_s: float | None) -> AudioInfo:
         """Raises _ChildDied."""
-        self._send({"operation": "probe"}, file)
+        self._send({"operation": "probe", "max_duration_s": max_duration_s}, file)
         match self._result(self._receive_json()):
             case {"duration_s": None, "channels": int(channels)}:
                 info = AudioInfo(None, channels)
             case {"duration_s": float(duration_s), "channels": int(channels)} if math.isfinite(duration_s):
                 info = AudioInfo(duration_s, channels)
             case _:
-                raise _ChildDied(_NONSENSE)
+                raise _ChildDied(_INVALID_ANSWER)
         self._busy = False
         return info
 
@@ -228,7 +241,7 @@ class _Child:
                 return
             count += second
             if kind != PART or first != channels or first * second * 4 > self._limits.memory_bytes or count > longest:
-                raise _ChildDied(_NONSENSE)
+                raise _ChildDied(_INVALID_ANSWER)
             samples = np.empty((first, second), np.float32)
             self._receive_into(samples.data.cast("B"))
             yield samples
@@ -256,7 +269,7 @@ class _Child:
     def _receive_json(self) -> dict[str, Any]:
         kind, length, _ = HEADER.unpack(self._receive(HEADER.size))
         if kind != JSON:
-            raise _ChildDied(_NONSENSE)
+            raise _ChildDied(_INVALID_ANSWER)
         return self._receive_object(length)
 
     def _receive_object(self, length: int) -> dict[str, Any]:
@@ -265,7 +278,7 @@ class _Child:
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise _ChildDied(_NONSENSE)
+            raise _ChildDied(_INVALID_ANSWER)
         if "died" in answer:
             raise _ChildDied(f"{answer['died']!r:.100}")
         return answer
@@ -298,7 +311,9 @@ class _Child:
     def _death(self) -> _ChildDied:
         self._process.kill()  # does nothing where it has died by itself
         status = self._process.wait()
-        return _ChildDied(f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}")
+        death = _ChildDied(f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}")
+        death.took_too_much_cpu_time = status == -signal.SIGXCPU
+        return death
 
 
 def _start(theirs: socket.socket, limits: Limits, ours: socket.socket) -> subprocess.Popen[bytes]:
@@ -335,6 +350,5 @@ def _descriptor(file: IO[bytes]) -> int | None:
 
 def _failed() -> AudioDecoderFailed:
     return AudioDecoderFailed(
-        f"the recording crashed the decoder, or took more than its memory or time, {_ATTEMPTS} times: "
-        "encode it anew, such as to FLAC"
+        f"the recording crashed the decoder, or took more than its memory or time, {_ATTEMPTS} times: {_REMEDY}"
     )

@@ -220,7 +220,7 @@ class AudioNotFinite(AudioError):
 
 class AudioDecoderFailed(AudioError):
     code = "audio_decoder_failed"
-    title = "The decoder does not survive the recording"
+    title = "The recording makes the decoder fail"
 
 
 class RecordingGone(AudioError):

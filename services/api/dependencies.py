@@ -1,5 +1,6 @@
 """What a route is given: the process's resources, and the caller's key."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Resources:
     @cached_property
     def accepting(self) -> Accepting:
         return Accepting(self.database, self.sending, self.settings.lease)
+
+    @cached_property
+    def probe_slots(self) -> asyncio.Semaphore:
+        """As many uploads as are probed at once; the others wait on the event loop."""
+        return asyncio.Semaphore(self.audio.children)
 
     @cached_property
     def written(self) -> Together[Arrival, Answer]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
+from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from services.api.dependencies import Resources
@@ -27,15 +28,16 @@ def find_session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
         return transaction.conversations.session(key.tenant_id, session_id)
 
 
-def heard(res: Resources, upload: UploadFile, longest_s: float) -> AudioInfo:
-    """What a recording says of itself.
+async def probe_upload(res: Resources, upload: UploadFile, longest_s: float) -> AudioInfo:
+    """Read a recording's duration and channels. It waits for its turn without taking a thread.
 
     Raises:
-        AudioTooLong: that it lasts longer than `longest_s` seconds.
+        AudioTooLong: it lasts longer than `longest_s` seconds.
         AudioError: it is empty, or no recording.
         Unavailable: no process that reads recordings can be started.
     """
-    info = res.audio.probe(upload.file)
+    async with res.probe_slots:
+        info = await run_in_threadpool(res.audio.probe, upload.file, longest_s)
     if info.duration_s is not None and info.duration_s > longest_s:
         raise AudioTooLong(f"the recording lasts {info.duration_s:.0f} s; {longest_s:.0f} s are allowed here")
     return info
@@ -51,7 +53,7 @@ def store_upload(
 ) -> Answer:
     """Store a recording, and in one transaction with its row what it is for; then publish the messages of that.
 
-    Where that fails, nothing of it stays. A request that was sent before stores nothing and gets its first answer.
+    If that fails, the recording is deleted. A repeated request stores nothing and returns the first answer.
 
     Raises:
         IdempotencyKeyInProgress: the same request is being carried out.

@@ -11,7 +11,7 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Is the API process alive?")
-def healthz() -> Health:
+async def healthz() -> Health:  # a coroutine, which answers also while all threads are busy
     return Health(status="ok")
 
 

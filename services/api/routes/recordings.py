@@ -13,7 +13,8 @@ from services.api.dependencies import Reader, Res, Resources, Writer
 from services.api.idempotency import identify, read_key, respond
 from services.api.routing import ApiRoute
 from services.api.schemas import RecordingIn, RecordingOut
-from services.api.uploads import SOUND_FORMATS, find_session, heard, store_upload
+from services.api.uploads import SOUND_FORMATS, find_session, probe_upload, store_upload
+from shared.audio import AudioInfo
 from shared.domain.access import ApiKey
 from shared.domain.conversation import Recording, Session
 from shared.domain.history import RecordingProgress
@@ -45,7 +46,10 @@ async def add_recording(session_id: UUID, request: Request, res: Res, key: Write
     read_key(request)  # a malformed one is refused before its recording is read
     session = await run_in_threadpool(find_session, res, key, session_id)
     async with with_sound(request, RecordingIn) as (body, upload):
-        answer = await run_in_threadpool(_accept, request, res, key, session, body, upload)
+        if session.closed_at is not None:
+            raise SessionClosed(f"session {session.id} was closed at {session.closed_at.isoformat()}")
+        info = await probe_upload(res, upload, res.settings.max_recording_s)
+        answer = await run_in_threadpool(_accept, request, res, key, session, body, upload, info)
     return respond(request, answer)
 
 
@@ -56,11 +60,15 @@ def read_recording(recording_id: UUID, res: Res, key: Reader) -> RecordingOut:
 
 
 def _accept(
-    request: Request, res: Resources, key: ApiKey, session: Session, body: RecordingIn, upload: UploadFile
+    request: Request,
+    res: Resources,
+    key: ApiKey,
+    session: Session,
+    body: RecordingIn,
+    upload: UploadFile,
+    info: AudioInfo,
 ) -> Answer:
-    if session.closed_at is not None:
-        raise SessionClosed(f"session {session.id} was closed at {session.closed_at.isoformat()}")
-    info, count = heard(res, upload, res.settings.max_recording_s), len(body.voices)
+    count = len(body.voices)
     if count not in (1, info.channels):
         raise InvalidRequest(f"voices: name one voice, or one for each of the {info.channels} channels, not {count}")
 

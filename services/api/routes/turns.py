@@ -16,7 +16,8 @@ from services.api.dependencies import Reader, Res, Resources, Writer
 from services.api.idempotency import identify, read_key, respond
 from services.api.routing import ApiRoute
 from services.api.schemas import TurnIn, TurnOut
-from services.api.uploads import SOUND_FORMATS, find_session, heard, store_upload
+from services.api.uploads import SOUND_FORMATS, find_session, probe_upload, store_upload
+from shared.audio import AudioInfo
 from shared.domain.access import ApiKey
 from shared.domain.conversation import NewTurn, Recording, Session
 from shared.domain.idempotency import Answer
@@ -71,7 +72,9 @@ async def add_turn(session_id: UUID, request: Request, res: Res, key: Writer) ->
         read_key(request)  # a malformed one is refused before its recording is read
         session = await run_in_threadpool(find_session, res, key, session_id)
         async with with_sound(request, TurnIn) as (body, upload):
-            answer = await run_in_threadpool(_accept_sound, request, res, key, session, body, upload)
+            arrival = _arrival(res, session.tenant_id, session.id, body)
+            info = await probe_upload(res, upload, res.settings.max_turn_s)
+            answer = await run_in_threadpool(_accept_sound, request, res, key, session, arrival, body, upload, info)
     return respond(request, answer)
 
 
@@ -105,11 +108,15 @@ def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) ->
 
 
 def _accept_sound(
-    request: Request, res: Resources, key: ApiKey, session: Session, body: TurnIn, upload: UploadFile
+    request: Request,
+    res: Resources,
+    key: ApiKey,
+    session: Session,
+    arrival: Arrival,
+    body: TurnIn,
+    upload: UploadFile,
+    info: AudioInfo,
 ) -> Answer:
-    arrival = _arrival(res, session.tenant_id, session.id, body)
-    info = heard(res, upload, res.settings.max_turn_s)
-
     def add(transaction: Transaction, recording: Recording) -> tuple[Answer, Sequence[Message]]:
         spoken = replace(arrival, turn=replace(arrival.turn, recording_id=recording.id))
         (answer,), messages = res.accepting.store(transaction, [spoken])
