@@ -1,5 +1,6 @@
 """Request bodies: how much is read, and what a turn may be sent as."""
 
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from shared.domain.access import ApiKey
 from shared.errors import BodyTooLarge, Busy, InvalidRequest, StorageFull, TenorError, UnsupportedMediaType
 
 _SOUND = ("audio/", "video/", "application/octet-stream", "application/ogg")
+_MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+( *;[ -~]*)?")
 _MAX_MEDIA_TYPE = 100
 Fields = TypeVar("Fields", bound=BaseModel)
 _MAX_JSON_BYTES = 2 * 2**20
@@ -206,8 +208,9 @@ def _valid(model: type[Fields], body: bytes | dict[str, str]) -> Fields:
 
 def _sound(audio: UploadFile) -> UploadFile:
     declared = (audio.content_type or "application/octet-stream").lower()
-    if not declared.startswith(_SOUND) or len(declared) > _MAX_MEDIA_TYPE:
-        raise UnsupportedMediaType(f"the audio field holds {declared[:50]}: send a recording, such as audio/wav")
+    well_formed = len(declared) <= _MAX_MEDIA_TYPE and _MEDIA_TYPE.fullmatch(declared)
+    if not well_formed or not declared.startswith(_SOUND):
+        raise UnsupportedMediaType(f"the audio field holds {declared[:50]!r}: send a recording, such as audio/wav")
     return audio
 
 

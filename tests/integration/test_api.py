@@ -224,6 +224,8 @@ def test_keys_are_stored_as_hashes_only(database: Database, make_key: MakeKey, s
         (wav(), "text/plain", (415, "media_type_unsupported")),
         (wav(), "image/png", (415, "media_type_unsupported")),
         (wav(), "audio/" + "x" * 100, (415, "media_type_unsupported")),
+        (wav(), "audio/é", (415, "media_type_unsupported")),
+        (wav(), "audio/", (415, "media_type_unsupported")),
         (riff(bytes(1000), kind=0x1234), "audio/wav", (422, "audio_undecodable")),
         (wav(tone(60, rate=8000), rate=8000), "audio/wav", (413, "audio_too_long")),
     ],
@@ -330,6 +332,15 @@ def test_text_that_is_not_utf8_is_refused_in_a_form_too(api: TestClient, session
     response = api.post(f"/v1/sessions/{session_id}/turns", content=form, headers=headers)
     assert problem(response) == (422, "request_invalid")
     assert "UTF-8" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("media_type", [b"audio/\0wav", b"audio/wav;\0", b"audio/wav;\xe9"])
+def test_a_malformed_media_type_in_a_form_is_refused(api: TestClient, session_id: str, media_type: bytes) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\nContent-Type: '
+    form = head + media_type + b"\r\n\r\n" + wav() + b"\r\n--b--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    response = api.post(f"/v1/sessions/{session_id}/turns", content=form, headers=headers)
+    assert problem(response) == (415, "media_type_unsupported")
 
 
 def test_a_refusal_does_not_repeat_what_was_said(api: TestClient, session_id: str) -> None:
