@@ -214,21 +214,39 @@ def _sound(audio: UploadFile) -> UploadFile:
     return audio
 
 
+class _FormParser(MultiPartParser):
+    """A parser that tells whether the form was complete, as Starlette's takes one that is cut off."""
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        self.is_complete = True
+
+
 async def _form(request: Request, boundary: bytes) -> tuple[dict[str, str], UploadFile]:
     # Latin-1 keeps a field's bytes as they came, where the parser would otherwise guess at what is not UTF-8.
     headers = Headers(
         {"content-type": f'multipart/form-data; boundary="{boundary.decode("latin-1")}"; charset=latin-1'}
     )
-    parser = MultiPartParser(headers, request.stream(), max_files=1, max_fields=16)
+    parser = _FormParser(headers, request.stream(), max_files=1, max_fields=16)
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the form cannot be read: {error.message}") from None
     except OSError as error:  # of the file that a long recording is kept in while it comes
         raise StorageFull(f"the recording cannot be taken in: {error.strerror}") from error
-    audio = form.get("audio")
-    if not isinstance(audio, UploadFile):
-        raise InvalidRequest("audio: a form must hold the recording as a file in its field 'audio'")
+    try:
+        if not parser.is_complete:
+            raise InvalidRequest("the form is cut off: its closing boundary is missing")
+        for name, count in Counter(name for name, _ in form.multi_items()).items():
+            if count > 1:
+                raise InvalidRequest(f"{name[:50]}: a form may hold each field once, not {count} times")
+        audio = form.get("audio")
+        if not isinstance(audio, UploadFile):
+            raise InvalidRequest("audio: a form must hold the recording as a file in its field 'audio'")
+    except InvalidRequest:
+        await form.close()
+        raise
     return {name: _utf8(name, value) for name, value in form.items() if isinstance(value, str)}, audio
 
 

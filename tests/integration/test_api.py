@@ -343,6 +343,28 @@ def test_a_malformed_media_type_in_a_form_is_refused(api: TestClient, session_id
     assert problem(response) == (415, "media_type_unsupported")
 
 
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (b"\r\n--b--\r\n", 202),
+        (b"\r\n--b--", 202),
+        (b"", 422),
+        (b"\r\n--b", 422),
+        (b'\r\n--b\r\nContent-Disposition: form-data; name="role"\r\n\r\nagent\r\n--b--', 422),
+    ],
+    ids=["complete", "without a line's end", "cut off", "cut off in its boundary", "a field twice"],
+)
+def test_a_form_must_be_complete_and_hold_each_field_once(
+    api: TestClient, session_id: str, end: bytes, status: int
+) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\n\r\n' + wav()
+    form += b'\r\n--b\r\nContent-Disposition: form-data; name="role"\r\n\r\ncustomer' + end
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    response = api.post(f"/v1/sessions/{session_id}/turns", content=form, headers=headers)
+    assert response.status_code == status
+    assert status == 202 or problem(response) == (422, "request_invalid")
+
+
 def test_a_refusal_does_not_repeat_what_was_said(api: TestClient, session_id: str) -> None:
     response = api.post(f"/v1/sessions/{session_id}/turns", json={"text": ["my diagnosis"]})
     assert "diagnosis" not in response.text
