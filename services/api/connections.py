@@ -217,6 +217,7 @@ class Connection(HttpToolsProtocol):
         self._body_bytes_checked = 0
         self._body_progress_at = 0.0
         self._unsent_since: float | None = None
+        self._unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -367,10 +368,13 @@ class Connection(HttpToolsProtocol):
         return now - self._body_progress_at > allowed_s or now - self._since > in_all_s
 
     def _reads_too_slowly(self, now: float) -> bool:
-        if not self.transport.get_write_buffer_size():
+        """Whether the client has read nothing of its answer for too long: what is left to send has not shrunk."""
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent:
             self._unsent_since = None
-        elif self._unsent_since is None:
+        elif self._unsent_since is None or unsent < self._unsent_bytes:
             self._unsent_since = now
+        self._unsent_bytes = unsent
         return self._unsent_since is not None and now - self._unsent_since > self._limits.send_timeout_s
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:

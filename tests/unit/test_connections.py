@@ -1,9 +1,15 @@
+import asyncio
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.server import ServerState
 
-from services.api.connections import client_network
+from services.api.connections import Connection, Connections, client_network
+from shared.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -28,3 +34,44 @@ def test_as_many_connections_are_allowed_as_files_may_be_opened(limit: str, allo
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert told.stdout == f"{allowed}\n"
     assert ("TENOR_MAX_CONNECTIONS is lowered from 500 to 80" in told.stderr) is (allowed == 80)
+
+
+class Transport(asyncio.Transport):
+    """A transport whose buffer has the size that a test gives it."""
+
+    unsent = 0
+    is_open = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def is_closing(self) -> bool:
+        return not self.is_open
+
+    def abort(self) -> None:
+        self.is_open = False
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("unsent", "stays"),
+    [(range(9_000, 0, -1_000), True), ([9_000] * 5 + [8_000] * 4, True), ([9_000] * 9, False), ([0, 9_000] * 5, True)],
+    ids=["reads", "reads once", "does not read", "reads all"],
+)
+def test_a_client_that_reads_slowly_stays_and_one_that_does_not_read_is_dropped(
+    loop: asyncio.AbstractEventLoop, unsent: list[int], stays: bool
+) -> None:
+    connections = Connections(Settings(send_timeout_s=5, header_timeout_s=100), 10)
+    connection = Connection(connections, uvicorn.Config(FastAPI(), ws="none"), ServerState(), {}, loop)
+    transport = Transport()
+    connection.connection_made(transport)
+    for number, size in enumerate(unsent):
+        transport.unsent = size
+        connection.check(loop.time() + number, 1)  # a second later each time
+    assert transport.is_open is stays
