@@ -155,9 +155,11 @@ class _Descriptor(io.RawIOBase):
 
 
 def _set_limit(limit: int, value: int) -> None:
+    """Set a soft limit and, except of CPU time, which is renewed, the hard limit that it cannot be raised above."""
     _, hard = resource.getrlimit(limit)
+    soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
     with suppress(ValueError, OSError):  # macOS does not know them all
-        resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+        resource.setrlimit(limit, (soft, hard if limit == resource.RLIMIT_CPU else soft))
 
 
 def main(descriptor: int, memory_bytes: int, cpu_s: int) -> None:

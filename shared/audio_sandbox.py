@@ -1,7 +1,8 @@
-"""Probing and decoding of recordings that somebody sent, in child processes with limits and without secrets.
+"""Probing and decoding of recordings that somebody sent, in child processes with limits.
 
 FFmpeg is a million lines of C that read what strangers send. A file that crashes it, fills the memory or never ends
-costs one child process, and whoever takes the child over finds neither the database's password nor its connections.
+costs one child process. The child inherits neither Tenor's settings nor its connections. It runs as the same user: code
+that takes it over can still read this user's files.
 """
 
 import json

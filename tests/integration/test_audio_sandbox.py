@@ -384,6 +384,14 @@ def test_a_child_that_was_taken_over_is_not_believed(answer: bytes, monkeypatch:
         sandbox.probe(io.BytesIO(wav()))
 
 
+@pytest.mark.skipif(not LINUX, reason="only Linux tells another process's limits")
+def test_a_child_cannot_raise_its_limits(sandbox: AudioSandbox) -> None:
+    child = started(sandbox)
+    for limit in (psutil.RLIMIT_DATA, psutil.RLIMIT_NOFILE, psutil.RLIMIT_FSIZE, psutil.RLIMIT_CORE):
+        soft, hard = child.rlimit(limit)
+        assert soft == hard != psutil.RLIM_INFINITY
+
+
 def test_a_large_picture_costs_nothing(sandbox: AudioSandbox) -> None:
     child = started(sandbox)
     assert sandbox.decode(io.BytesIO(flac_with_picture(tone(2), 16_000))).size == 2 * SAMPLE_RATE
