@@ -1,5 +1,6 @@
 """The unit of work: a transaction, and the repositories that speak through it."""
 
+import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,6 +24,8 @@ from shared.store.idempotency import IdempotencyKeys
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
 from shared.store.webhooks import Webhooks
+
+_log = logging.getLogger(__name__)
 
 _MIGRATION_LOCK = 7_366_711_001
 _PATIENCE = {
@@ -205,7 +208,8 @@ class Database:
         except (exc.OperationalError, exc.InterfaceError) as error:
             if isinstance(error.orig, DiskFull):
                 self._found_full = True
-                raise StorageFull(f"the disk of the database is full: {error.orig.diag.message_primary}") from error
+                _log.error("the disk of the database is full: %s", error.orig.diag.message_primary)
+                raise StorageFull("the disk of the database is full") from error
             raise Unavailable("the database cannot be reached") from error
         except exc.TimeoutError as error:
             raise Unavailable("the database is busy: no connection was free in time") from error
