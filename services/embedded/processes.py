@@ -3,6 +3,7 @@
 import contextlib
 import locale
 import os
+import re
 import signal
 from collections.abc import Iterable
 from functools import cache
@@ -39,19 +40,36 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def folder_tag(folder: Path) -> str:
+    """Return a word that names a folder by device and inode, for the title of a process that works in it."""
+    found = folder.stat()
+    return f"tenor-{found.st_dev}-{found.st_ino}"
+
+
 def processes_in(folder: Path, name: str) -> list[psutil.Process]:
-    """Return the running processes called `name` whose working directory is `folder`.
+    """Return the running processes called `name` that `works_in` finds in `folder`.
 
-    The folders are compared by device and inode, so the servers of a copied or moved folder are never confused. The
-    `info` of each process has the number of its parent, "ppid".
+    The `info` of each process has the number of its parent, "ppid".
     """
-    return [process for process in psutil.process_iter(["ppid"]) if _works_in(process, folder, name)]
+    return [process for process in psutil.process_iter(["ppid"]) if works_in(process, name, folder)]
 
 
-def _works_in(process: psutil.Process, folder: Path, name: str) -> bool:
+def works_in(process: psutil.Process, name: str, folder: Path) -> bool | None:
+    """Return whether a process is called `name` and its working directory is `folder`; None: it cannot be found out.
+
+    The folders are compared by device and inode, so the servers of a copied or moved folder are never confused. Root
+    in a container may not read the working directory of another user's process: then the `folder_tag` in the title of
+    the process counts.
+    """
     try:
-        # The path is only there to be looked up: a folder that was moved shows its new path here.
-        return process.name() == name and os.path.samefile(process.cwd(), folder)
+        if process.name() != name:
+            return False
+        try:
+            # psutil returns the current path also after the folder was moved.
+            return os.path.samefile(process.cwd(), folder)
+        except psutil.AccessDenied:
+            tag = re.search(r"\btenor-\d+-\d+\b", " ".join(process.cmdline()))
+            return None if tag is None else tag.group() == folder_tag(folder)
     except (psutil.Error, OSError):
         return False
 

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from services.embedded import folder as folder_module
 from services.embedded import postgres as postgres_module
 from services.embedded import valkey as valkey_module
 from services.embedded.folder import DataFolder
-from services.embedded.processes import processes_in, stop_left_over_child
+from services.embedded.processes import is_alive, processes_in, stop_left_over_child
 from services.embedded.servers import EmbeddedServers, free_port, running_urls
 from shared.errors import SetupError
 from shared.queue import Queue
@@ -339,6 +340,63 @@ def test_servers_of_a_killed_run_are_stopped_by_the_next_on_the_same_folder(data
     with EmbeddedServers(data_dir) as servers:
         assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left)
         assert database(servers, "SELECT 1") == [(1,)]
+
+
+@pytest.fixture
+def without_ptrace() -> list[str]:
+    """The beginning of a command that root runs as in a container, without CAP_SYS_PTRACE."""
+    command = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    if not AS_ROOT or shutil.which("setpriv") is None or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("only root can give up a capability, by setpriv")
+    return command
+
+
+def test_servers_of_a_killed_run_are_stopped_where_root_cannot_read_working_directories(
+    data_dir: Path, without_ptrace: list[str]
+) -> None:
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from services.embedded.servers import EmbeddedServers
+        with EmbeddedServers(Path(sys.argv[1])) as servers:
+            print(*servers.pids, flush=True)
+            if sys.argv[2:]:
+                os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    command = [*without_ptrace, sys.executable, "-c", script, str(data_dir)]
+    killed = subprocess.run([*command, "kill"], cwd=ROOT, capture_output=True, text=True, check=False)
+    left = [psutil.Process(int(pid)) for pid in killed.stdout.split()]
+    assert len(left) == 2, killed.stderr
+    with EmbeddedServers(copied(data_dir, data_dir.with_name("copy"))) as another:
+        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr
+        assert not any(is_alive(process) for process in left)
+        assert database(another, "SELECT 1") == [(1,)]
+    assert postgres_processes(data_dir) == []
+
+
+def test_a_process_that_may_be_the_server_is_named_where_root_cannot_find_out(
+    data_dir: Path, without_ptrace: list[str]
+) -> None:
+    postgres = data_dir / "postgres"
+    script = "import sys; from pathlib import Path; from services.embedded.servers import EmbeddedServers as Servers\n"
+    script += "with Servers(Path(sys.argv[1])): pass"
+    owner = postgres.stat()
+    with tempfile.TemporaryDirectory(dir="/tmp") as programs:
+        Path(programs).chmod(0o755)
+        shutil.copy(shutil.which("sleep") or "", Path(programs) / "postgres")
+        command = [Path(programs) / "postgres", "60"]
+        untagged = subprocess.Popen(command, user=owner.st_uid, group=owner.st_gid, extra_groups=[], cwd="/")
+        (postgres / "postmaster.pid").write_text(f"{untagged.pid}\n")
+        try:
+            command = [*without_ptrace, sys.executable, "-c", script, str(data_dir)]
+            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert untagged.poll() is None
+        finally:
+            untagged.kill()
+            untagged.wait()
+    assert f"the process {untagged.pid} may be a Postgres that an earlier run left in {postgres}" in result.stderr
+    assert (postgres / "postmaster.pid").exists()
 
 
 def test_a_child_is_ended_only_where_it_belongs_to_the_folder(tmp_path: Path) -> None:
