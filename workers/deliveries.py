@@ -88,7 +88,7 @@ class DeliveryLane:
         self._store.shutdown()
 
     def wake(self, job_id: UUID) -> bool:
-        """Look for events that are due, once another one may be sent. False where this lane takes nothing more up.
+        """Wait until fewer deliveries than allowed are in flight, then claim due ones. False if the lane is stopping.
 
         A full worker waits here with its message, and leaves the others in the queue to other workers.
         """
@@ -227,7 +227,7 @@ class DeliveryLane:
             self._engine.record_failure(job, outcome.error)
 
     def _release(self, delivery: Delivery) -> None:
-        """End the time in flight of a delivery, and look for others that may have waited for that."""
+        """Remove a delivery from those in flight, and claim again if others may have waited for its place."""
         with self._changed:
             del self._in_flight[_key(delivery)]
             self._changed.notify_all()

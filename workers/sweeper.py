@@ -56,7 +56,7 @@ class Sweeper:
             _log.warning("the database is gone: this worker is forgotten once its sign of life is old")
 
     def sweep(self) -> None:
-        """One round: sign of life, lost jobs, late events, unsent messages, sound and kept answers whose time is up."""
+        """Send a heartbeat, requeue lost jobs, give up late events, send unsent messages, delete expired audio and answers."""
         settings = self._settings
         with self._database.transaction() as transaction:
             transaction.jobs.worker_seen(
