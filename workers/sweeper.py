@@ -56,7 +56,9 @@ class Sweeper:
             _log.warning("the database is gone: this worker is forgotten once its sign of life is old")
 
     def sweep(self) -> None:
-        """Send a heartbeat, requeue lost jobs, give up late events, send unsent messages, delete expired audio and answers."""
+        """Send a heartbeat, requeue lost jobs, give up late events, send unsent messages, delete expired audio and
+        answers.
+        """
         settings = self._settings
         with self._database.transaction() as transaction:
             transaction.jobs.worker_seen(
