@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
@@ -124,8 +125,8 @@ def on_small_disk(
     name, folder = f"small_{secrets.token_hex(6)}", small_disk / "tables"
     folder.mkdir()
     with psycopg.connect(servers.url_of("postgres"), autocommit=True) as connection:
-        (data,) = connection.execute("SHOW data_directory").fetchone() or ("",)
-        os.chown(folder, Path(data).stat().st_uid, Path(data).stat().st_gid)
+        postgres = psutil.Process(servers.pids[0])
+        os.chown(folder, postgres.uids().real, postgres.gids().real)
         its, template = sql.Identifier(name), sql.Identifier(template_database)
         connection.execute(sql.SQL("CREATE TABLESPACE {} LOCATION {}").format(its, str(folder)))
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} TABLESPACE {}").format(its, template, its))
