@@ -1,6 +1,7 @@
 """Real servers for the tests: one private Postgres and one private Valkey a test process, from wheels."""
 
 import itertools
+import logging
 import os
 import secrets
 import time
@@ -29,6 +30,16 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Undo a test's changes to the root logger: Celery's test worker leaves it at ERROR."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
