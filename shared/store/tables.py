@@ -231,8 +231,10 @@ jobs = Table(
     Index(None, "turn_id"),
     Index(None, "recording_id", postgresql_where=text("recording_id IS NOT NULL")),
     Index(None, "delivery_id", postgresql_where=text("delivery_id IS NOT NULL")),
+    # Workers of the version before sweep by this index. A later release drops it.
+    Index("ix_jobs_lease_until", "lease_until", postgresql_where=text(OPEN_JOB)),
     Index(
-        "ix_jobs_lease_until",
+        "ix_jobs_lease_until_others",
         "lease_until",
         postgresql_where=text(f"{OPEN_JOB} AND lane <> 'delivery'"),
     ),
