@@ -13,7 +13,7 @@ from uuid import UUID
 
 from shared import outbox
 from shared.domain.job import Job, Lane, Message
-from shared.errors import ClaimLost, RequestError, StageTimeout, StorageFull, TenorError
+from shared.errors import ClaimLost, RequestError, StageTimeout, StorageFull, TenorError, Unavailable
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
@@ -185,8 +185,12 @@ class Engine:
         return messages is not None
 
     def _put_back(self, job: Job, error: Exception) -> None:
-        _log.error("attempt %d: %s", job.attempts, type_and_place(error))
-        _log.debug("attempt %d: %s", job.attempts, error)
+        if job.lane is Lane.delivery and isinstance(error, Unavailable):
+            # A receiver that does not answer is no fault of Tenor's code, so its place in the code is of no use.
+            _log.warning("attempt %d: %s", job.attempts, error.detail)
+        else:
+            _log.error("attempt %d: %s", job.attempts, type_and_place(error))
+            _log.debug("attempt %d: %s", job.attempts, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
         retry = self._settings.retries[job.lane]
         # A disk may be full for longer than all attempts last, and that is no fault of the job.

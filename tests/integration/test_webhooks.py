@@ -923,6 +923,25 @@ def test_a_user_and_a_password_in_the_url_are_sent_as_http_has_it(tell: Tell, re
     assert headers["Host"] == f"127.0.0.1:{receiver.port}"
 
 
+def test_a_receiver_that_fails_is_logged_in_one_line_without_a_traceback(
+    engine: Engine,
+    add_turn: AddTurn,
+    deliver: Deliver,
+    receiver: Receiver,
+    webhook: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    receiver.answer = 500
+    engine.run(add_turn().id)
+    caplog.clear()
+    deliver()
+    told = [record for record in caplog.records if record.getMessage().startswith("attempt ")]
+    assert {(record.levelname, record.getMessage()) for record in told} == {
+        ("WARNING", f"attempt {number}: the receiver answered 500") for number in range(1, len(told) + 1)
+    }
+    assert told
+
+
 @pytest.mark.parametrize("answer", [200, 500, 410])
 def test_neither_secrets_nor_a_urls_query_are_logged(
     engine: Engine,
