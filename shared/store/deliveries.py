@@ -4,14 +4,18 @@ A delivery is due once its job's `lease_until` has come: at once when it is new,
 and when the worker that had it counts as dead. No message is needed for that.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     CTE,
     Connection,
     Integer,
+    Row,
+    Select,
     Uuid,
     case,
     delete,
@@ -32,6 +36,9 @@ from shared.store.tables import OPEN_JOB, deliveries, jobs, sessions, turns, web
 # Literally as the index of due deliveries has it, so that the planner uses it.
 _OPEN = text(f"jobs.{OPEN_JOB} AND jobs.lane = 'delivery'")
 _DUE = (_OPEN, jobs.c.lease_until <= func.now())
+
+_CLAIM_ROUNDS = 3
+"""How often a claim chooses others instead of the jobs that other workers have locked or claimed meanwhile."""
 
 
 class Deliveries:
@@ -54,10 +61,27 @@ class Deliveries:
             trial: how long others leave a paused webhook alone while the trial is made.
         """
         trials = self._begin_trials(trial)
-        chosen = _chosen(limit, per_webhook, in_flight, trials)
+        left = trials  # Of each of these webhooks one delivery is taken.
+        claimed, missed, counts = dict[UUID | None, Job](), list[UUID](), Counter(in_flight)
+        for _ in range(_CLAIM_ROUNDS):
+            chosen = self._connection.execute(_chosen(limit - len(claimed), per_webhook, counts, left, missed))
+            ids = set(chosen.scalars())
+            rows = self._take(ids, lease)
+            claimed.update((row.delivery_id, Job.model_validate(row)) for row in rows)
+            counts.update(row.webhook_id for row in rows)
+            left = [trial_id for trial_id in left if trial_id not in {row.webhook_id for row in rows}]
+            lost = ids - {row.id for row in rows}
+            missed.extend(lost)
+            if not lost:
+                break
+        return self._read(claimed, trials) if claimed else []
+
+    def _take(self, ids: Collection[UUID], lease: timedelta) -> Sequence[Row[Any]]:
+        """Claim these jobs, but for those that another worker has locked or claimed meanwhile."""
+        locked = select(jobs.c.id).where(jobs.c.id == func.any(literal(list(ids), ARRAY(Uuid))), *_DUE)
         rows = self._connection.execute(
             update(jobs)
-            .where(jobs.c.id.in_(select(chosen.c.id)))
+            .where(jobs.c.id.in_(locked.with_for_update(skip_locked=True)))
             .values(
                 status=JobStatus.running.value,
                 attempts=jobs.c.attempts + 1,
@@ -67,8 +91,7 @@ class Deliveries:
             )
             .returning(jobs)
         )
-        claimed = {job.delivery_id: job for job in map(Job.model_validate, rows)}
-        return self._read(claimed, trials) if claimed else []
+        return rows.all()
 
     def delivered(self, job: Job) -> bool:
         """Delete a delivery that was received, and its job. False where the claim was void by then, or somebody else
@@ -129,17 +152,18 @@ class Deliveries:
         return found
 
 
-def _chosen(limit: int, per_webhook: int, in_flight: Mapping[UUID, int], trials: list[UUID]) -> CTE:
-    """The ids of the jobs to claim, which are locked: of each webhook the first, then of each the second, and so on."""
+def _chosen(
+    limit: int, per_webhook: int, in_flight: Mapping[UUID, int], trials: list[UUID], missed: list[UUID]
+) -> Select[Any]:
+    """The ids of the jobs to claim: of each webhook the first, then of each the second, and so on. Locks none."""
     busy_ids, busy_counts = literal(list(in_flight), ARRAY(Uuid)), literal(list(in_flight.values()), ARRAY(Integer))
     busy = func.unnest(busy_ids, busy_counts).table_valued("id", "number", name="busy").render_derived()
     is_trial = webhooks.c.id == func.any(literal(trials, ARRAY(Uuid)))
     due = (
         select(jobs.c.id, jobs.c.lease_until)
-        .where(*_DUE, jobs.c.webhook_id == webhooks.c.id)
+        .where(*_DUE, jobs.c.webhook_id == webhooks.c.id, jobs.c.id != func.all(literal(missed, ARRAY(Uuid))))
         .order_by(jobs.c.lease_until)
         .limit(per_webhook)
-        .with_for_update(skip_locked=True, of=jobs)
         .correlate(webhooks)
         .lateral("due")
     )
@@ -156,7 +180,7 @@ def _chosen(limit: int, per_webhook: int, in_flight: Mapping[UUID, int], trials:
         .subquery("ranked")
     )
     first = select(ranked.c.id).where(ranked.c.rank <= ranked.c.room).order_by(ranked.c.rank, ranked.c.lease_until)
-    return first.limit(limit).cte("chosen")
+    return first.limit(limit)
 
 
 def _waiting() -> CTE:
