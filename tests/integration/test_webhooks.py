@@ -577,6 +577,16 @@ def test_webhooks_get_equal_shares_of_what_is_taken_up(
     assert taken(100, {}) == [4, 0]
 
 
+def test_workers_that_claim_at_the_same_time_get_different_deliveries(
+    add_events: AddEvents, webhook: dict[str, Any], database: Database
+) -> None:
+    add_events(webhook, 4)
+    with database.transaction() as transaction:
+        first = transaction.deliveries.claim(2, per_webhook=2, in_flight={}, lease=LEASE, trial=LEASE)
+        second = claim_deliveries(database, 2, {})
+    assert len({delivery.id for delivery in [*first, *second]}) == 4
+
+
 def test_jobs_of_an_earlier_version_are_delivered_too(
     add_events: AddEvents, deliver: Deliver, webhook: dict[str, Any], settings: Settings, database: Database
 ) -> None:
