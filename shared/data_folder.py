@@ -11,11 +11,13 @@ from shared.errors import SetupError
 def create_data_folder(folder: Path) -> None:
     """Create the data folder with mode 0700, and its parents, where it is missing.
 
-    A folder that another user owns is left to whoever uses it, who knows better what to say.
+    A folder of another user is not checked here: `DataFolder.open` reports it.
 
     Raises:
-        SetupError: it cannot be created, or this user may not write to it.
+        SetupError: it cannot be created, this user may not write to it, or root would create it in another user's
+            folder.
     """
+    _check_parent(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -26,16 +28,27 @@ def create_data_folder(folder: Path) -> None:
 
 
 def check_data_folder(folder: Path) -> None:
-    """Find out whether the data folder can be looked into, or is missing.
+    """Check that the data folder can be read, if it exists.
 
     Raises:
-        SetupError: it is neither.
+        SetupError: it cannot.
     """
     try:
         with contextlib.suppress(FileNotFoundError):
             folder.stat()
     except OSError as error:
         raise _unusable(folder, error) from error
+
+
+def _check_parent(folder: Path) -> None:
+    """Raises SetupError where root would create folders of its own in another user's, whom they would lock out."""
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    owner = parent.stat().st_uid
+    if os.geteuid() == 0 and owner != 0 and not folder.exists():
+        raise SetupError(
+            f"root would create the data folder {folder} in {parent}, which belongs to the user {owner}: run Tenor as "
+            "that user, or set TENOR_DATA_DIR to a folder of root's own"
+        )
 
 
 def _unusable(folder: Path, error: OSError) -> SetupError:

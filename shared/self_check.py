@@ -1,12 +1,13 @@
 """What a process checks at its start: that the installed packages can do what the first turn will ask of them."""
 
+import errno
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.errors import SetupError
+from shared.errors import SetupError, Unavailable
 
 if TYPE_CHECKING:
     from shared.audio import Samples
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 CLIP = Path(__file__).with_name("self_check.flac")
 """Half a second of a synthetic voice, which `shared/self_check_clip.py` made."""
 
+_TRANSIENT = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+
 TEXT = "Thank you, that is wonderful news!"
 
 
@@ -22,17 +25,18 @@ TEXT = "Thank you, that is wonderful news!"
 def checking(step: str, *packages: str) -> Generator[None]:
     """Turn whatever goes wrong within into a SetupError that names the step, and the packages that do it.
 
-    Memory that runs out is no broken installation and stays as it is: the next start may find enough.
+    MemoryError and a lack of files, processes or disk space are raised unchanged, because the next start may find
+    enough of them.
 
     Raises:
         SetupError: something went wrong.
     """
     try:
         yield
-    except (SetupError, MemoryError):
+    except (SetupError, MemoryError, Unavailable):
         raise
     except Exception as error:
-        if "out of memory" in str(error):
+        if "out of memory" in str(error) or (isinstance(error, OSError) and error.errno in _TRANSIENT):
             raise
         installed = ", ".join(f"{package} {_version(package)}" for package in packages)
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -162,6 +162,16 @@ class DataFolder:
         (self.path / _TEMPORARY).unlink(missing_ok=True)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a run uses a data folder."""
+    with (path / "lock").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def private_folder(path: Path) -> Path:
     """Create a folder of Tenor's own with mode 0700, or give it that mode, and return its path."""
     path.mkdir(mode=0o700, exist_ok=True)

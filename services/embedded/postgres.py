@@ -39,6 +39,8 @@ STALL_S = 120.0
 """A server that has not become ready, and for so long does nothing at all, is given up."""
 REPORT_S = 3.0
 """While the server starts, a line says so as often as this."""
+MAX_FAILURES = 8
+"""A server that died so often in a row before it was ready is given up, about a minute after its first death."""
 STOP_S = 60.0
 """A server that takes longer to stop is killed, and repairs its data at its next start."""
 
@@ -92,7 +94,8 @@ class Postgres:
         self._folder = data.path / "postgres"
         self._log = data.path / "logs" / "postgres.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._was_ready = False
+        self._failures = 0
+        self._restart_at: float | None = None
         self._log_start = 0
 
     @property
@@ -136,18 +139,25 @@ class Postgres:
             self._process.wait()
 
     def revive(self) -> None:
-        """Start the server again if it has died, without waiting until it is ready.
+        """Start the server again if it has died, after a pause, without waiting until it is ready.
 
         Raises:
-            SetupError: it was started again already, and did not become ready.
+            SetupError: it was started again several times, and never became ready.
         """
-        self._was_ready |= self._is_ready()
         if self.is_running:
+            self._failures = 0 if self._is_ready() else self._failures
             return
-        if not self._was_ready:
-            raise self._failure()
-        _log.warning("Postgres died: starting it again")
-        self._launch()
+        if self._restart_at is None:
+            reason = self._failure()
+            if self._failures >= MAX_FAILURES:
+                raise reason
+            pause_s = 0.0 if self._failures == 0 else min(2.0 ** (self._failures - 1), 30.0)
+            self._failures += 1
+            self._restart_at = time.monotonic() + pause_s
+            _log.warning("Postgres died: starting it again in %.0f s. %s", pause_s, reason.detail)
+        if time.monotonic() >= self._restart_at:
+            self._restart_at = None
+            self._launch()
 
     # before the start
 
@@ -254,7 +264,7 @@ class Postgres:
         values = _SETTINGS | {"cluster_name": folder_tag(self._folder)}
         settings = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
         with self._opened(self._folder) as (place, options), open_private_log(self._log) as log:
-            self._was_ready, self._log_start = False, os.fstat(log.fileno()).st_size
+            self._log_start = os.fstat(log.fileno()).st_size
             self._process = subprocess.Popen[bytes](
                 [self._bin / "postgres", "-D", place, *settings],
                 stdin=subprocess.DEVNULL,
@@ -286,7 +296,6 @@ class Postgres:
                 raise SetupError(
                     f"Postgres does not start: it made no progress for {STALL_S:.0f} s (its log is {self._log})"
                 )
-        self._was_ready = True
 
     def _is_ready(self) -> bool:
         """Return whether the server takes connections, as it writes in `postmaster.pid`."""

@@ -13,7 +13,7 @@ from typing import Self
 import psycopg
 from pydantic import SecretStr
 
-from services.embedded.folder import DataFolder, write_private
+from services.embedded.folder import DataFolder, is_locked, write_private
 from services.embedded.postgres import Postgres
 from services.embedded.valkey import Valkey
 from shared.errors import SetupError
@@ -131,6 +131,8 @@ def running_urls(settings: Settings) -> Settings:
         SetupError: none run, or another user runs them.
     """
     try:
+        if not is_locked(settings.data_dir):
+            raise FileNotFoundError  # what a killed run left
         addresses = json.loads((settings.data_dir / _ADDRESSES).read_text())
         # A copy of a data folder has the addresses of the original.
         if addresses.pop("folder", None) != _identity(settings.data_dir):

@@ -29,7 +29,7 @@ _LOOK_S = 0.2
 """Between two looks at whether every process still lives."""
 
 _API_PATIENCE_S = 5.0
-"""What the API has to answer the requests that it is at, when everything stops."""
+"""Seconds that the API has to finish open requests at shutdown."""
 
 _PROGRESS_S = 5.0
 """Between two lines that say what stopping still waits for."""
@@ -58,13 +58,13 @@ class Child:
         """Start it again if it died and the pause is over. Why it died is logged, so that the terminal shows it.
 
         Raises:
-            SetupError: it says that it cannot work the way it is set up.
+            SetupError: it ended with status 78.
         """
         status = self._process.poll()
         if status is None:
             return
         if self._restart_at is None:
-            reason = self._last_line()
+            reason = self._last_line() if status > 0 else ""
             if status == EX_CONFIG:
                 raise SetupError(reason.removeprefix(f"{SetupError.title}: ") or f"see {self._log}")
             if time.monotonic() - self._spawned_at > STEADY_S:
@@ -75,9 +75,15 @@ class Child:
             self._restart_at = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, 30.0)
         elif time.monotonic() >= self._restart_at:
-            self._restart_at = None
-            self._log_start = self._log_size()
-            self._process = self._spawn()
+            try:
+                self._log_start = self._log_size()
+                self._process = self._spawn()
+            except OSError as error:
+                _log.warning("the %s cannot be started again: %s", self._name, error)
+                self._restart_at = time.monotonic() + self._pause
+                self._pause = min(self._pause * 2, 30.0)
+            else:
+                self._restart_at = None
 
     @property
     def runs(self) -> bool:
@@ -116,7 +122,13 @@ class Child:
                 start_new_session=True,
                 umask=0o077,
             )
-        write_private(self._pidfile, str(process.pid))
+        try:
+            write_private(self._pidfile, str(process.pid))
+        except OSError:
+            # The next run could not find it.
+            process.kill()
+            process.wait()
+            raise
         return process
 
 
@@ -154,7 +166,11 @@ class Supervisor:
         # On one machine both cannot answer Prometheus on one port.
         if settings.metrics_port is not None:
             env = {**env, "TENOR_METRICS_PORT": str(settings.metrics_port + 1)}
-        self._worker = Child("worker", [sys.executable, "-m", "workers"], env, folder)
+        try:
+            self._worker = Child("worker", [sys.executable, "-m", "workers"], env, folder)
+        except OSError:
+            self._api.kill()
+            raise
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Call `on_ready` once turns are analysed, then keep everything alive until SIGINT, SIGTERM or SIGHUP.

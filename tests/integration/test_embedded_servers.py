@@ -24,6 +24,7 @@ from services.embedded import valkey as valkey_module
 from services.embedded.folder import DataFolder
 from services.embedded.processes import is_alive, processes_in, stop_left_over_child
 from services.embedded.servers import EmbeddedServers, free_port, running_urls
+from shared.data_folder import create_data_folder
 from shared.errors import SetupError
 from shared.queue import Queue
 from shared.settings import Settings
@@ -437,6 +438,40 @@ def test_servers_that_die_are_started_again_at_their_old_addresses(data_dir: Pat
 
 
 # the machine
+
+
+def test_a_postgres_that_dies_again_before_it_is_ready_is_started_again_after_a_pause(data_dir: Path) -> None:
+    with EmbeddedServers(data_dir) as servers:
+        for _ in range(2):
+            (postgres, _) = servers.pids
+            psutil.Process(postgres).send_signal(signal.SIGKILL)
+            wait_for(lambda: (servers.revive(), servers.pids[0] != postgres)[1])  # noqa: B023 - called at once
+        wait_for(lambda: (servers.revive(), answers_queries(servers))[1], 30)
+
+
+def answers_queries(servers: EmbeddedServers) -> bool:
+    try:
+        return ask(servers.url_of("tenor"), "SELECT 1") == [(1,)]
+    except psycopg.OperationalError:
+        return False
+
+
+@only_root
+def test_root_creates_no_data_folder_in_another_users_folder(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, OTHER_USER, OTHER_USER)
+    with pytest.raises(SetupError, match=f"in {home}, which belongs to the user {OTHER_USER}: run Tenor as that user"):
+        create_data_folder(home / ".local" / "share" / "tenor")
+    assert list(home.iterdir()) == []
+
+
+def test_what_a_killed_run_left_counts_as_no_run(data_dir: Path) -> None:
+    with EmbeddedServers(data_dir):
+        left = (data_dir / "embedded.json").read_text()
+    (data_dir / "embedded.json").write_text(left)
+    with pytest.raises(SetupError, match="no embedded Tenor runs"):
+        running_urls(Settings(data_dir=data_dir))
 
 
 @pytest.mark.parametrize("variable", ["LANG", "LC_ALL"])

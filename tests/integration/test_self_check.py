@@ -1,5 +1,6 @@
 """A process whose packages cannot do their work says so before it takes any."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from services.embedded.servers import free_port
 from shared.audio import decode
 from shared.audio_sandbox import AudioSandbox, Limits
-from shared.errors import SetupError, WeightsMissing
+from shared.errors import SetupError, Unavailable, WeightsMissing
 from shared.self_check import CLIP, checking, decode_clip, decode_clip_in_child
 from shared.self_check_clip import make_clip
 from shared.settings import Settings
@@ -77,7 +78,16 @@ def test_what_goes_wrong_names_the_step_and_its_packages() -> None:
         raise ValueError("a\nb")
 
 
-@pytest.mark.parametrize("error", [WeightsMissing("no weights"), MemoryError(), RuntimeError("CUDA: out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        WeightsMissing("no weights"),
+        MemoryError(),
+        RuntimeError("CUDA: out of memory"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        Unavailable("no process can be started"),
+    ],
+)
 def test_what_is_no_broken_installation_stays_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, checking("sing", "numpy"):
         raise error
