@@ -157,7 +157,10 @@ class Postgres:
             _log.warning("Postgres died: starting it again in %.0f s. %s", pause_s, reason.detail)
         if time.monotonic() >= self._restart_at:
             self._restart_at = None
-            self._launch()
+            try:
+                self._launch()
+            except OSError as error:
+                _log.warning("Postgres cannot be started again: %s", error)
 
     # before the start
 
