@@ -16,6 +16,7 @@ def check_listenable(host: str, port: int) -> None:
     Raises:
         SetupError: the name does not resolve, an address is not one of this machine, or the port is taken or reserved.
     """
+    listens = False
     for family, kind, protocol, _, address in _resolve(host, port):
         try:
             with socket.socket(family, kind, protocol) as trial:
@@ -23,8 +24,13 @@ def check_listenable(host: str, port: int) -> None:
                 if family == socket.AF_INET6:
                     trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 trial.bind(address)
+            listens = True
         except OSError as error:
-            raise SetupError(f"cannot listen on {_netloc(host, port)}: {_reason(error, host, port)}") from None
+            # The event loop skips a family that the kernel lacks, too.
+            if error.errno != errno.EAFNOSUPPORT:
+                raise SetupError(f"cannot listen on {_netloc(host, port)}: {_reason(error, host, port)}") from None
+    if not listens:
+        raise SetupError(f"cannot listen on {_netloc(host, port)}: this machine lacks the address family of {host}")
 
 
 def local_url(host: str, port: int) -> str:

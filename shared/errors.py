@@ -37,6 +37,7 @@ TenorError
 ├── Unavailable                 503   unavailable: try again later
 │   ├── TooManyConnections            connections_too_many
 │   ├── Busy                          busy: too many bytes are being uploaded
+│   ├── ResolverBusy                  resolver_busy: too many look-ups of host names are under way
 │   └── StorageFull             507   storage_full: the disk of the recordings or of the database is full
 ├── IdempotencyKeyInProgress    409   idempotency_key_in_progress: the first request with the key is being carried out
 ├── ClaimLost                   500   claim_lost: another worker took the job over; it does it now
@@ -266,6 +267,11 @@ class TooManyConnections(Unavailable):
 class Busy(Unavailable):
     code = "busy"
     title = "Too much is being uploaded"
+
+
+class ResolverBusy(Unavailable):
+    code = "resolver_busy"
+    title = "Too many host names are being looked up"
 
 
 class StorageFull(Unavailable):

@@ -18,7 +18,7 @@ import httpx2 as httpx
 
 from shared.domain.job import Job, Lane
 from shared.domain.webhook import Delivery
-from shared.errors import TenorError, Unavailable, WebhookForbidden, WebhookGone
+from shared.errors import ResolverBusy, TenorError, Unavailable, WebhookForbidden, WebhookGone
 from shared.settings import DELIVERY_CONNECTIONS, Settings
 from shared.store.database import Database
 from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, about, type_and_place
@@ -192,7 +192,7 @@ class DeliveryLane:
             return Outcome(Unavailable("its worker died in the last attempt"))
         try:
             status = await client.post(delivery)
-        except WebhookForbidden as error:
+        except (WebhookForbidden, ResolverBusy) as error:
             return Outcome(error)
         except Unavailable as error:
             return Outcome(error, answered=False)

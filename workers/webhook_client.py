@@ -16,7 +16,7 @@ import httpx2 as httpx
 from standardwebhooks.webhooks import Webhook
 
 from shared.domain.webhook import Delivery
-from shared.errors import Unavailable, WebhookForbidden
+from shared.errors import ResolverBusy, Unavailable, WebhookForbidden
 from shared.settings import Settings
 
 # Site-local addresses, and those that stand for one of IPv4 (6to4): Python takes them for global.
@@ -148,9 +148,16 @@ class Resolver:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """Raises Unavailable where the name stands for no address."""
+        """Return the addresses of a host.
+
+        Raises:
+            ResolverBusy: every thread is at the look-up of another name. That says nothing about this one.
+            Unavailable: the name stands for no address.
+        """
         lookup = self._pending.get((host, port))
         if lookup is None:
+            if len(self._pending) >= _RESOLVER_THREADS:
+                raise ResolverBusy(f"the receiver's name was not looked up: {_RESOLVER_THREADS} other look-ups hang")
             lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
             self._pending[host, port] = lookup
             lookup.add_done_callback(lambda ended: self._forget(host, port, ended))

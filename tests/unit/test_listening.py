@@ -1,5 +1,6 @@
 """Which addresses the API may listen on, and the URLs that lead there."""
 
+import errno
 import socket
 from collections.abc import Iterator
 
@@ -70,3 +71,22 @@ def test_a_host_that_cannot_be_listened_on_is_one_line(host: str, reason: str, u
         check_listenable(host, unused_port)
     assert "--host" in caught.value.detail
     assert "\n" not in caught.value.detail
+
+
+def test_an_address_family_that_the_machine_lacks_is_skipped_if_the_name_has_another_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class WithoutIpv6(socket.socket):
+        def __init__(self, family: int, *arguments: int) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *arguments)
+
+    resolved = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
+    lacking = (socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("::1", 0, 0, 0))
+    monkeypatch.setattr(socket, "socket", WithoutIpv6)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [lacking, *resolved])
+    check_listenable("localhost", 0)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [lacking])
+    with pytest.raises(SetupError, match="lacks the address family of localhost"):
+        check_listenable("localhost", 0)
