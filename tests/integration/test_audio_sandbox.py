@@ -243,12 +243,13 @@ def test_a_child_has_no_secrets_and_nothing_open(sandbox: AudioSandbox, monkeypa
 
 
 PARENT = """
-import io, sys, time
+import io, signal, sys, time
 import numpy as np
 from shared.audio import encode
 from shared.audio_sandbox import AudioSandbox
 from tests.sounds import wav
 import psutil
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sandbox = AudioSandbox(2)
 parts = sandbox.decode_parts(io.BytesIO(encode(np.zeros(600 * 16_000, np.float32))), 1, 10)
 next(parts)
