@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from services.embedded.servers import free_port
+from services.listening import local_url
 from shared.domain.access import KeyRole
 from shared.domain.emotion import Reading
 from shared.domain.history import AnalyzedTurn, Work
@@ -118,7 +119,9 @@ def all_sent(settings: Settings) -> AllSent:
 
 
 @contextmanager
-def serving(settings: Settings, **others: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def serving(
+    settings: Settings, host: str = "127.0.0.1", **others: str
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """The URL and the process of an API of its own; `others` are more settings by their names."""
     port = free_port()
     env = os.environ | {
@@ -127,9 +130,10 @@ def serving(settings: Settings, **others: str) -> Iterator[tuple[str, "subproces
         "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
         **{f"TENOR_{name.upper()}": value for name, value in others.items()},
     }
-    process = subprocess.Popen([sys.executable, "-m", "services.cli", "serve", "--port", str(port)], env=env)
+    command = [sys.executable, "-m", "services.cli", "serve", "--host", host, "--port", str(port)]
+    process = subprocess.Popen(command, env=env)
     try:
-        url = f"http://127.0.0.1:{port}"
+        url = local_url(host, port)
         wait_for(lambda: answers(url) or process.poll() is not None, 30)
         assert process.poll() is None
         yield url, process

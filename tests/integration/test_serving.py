@@ -7,17 +7,14 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-import httpx2 as httpx
 import pytest
 
 from services.embedded.servers import free_port
-from services.listening import local_url
 from shared.settings import Settings
-from tests.conftest import wait_for
+from tests.integration.conftest import serving
 
 ROOT = Path(__file__).parents[2]
 PROXY = "http://127.0.0.1:9"
@@ -26,37 +23,11 @@ PROXIES: dict[str, str] = dict.fromkeys(
 )
 
 
-@contextmanager
-def serving(settings: Settings, host: str) -> Iterator[str]:
-    """The URL of an API that listens on `host`."""
-    port = free_port()
-    env = {
-        **os.environ,
-        "TENOR_DATA_DIR": str(settings.data_dir),
-        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
-        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
-    }
-    command = [sys.executable, "-m", "services.cli", "serve", "--host", host, "--port", str(port)]
-    process = subprocess.Popen(command, env=env)
-    try:
-        wait_for(lambda: lives(local_url(host, port)), 30)
-        yield local_url(host, port)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def lives(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/healthz", trust_env=False).is_success
-    return False
-
-
 @pytest.mark.parametrize("host", ["::1", "::", "0.0.0.0"])
 def test_the_api_answers_where_it_was_told_to_listen(settings: Settings, host: str) -> None:
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
-    with serving(settings, host) as url:
+    with serving(settings, host) as (url, _):
         assert asked_by_docker(url, PROXIES).returncode == 0
 
 
