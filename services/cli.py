@@ -28,7 +28,7 @@ from rich.text import Text
 from services.listening import check_listenable, is_unspecified
 from services.tables import print_table
 from shared.blobs import open_blobs
-from shared.data_folder import check_data_folder, create_data_folder
+from shared.data_folder import check_data_folder
 from shared.domain.access import KeyRole
 from shared.domain.job import JobStatus, ListedJob
 from shared.errors import EX_CONFIG, JobNotFound, SetupError, TenorError, WrongJobStatus
@@ -99,7 +99,6 @@ def run(
     with _reported():
         _need("embedded", "models")
         settings = get_settings()
-        create_data_folder(settings.data_dir)
     configure_logging(settings.log_format)
     from services.embedded.servers import EmbeddedServers
     from services.embedded.supervisor import Supervisor

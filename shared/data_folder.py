@@ -24,7 +24,7 @@ def create_data_folder(folder: Path) -> None:
         if folder.stat().st_uid == os.geteuid() and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _unusable(folder, error) from error
+        raise unusable_data_folder(folder, error) from error
 
 
 def check_data_folder(folder: Path) -> None:
@@ -37,7 +37,7 @@ def check_data_folder(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             folder.stat()
     except OSError as error:
-        raise _unusable(folder, error) from error
+        raise unusable_data_folder(folder, error) from error
 
 
 def _check_parent(folder: Path) -> None:
@@ -51,7 +51,8 @@ def _check_parent(folder: Path) -> None:
         )
 
 
-def _unusable(folder: Path, error: OSError) -> SetupError:
+def unusable_data_folder(folder: Path, error: OSError) -> SetupError:
+    """Return the error that names the data folder, why it cannot be used, and what to set instead."""
     return SetupError(
         f"the data folder {folder} cannot be used ({error.strerror}): set TENOR_DATA_DIR to a folder that you may "
         "write to"

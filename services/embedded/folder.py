@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+from shared.data_folder import create_data_folder, unusable_data_folder
 from shared.errors import SetupError
 
 MIN_FREE_BYTES = 64 * 2**20
@@ -55,19 +56,14 @@ class DataFolder:
         """
         try:
             self._check_owner()
-            if not self.path.is_dir():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.mkdir(mode=0o700, exist_ok=True)
+            create_data_folder(self.path)
             self._check_space()
             self._lock = self._locked()
             if not restoring and (self.path / UNFINISHED_RESTORE).exists():
                 raise SetupError(f"a restore into {self.path} was interrupted: run `tenor restore` again")
             self._remove_left_over()
         except OSError as error:
-            raise SetupError(
-                f"the data folder {self.path} cannot be used ({error.strerror}): set TENOR_DATA_DIR to a folder that "
-                "you may write to"
-            ) from error
+            raise unusable_data_folder(self.path, error) from error
 
     def close(self) -> None:
         """Delete the temporary folder and unlock the data folder."""
