@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from shared.domain.job import Job, JobStatus
 from shared.domain.webhook import Delivery, EndedTurn, Event
+from shared.store.jobs import claim_values
 from shared.store.tables import OPEN_JOB, deliveries, jobs, sessions, turns, webhooks
 
 # Literally as the index of due deliveries has it, so that the planner uses it.
@@ -82,13 +83,7 @@ class Deliveries:
         rows = self._connection.execute(
             update(jobs)
             .where(jobs.c.id.in_(locked.with_for_update(skip_locked=True)))
-            .values(
-                status=JobStatus.running.value,
-                attempts=jobs.c.attempts + 1,
-                claims=jobs.c.claims + 1,
-                lease_until=func.now() + lease,
-                updated_at=func.now(),
-            )
+            .values(claim_values(lease))
             .returning(jobs)
         )
         return rows.all()

@@ -102,6 +102,17 @@ def _announcing() -> Select[Any]:
 _SEND, _ENQUEUE, _PUT_OFF, _END = _writing_messages(), _announcing(), _putting_off(), _ending()
 
 
+def claim_values(lease: timedelta) -> dict[str, Any]:
+    """Return the values of a job that a worker claims, for as long as its lease is."""
+    return {
+        "status": JobStatus.running.value,
+        "attempts": jobs.c.attempts + 1,
+        "claims": jobs.c.claims + 1,
+        "lease_until": func.now() + lease,
+        "updated_at": func.now(),
+    }
+
+
 class Jobs:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -157,16 +168,7 @@ class Jobs:
             (jobs.c.status == JobStatus.running.value) & (jobs.c.lease_until < func.now())
         )
         row = self._connection.execute(
-            update(jobs)
-            .where(jobs.c.id == job_id, free, ~waits())
-            .values(
-                status=JobStatus.running.value,
-                attempts=jobs.c.attempts + 1,
-                claims=jobs.c.claims + 1,
-                lease_until=func.now() + lease,
-                updated_at=func.now(),
-            )
-            .returning(jobs)
+            update(jobs).where(jobs.c.id == job_id, free, ~waits()).values(claim_values(lease)).returning(jobs)
         ).one_or_none()
         return None if row is None else Job.model_validate(row)
 
