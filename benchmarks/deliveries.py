@@ -23,7 +23,7 @@ import typer
 import uvicorn
 
 from services.embedded.servers import EmbeddedServers, free_port
-from shared.queue import Queue
+from shared.messaging.broker import Broker
 from shared.store.database import Database
 
 WORKER = {
@@ -68,7 +68,7 @@ class Events:
 
     def __init__(self, servers: EmbeddedServers) -> None:
         self._url = servers.database_url.get_secret_value()
-        self._database, self._queue = Database(servers.database_url), Queue(servers.broker_url)
+        self._database, self._queue = Database(servers.database_url), Broker(servers.broker_url)
         self._database.migrate()
 
     def add_webhook(self, tenant: str, url: str) -> str:

@@ -176,7 +176,7 @@ def _on_gpu(costs: Costs, times: float) -> Costs:
 
 
 def _connections() -> int:
-    """That one worker keeps open: see `workers.app`."""
+    """That one worker keeps open: see `workers.process`."""
     return SETTINGS.worker_connections
 
 

@@ -6,14 +6,14 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from shared.audio import SAMPLE_RATE, Samples
-from shared.audio_sandbox import AudioSandbox
+from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.audio.sandbox import AudioSandbox
 from shared.domain.emotion import Modality
-from shared.domain.history import LONGEST_BASELINE
+from shared.domain.turn import MAX_BASELINE_TURNS
 from shared.errors import NotFound, SetupError, TenorError
 from shared.modeling.baseline import Summary
 from shared.modeling.pipeline import Analysis, Pipeline, load_pipeline
-from shared.modeling.speech import LONGEST_TURN_S, Span, utterances
+from shared.modeling.vad import LONGEST_TURN_S, Span, utterances
 from shared.settings import Settings
 
 
@@ -112,7 +112,7 @@ class Analyzer:
         return rows
 
     def _turn(self, samples: Samples) -> Analysis:
-        earlier = self._heard[-LONGEST_BASELINE:]
+        earlier = self._heard[-MAX_BASELINE_TURNS:]
         analysis = self._pipeline.analyze(samples=samples, text=None, language=self._language, earlier=earlier)
         if self._conversation and analysis.voice_summary is not None:
             self._heard.append(analysis.voice_summary)

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from shared.audio import SAMPLE_RATE
+from shared.audio.decoder import SAMPLE_RATE
 from shared.errors import BundleError
 from shared.modeling.execution import Execution
 from shared.modeling.loading import (
@@ -40,7 +40,7 @@ from shared.modeling.loading import (
     read_manifest,
 )
 from shared.modeling.pipeline import LEAST_TOKENS
-from shared.modeling.pretrained import (
+from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
     PretrainedTextConfig,

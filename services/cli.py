@@ -27,13 +27,13 @@ from rich.text import Text
 
 from services.listening import check_listenable, is_unspecified
 from services.tables import print_table
-from shared.blobs import open_blobs
-from shared.data_folder import check_data_folder
 from shared.domain.access import KeyRole
 from shared.domain.job import JobStatus, ListedJob
 from shared.errors import EX_CONFIG, JobNotFound, SetupError, TenorError, WrongJobStatus
 from shared.self_check import checking, decode_clip, decode_clip_in_child
 from shared.settings import Settings, get_settings
+from shared.storage.blobs import open_blobs
+from shared.storage.data_folder import check_data_folder
 from shared.store.database import Database, Transaction
 from shared.telemetry import configure_logging, serve_metrics
 
@@ -137,7 +137,7 @@ def serve(
             from services.api.app import create_app
             from services.api.connections import run_server
             from services.api.telemetry import Lanes
-            from shared.audio_sandbox import AudioSandbox
+            from shared.audio.sandbox import AudioSandbox
 
         sandbox = AudioSandbox(children=1)
         decode_clip_in_child(sandbox)

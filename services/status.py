@@ -8,9 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel
 from rich.table import Table
 
-from shared.domain.job import TURN_LANES, JobCount, JobStatus, Lane, Waiting, Worker
+from shared.domain.job import TURN_LANES, JobCount, JobStatus, Lane, QueueDepth, Worker
 from shared.errors import Unavailable
-from shared.queue import Queue
+from shared.messaging.broker import Broker
 from shared.settings import Settings
 from shared.store.database import Database
 
@@ -25,7 +25,7 @@ class Stored(BaseModel):
     migration: str | None
     workers_alive: int
     workers: list[Worker]
-    waiting: list[Waiting]
+    waiting: list[QueueDepth]
     jobs: list[JobCount]
     quarantined: int
     turns_last_minute: int
@@ -60,7 +60,7 @@ def look(settings: Settings, patience_s: float) -> Status:
         trouble = error.detail
     finally:
         database.close()
-    queue_trouble = _ping(Queue(settings.broker_url))
+    queue_trouble = _ping(Broker(settings.broker_url))
     troubles = (trouble, queue_trouble, _disk_trouble(settings.data_dir))
     wrong = [*filter(None, troubles), *(_worrying(stored, patience_s) if stored else ())]
     return Status(
@@ -106,7 +106,7 @@ def _stored(database: Database, settings: Settings) -> Stored:
         )
 
 
-def _ping(queue: Queue) -> str | None:
+def _ping(queue: Broker) -> str | None:
     try:
         queue.ping()
     except Unavailable as error:

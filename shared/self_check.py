@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from shared.errors import SetupError, Unavailable
 
 if TYPE_CHECKING:
-    from shared.audio import Samples
-    from shared.audio_sandbox import AudioSandbox
+    from shared.audio.decoder import Samples
+    from shared.audio.sandbox import AudioSandbox
 
 CLIP = Path(__file__).with_name("self_check.flac")
 """Half a second of a synthetic voice, which `shared/self_check_clip.py` made."""
@@ -54,7 +54,7 @@ def decode_clip() -> "Samples":
     """
     with checking("decode a recording", "av"):
         # Here, because PyAV may be what cannot be imported.
-        from shared.audio import decode, probe
+        from shared.audio.decoder import decode, probe
 
         probe(CLIP)
         samples = decode(CLIP)

@@ -7,7 +7,7 @@ formants that glide from one vowel to the other. Nobody said it, so it may be sh
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.audio import SAMPLE_RATE, encode
+from shared.audio.decoder import SAMPLE_RATE, encode
 from shared.self_check import CLIP
 
 SECONDS = 0.5

@@ -11,7 +11,7 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.domain.job import Lane, Retry
+from shared.domain.job import Lane, RetryPolicy
 from shared.errors import SetupError
 
 DELIVERY_CONNECTIONS = 4
@@ -201,18 +201,18 @@ class Settings(BaseSettings):
         return sum(self.threads.values()) + (DELIVERY_CONNECTIONS if self.deliveries_in_flight else 0) + 2
 
     @property
-    def webhook_pauses(self) -> Retry:
+    def webhook_pauses(self) -> RetryPolicy:
         """After how many consecutive failures a webhook is paused, and for how long."""
-        return Retry(attempts=5, first_s=self.webhook_pause_s, factor=2, longest_s=3600)
+        return RetryPolicy(attempts=5, first_s=self.webhook_pause_s, factor=2, longest_s=3600)
 
     @property
-    def retries(self) -> dict[Lane, Retry]:
+    def retries(self) -> dict[Lane, RetryPolicy]:
         """How often the jobs of each lane are tried."""
-        each = dict.fromkeys(Lane, Retry(attempts=self.max_attempts, first_s=1, factor=2, longest_s=60))
+        each = dict.fromkeys(Lane, RetryPolicy(attempts=self.max_attempts, first_s=1, factor=2, longest_s=60))
         # Whoever is to be told may be away for hours.
-        each[Lane.delivery] = Retry(attempts=self.delivery_attempts, first_s=5, factor=3, longest_s=3600)
+        each[Lane.delivery] = RetryPolicy(attempts=self.delivery_attempts, first_s=5, factor=3, longest_s=3600)
         # Nobody else would do it.
-        each[Lane.maintenance] = Retry(attempts=2**31 - 1, first_s=1, factor=2, longest_s=60)
+        each[Lane.maintenance] = RetryPolicy(attempts=2**31 - 1, first_s=1, factor=2, longest_s=60)
         return each
 
     @property

@@ -12,15 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
 from shared.modeling.fusion import FusionConfig
 from shared.modeling.loading import ENCODERS, AnySpeechEncoder, AnyTextEncoder, load_encoders
-from shared.modeling.pretrained import (
+from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
     PretrainedTextConfig,
     PretrainedTextEncoder,
 )
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.text_encoders import TextEncoder
+from shared.modeling.tokens import Tokens
 from training.data.dataset import Batch, Unencoded, Words, collate, with_gaps
 from training.finetuning import Lora, add_lora, checkpoint_gradients, freeze, merge_lora
 from training.recipes.build_encoders import write_text_encoder

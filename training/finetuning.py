@@ -11,7 +11,7 @@ from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder
 
-from shared.modeling.pretrained import transformer_layers
+from shared.modeling.pretrained_encoders import transformer_layers
 
 FRONT_END = ("feature_extractor", "conv1", "conv2")
 """What speech encoders call the convolutions before their layers."""

@@ -18,7 +18,7 @@ def main() -> None:
     settings = get_settings()
     configure_logging(settings.log_format)
     with checking("import the packages", "torch", "transformers", "faster-whisper", "celery"):
-        from workers.app import run
+        from workers.process import run
     run(settings)
 
 

@@ -18,12 +18,12 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from shared.dispatch import Line
 from shared.domain.job import Lane
 from shared.errors import Unavailable
 from shared.settings import BatchLimits
 from shared.telemetry import BATCH_SIZE, STAGE_SECONDS
 from shared.tracing import begin
+from workers.batch_scheduler import BatchScheduler
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -65,7 +65,7 @@ class MicroBatcher(Generic[Item, Result]):
     ) -> None:
         self._name, self._size, self._free = name, size, free
         self._stage = run
-        self._line = Line[_Call[Item, Result]](limits)
+        self._line = BatchScheduler[_Call[Item, Result]](limits)
         self._closed = False
         self._changed = threading.Condition()
         # Half the room for bulk: those who hand it in are the first who have to wait.

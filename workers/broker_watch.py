@@ -3,9 +3,9 @@
 import logging
 import threading
 
-from shared import outbox
 from shared.errors import Unavailable
-from shared.queue import Queue
+from shared.messaging import publish
+from shared.messaging.broker import Broker
 from shared.settings import Settings
 from shared.store.database import Database
 from shared.telemetry import type_and_place
@@ -24,7 +24,7 @@ class BrokerWatch:
     because a broker that hangs must not keep the sweeper from renewing this worker's leases.
     """
 
-    def __init__(self, settings: Settings, database: Database, queue: Queue) -> None:
+    def __init__(self, settings: Settings, database: Database, queue: Broker) -> None:
         self._settings = settings
         self._database = database
         self._queue = queue
@@ -58,7 +58,7 @@ class BrokerWatch:
             if count:
                 _log.warning("the queue was empty: %d jobs are sent again", count)
         if self._lost or self._away:
-            outbox.flush(self._database, self._queue)
+            publish.flush(self._database, self._queue)
         self._lost = self._away = False
 
     def _run(self) -> None:

@@ -23,7 +23,7 @@ from shared.settings import DELIVERY_CONNECTIONS, Settings
 from shared.store.database import Database
 from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, about, type_and_place
 from shared.tracing import span
-from workers.engine import Engine
+from workers.job_runner import JobRunner
 from workers.webhook_client import WebhookClient
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class DeliveryLane:
     does not matter, and however many events wait for one webhook, no other webhook's event waits for them.
     """
 
-    def __init__(self, settings: Settings, database: Database, engine: Engine) -> None:
+    def __init__(self, settings: Settings, database: Database, engine: JobRunner) -> None:
         self._settings = settings
         self._database = database
         self._engine = engine

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Courtesy:
+class BulkThrottle:
     """Bulk turns stand back before each stage while an interactive turn is under way, but for `longest_s` at most.
 
     Going first into the next batch is not enough where all stages share a few cores: one that is busy with bulk slows
@@ -64,7 +64,7 @@ class Stages:
             )
             for stage in stages
         }
-        self._courtesy = Courtesy(courtesy_s)
+        self._courtesy = BulkThrottle(courtesy_s)
 
     @contextmanager
     def turn(self, lane: Lane) -> Generator[Submit]:

@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 
 from shared.domain.job import Lane
-from shared.queue import STANDIN, STANDIN_DONE, celery_app
+from shared.messaging.broker import STANDIN, STANDIN_DONE, celery_app
 from shared.settings import BatchLimits, get_settings
 from workers.batching import MicroBatcher
 

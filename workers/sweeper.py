@@ -10,10 +10,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from shared import outbox
 from shared.domain.job import Job
 from shared.errors import Unavailable
-from shared.queue import Queue
+from shared.messaging import publish
+from shared.messaging.broker import Broker
 from shared.settings import Settings
 from shared.store.database import Database
 
@@ -27,7 +27,7 @@ class Sweeper:
         self,
         settings: Settings,
         database: Database,
-        queue: Queue,
+        queue: Broker,
         bundle_id: str | None,
         device: str | None = None,
         held: Callable[[], list[Job]] = list,
@@ -74,13 +74,13 @@ class Sweeper:
         if lost:
             _log.warning("%d jobs were overdue", lost)
         # The API sends its own messages within a moment of the commit; those that are older, it could not send.
-        outbox.flush(self._database, self._queue, older_than=timedelta(seconds=1))
+        publish.flush(self._database, self._queue, older_than=timedelta(seconds=1))
         with self._database.transaction() as transaction:
             transaction.recordings.abandon(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
             transaction.idempotency.expire(settings.idempotency)
             deletion = transaction.jobs.maintain(settings.lease)
-        outbox.send(deletion, self._database, self._queue)
+        publish.send(deletion, self._database, self._queue)
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

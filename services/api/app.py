@@ -6,17 +6,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from services.api import errors
+from services.api import problems
 from services.api.body import BodyLimit
 from services.api.dependencies import Resources
 from services.api.proxies import ForwardedHeaders
+from services.api.publisher import Publisher
 from services.api.routes import health, recordings, sessions, turns, webhooks
-from services.api.sending import Sending
 from services.api.telemetry import Telemetry
-from shared.audio_sandbox import AudioSandbox, Limits
-from shared.blobs import open_blobs
-from shared.queue import Queue
+from shared.audio.sandbox import AudioSandbox, Limits
+from shared.messaging.broker import Broker
 from shared.settings import Settings, get_settings
+from shared.storage.blobs import open_blobs
 from shared.store.database import Database
 from shared.tracing import start_tracing, stop_tracing
 
@@ -51,12 +51,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         blobs = open_blobs(settings)
-        database, queue = Database(settings.database_url), Queue(settings.broker_url)
+        database, queue = Database(settings.database_url), Broker(settings.broker_url)
         resources = Resources(
             settings=settings,
             database=database,
             queue=queue,
-            sending=Sending(database, queue),
+            sending=Publisher(database, queue),
             blobs=blobs,
             audio=AudioSandbox(_PROBES, _PROBE_LIMITS),
         )
@@ -71,13 +71,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         description=_DESCRIPTION,
         lifespan=lifespan,
-        responses=errors.RESPONSES,
+        responses=problems.RESPONSES,
         telemetry=_NO_TELEMETRY,
         webhooks=webhooks.events,
     )
-    errors.install(app)
+    problems.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, in_flight_limit=settings.max_upload_bytes)
-    app.add_middleware(errors.Unexpected)
+    app.add_middleware(problems.Unexpected)
     app.add_middleware(Telemetry)
     app.add_middleware(ForwardedHeaders, root_path=settings.root_path, trusted=settings.proxy_networks)
     # They are tried in order, and most of what comes is turns.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from services.api.together import Together
+from services.api.request_batcher import RequestBatcher
 from shared.domain.access import ApiKey, key_hash
 from shared.errors import TenorError, Unauthenticated
 from shared.store.database import Database
@@ -17,7 +17,7 @@ class Keys:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._read = Together(self._look_up)
+        self._read = RequestBatcher(self._look_up)
         # By hash, as the database has them: no clear text outlives its request.
         self._trusted: dict[str, tuple[ApiKey, float]] = {}
 

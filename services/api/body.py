@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.dependencies import authenticate
-from services.api.errors import ProblemResponse, describe
+from services.api.problems import ProblemResponse, describe
 from services.api.schemas import TurnIn
 from services.api.telemetry import refusals
 from shared.domain.access import ApiKey
@@ -161,8 +161,8 @@ def _has_body(headers: Headers) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
-async def written_turn(request: Request) -> TurnIn | None:
-    """The turn that was sent as JSON; None where it comes as a form, and `with_sound` reads it.
+async def parse_json_turn(request: Request) -> TurnIn | None:
+    """The turn that was sent as JSON; None where it comes as a form, and `parse_audio_form` reads it.
 
     Raises:
         UnsupportedMediaType: neither.
@@ -179,7 +179,7 @@ async def written_turn(request: Request) -> TurnIn | None:
 
 
 @asynccontextmanager
-async def with_sound(request: Request, model: type[Fields]) -> AsyncIterator[tuple[Fields, UploadFile]]:
+async def parse_audio_form(request: Request, model: type[Fields]) -> AsyncIterator[tuple[Fields, UploadFile]]:
     """What was sent as a form: its fields, and its recording, which is closed on leaving.
 
     Raises:

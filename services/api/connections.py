@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from services.api.errors import ProblemResponse
+from services.api.problems import ProblemResponse
 from services.api.telemetry import refusals
 from shared.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, TenorError, TooManyConnections
 from shared.settings import Settings

@@ -10,18 +10,18 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from services.api.accepting import Accepting, Arrival
 from services.api.auth import Keys
-from services.api.reading import Reading
-from services.api.sending import Sending
-from services.api.together import Together
-from shared.audio_sandbox import AudioSandbox
-from shared.blobs import Blobs
+from services.api.ingest import Ingest, TurnRequest
+from services.api.publisher import Publisher
+from services.api.request_batcher import RequestBatcher
+from services.api.turn_reader import TurnReader
+from shared.audio.sandbox import AudioSandbox
 from shared.domain.access import ApiKey, Permission
 from shared.domain.idempotency import Answer
 from shared.errors import Forbidden, Unauthenticated, Unavailable
-from shared.queue import Queue
+from shared.messaging.broker import Broker
 from shared.settings import Settings
+from shared.storage.blobs import Blobs
 from shared.store.database import Database
 
 _MOST_DELETED = 100
@@ -34,14 +34,14 @@ class Resources:
 
     settings: Settings
     database: Database
-    queue: Queue
-    sending: Sending
+    queue: Broker
+    sending: Publisher
     blobs: Blobs
     audio: AudioSandbox
 
     @cached_property
-    def accepting(self) -> Accepting:
-        return Accepting(self.database, self.sending, self.settings.lease)
+    def accepting(self) -> Ingest:
+        return Ingest(self.database, self.sending, self.settings.lease)
 
     @cached_property
     def probe_slots(self) -> asyncio.Semaphore:
@@ -49,14 +49,14 @@ class Resources:
         return asyncio.Semaphore(self.audio.children)
 
     @cached_property
-    def written(self) -> Together[Arrival, Answer]:
+    def written(self) -> RequestBatcher[TurnRequest, Answer]:
         """Accepts turns without a recording."""
-        return Together(self.accepting.accept)
+        return RequestBatcher(self.accepting.accept)
 
     @cached_property
-    def reading(self) -> Reading:
+    def reading(self) -> TurnReader:
         """Reads turns, and waits for them."""
-        return Reading(self.database)
+        return TurnReader(self.database)
 
     @cached_property
     def keys(self) -> Keys:
@@ -120,7 +120,7 @@ class Allowed:
         return key
 
 
-Reader = Annotated[ApiKey, Depends(Allowed(Permission.read))]
-Writer = Annotated[ApiKey, Depends(Allowed(Permission.write))]
-Deleter = Annotated[ApiKey, Depends(Allowed(Permission.delete))]
-Manager = Annotated[ApiKey, Depends(Allowed(Permission.manage))]
+ReadKey = Annotated[ApiKey, Depends(Allowed(Permission.read))]
+WriteKey = Annotated[ApiKey, Depends(Allowed(Permission.write))]
+DeleteKey = Annotated[ApiKey, Depends(Allowed(Permission.delete))]
+ManageKey = Annotated[ApiKey, Depends(Allowed(Permission.manage))]

@@ -7,8 +7,8 @@ from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from services.api.errors import PROBLEM, unknown
 from services.api.idempotency import HEADER_PARAMETER
+from services.api.problems import PROBLEM, unknown
 from shared.errors import InvalidRequest
 
 

@@ -6,11 +6,14 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl, Json, StringConstraints
 
-from shared.domain.conversation import Consent, Name, Session, SpeakerRole, Text, Voice
-from shared.domain.emotion import Prediction
-from shared.domain.history import AnalyzedTurn, RecordingProgress
 from shared.domain.job import Job, JobStatus, Lane, TurnLane
+from shared.domain.prediction import StoredPrediction
+from shared.domain.recording import Channel, RecordingProgress
+from shared.domain.session import Consent, Session
+from shared.domain.speaker import SpeakerRole
+from shared.domain.text import Name, Text
 from shared.domain.transcript import Transcript
+from shared.domain.turn import AnalyzedTurn
 from shared.domain.webhook import Webhook
 
 
@@ -86,8 +89,8 @@ class RecordingIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    voices: Json[Annotated[tuple[Voice, ...], Field(min_length=1, max_length=32)]] = Field(
-        default=(Voice(),),
+    voices: Json[Annotated[tuple[Channel, ...], Field(min_length=1, max_length=32)]] = Field(
+        default=(Channel(),),
         description="who is heard, as a JSON list: one for each channel, or one for all channels together",
         examples=['[{"speaker": "Tom", "role": "agent"}, {"speaker": "caller", "role": "customer"}]'],
     )
@@ -120,7 +123,7 @@ class TurnOut(BaseModel):
     status: JobStatus
     error: ErrorOut | None
     transcript: Transcript | None
-    prediction: Prediction | None
+    prediction: StoredPrediction | None
 
     @classmethod
     def of(cls, analyzed: AnalyzedTurn) -> Self:

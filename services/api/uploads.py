@@ -1,4 +1,4 @@
-"""Recordings are taken in: stored, then claimed by what they were sent for."""
+"""Uploaded recordings: stored, then claimed by what they were sent for."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -8,15 +8,16 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from services.api.dependencies import Resources
-from shared.audio import AudioInfo
-from shared.blobs import new_uri
+from shared.audio.decoder import AudioInfo
 from shared.domain.access import ApiKey
-from shared.domain.conversation import Recording, Session
 from shared.domain.idempotency import Answer, IdempotentRequest
 from shared.domain.job import Message
+from shared.domain.recording import Recording
+from shared.domain.session import Session
 from shared.errors import AudioTooLong, IdempotencyKeyInProgress
+from shared.storage.blobs import new_uri
+from shared.storage.staging import staged_upload
 from shared.store.database import Transaction
-from shared.storing import stored
 
 SOUND_FORMATS = "WAV, FLAC, MP3, Ogg, Opus, M4A or WebM; any rate, mono or stereo"
 _PATIENCE = timedelta(hours=1)
@@ -64,7 +65,7 @@ def store_upload(
         return earlier
     uri = new_uri(session.tenant_id, session.id)
     with (
-        stored(upload.file, uri, _PATIENCE, res.database, res.blobs) as sha256,
+        staged_upload(upload.file, uri, _PATIENCE, res.database, res.blobs) as sha256,
         res.database.transaction() as transaction,
     ):
         if transaction.idempotency.find(idempotent) is not None:

@@ -13,7 +13,7 @@ from services.bench.service import servers
 from services.embedded.servers import EmbeddedServers
 from shared.domain.job import Lane
 from shared.errors import BenchmarkFailed
-from shared.queue import STANDIN, STANDIN_DONE, celery_app
+from shared.messaging.broker import STANDIN, STANDIN_DONE, celery_app
 from shared.settings import Settings
 
 THREADS = 32

@@ -26,7 +26,7 @@ from transformers import (
 
 from services.bench.figures import timed
 from shared.modeling.loading import SHIPPED
-from shared.modeling.weights import whisper_folder
+from shared.modeling.whisper_weights import whisper_folder
 from shared.settings import get_settings
 
 LABELS: dict[str, Any] = {"num_labels": 7}

@@ -13,10 +13,10 @@ from faster_whisper import WhisperModel
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
 from services.bench.figures import Figure, timed
-from shared.audio import Samples, decode
+from shared.audio.decoder import Samples, decode
 from shared.errors import InvalidRequest
 from shared.modeling.transcriber import Clip, Transcriber
-from shared.modeling.weights import whisper_folder
+from shared.modeling.whisper_weights import whisper_folder
 from shared.settings import Settings
 
 COLUMNS = ("path", "text", "language")

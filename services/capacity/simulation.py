@@ -1,7 +1,7 @@
 """How a fleet of workers will do: its turns, lanes, threads and batches, event by event.
 
-Batches are made by the workers' own rules (`shared.dispatch`), and what a stage takes is what was measured. These
-things are simpler than life, and all but the last three make the foretold waits longer rather than shorter:
+Batches are made by the workers' own rules (`workers.batch_scheduler`), and what a stage takes is what was measured.
+These things are simpler than life, and all but the last three make the foretold waits longer rather than shorter:
 
 - Turns come at random (Poisson), as those of many conversations that know nothing of one another do.
 - A fleet of more than `CELL` workers is reckoned as that many, with their part of the turns. They share one queue, and

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from services.bench.service import servers
 from services.capacity.costs import STAGES, Size, StageCost
-from shared.audio import SAMPLE_RATE, Samples, decode
-from shared.domain.conversation import Consent, SpeakerRole
-from shared.domain.history import CONTEXT_TURNS
+from shared.audio.decoder import SAMPLE_RATE, Samples, decode
 from shared.domain.job import Job, Lane, NewJob
+from shared.domain.session import Consent
+from shared.domain.speaker import SpeakerRole
+from shared.domain.turn import MAX_CONTEXT_TURNS
 from shared.errors import InvalidRequest
 from shared.modeling.baseline import Summary
 from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, at_once
@@ -141,7 +142,7 @@ def _walks(pipeline: Pipeline, sounds: Sequence[Samples]) -> Iterator[Walked]:
             met[stage.name] = stage, item
             return at_once(stage, item)
 
-        earlier, context = (heard * EARLIER)[-EARLIER:], said[-CONTEXT_TURNS:]
+        earlier, context = (heard * EARLIER)[-EARLIER:], said[-MAX_CONTEXT_TURNS:]
         analysis = pipeline.analyze(samples=samples, text=None, earlier=earlier, context=context, submit=note)
         heard += [] if analysis.voice_summary is None else [analysis.voice_summary]
         said += [] if analysis.transcript is None else [analysis.transcript.text]

@@ -10,9 +10,9 @@ from itertools import count
 import simpy
 
 from services.capacity.costs import Costs, StageCost
-from shared.dispatch import Line
 from shared.domain.job import Lane
 from shared.settings import BatchLimits, Settings
+from workers.batch_scheduler import BatchScheduler
 
 Process = Generator[simpy.Event, object, None]
 
@@ -137,7 +137,7 @@ class _BatchedStage(_Stage):
         self, env: simpy.Environment, cost: StageCost, shared: _Shared, tally: Tally, limits: BatchLimits
     ) -> None:
         super().__init__(env, cost, shared, tally)
-        self._line = Line[_Call](limits)
+        self._line = BatchScheduler[_Call](limits)
         self._came = env.event()
         env.process(self._loop())
 

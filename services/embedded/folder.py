@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from shared.data_folder import create_data_folder, unusable_data_folder
 from shared.errors import SetupError
+from shared.storage.data_folder import create_data_folder, unusable_data_folder
 
 MIN_FREE_BYTES = 64 * 2**20
 """Free space that a start needs: about 50 MB for a new database, two segments of Postgres's log for an old one."""

@@ -52,7 +52,7 @@ OPEN = (JobStatus.queued, JobStatus.running)
 """A job in one of these has still to end by itself. One in quarantine has ended, unless a person puts it back."""
 
 
-class Retry(BaseModel):
+class RetryPolicy(BaseModel):
     """How often a job is tried. Each pause is `factor` times as long as the one before, and none above the longest."""
 
     model_config = ConfigDict(frozen=True)
@@ -131,7 +131,7 @@ class Message(BaseModel):
     traceparent: str | None = None
 
 
-class Waiting(BaseModel):
+class QueueDepth(BaseModel):
     """What waits in a lane: how many jobs, and for how many seconds the oldest of them."""
 
     lane: Lane

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.modeling.encoders import Tokens
+from shared.modeling.tokens import Tokens
 
 PRIOR_TURNS = 10.0
 """How many turns of a speaker weigh as much as all others' when it is told how widely the speaker's turns vary."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shared.errors import SetupError
-from shared.modeling.pretrained import PretrainedSpeechEncoder, PretrainedTextEncoder, transformer_layers
+from shared.modeling.pretrained_encoders import PretrainedSpeechEncoder, PretrainedTextEncoder, transformer_layers
 from shared.settings import Settings
 
 Module = TypeVar("Module", bound=nn.Module)

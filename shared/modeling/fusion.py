@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared.modeling.audio_classifiers import PatchTransformer, PatchTransformerConfig
 from shared.modeling.baseline import SpeakerBaseline, SpeakerPrior, summaries
-from shared.modeling.classifiers import PatchTransformer, PatchTransformerConfig
-from shared.modeling.encoders import Standardization, Tokens
+from shared.modeling.tokens import Standardization, Tokens
 
 
 class FusionConfig(BaseModel):

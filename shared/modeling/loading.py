@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 from shared.domain.bundle import Component, ModelBundle
 from shared.domain.emotion import LabelSpace
 from shared.errors import BundleError
-from shared.modeling.classifiers import (
+from shared.modeling.audio_classifiers import (
     AudioClassifier,
     ClassifierConfig,
     PatchClassifierConfig,
@@ -25,15 +25,16 @@ from shared.modeling.classifiers import (
     PooledClassifier,
     SequenceClassifier,
 )
-from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
 from shared.modeling.fusion import FusionConfig, FusionEnsemble, fusion_of
-from shared.modeling.pretrained import (
+from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
     PretrainedTextConfig,
     PretrainedTextEncoder,
 )
 from shared.modeling.quantization import dequantized
+from shared.modeling.speech_encoders import SpeechEncoder, SpeechEncoderConfig
+from shared.modeling.text_encoders import TextEncoder, TextEncoderConfig
 
 SHIPPED = Path(__file__).parents[1] / "bundles"
 MANIFEST = "bundle.yaml"

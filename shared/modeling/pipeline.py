@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.audio import SAMPLE_RATE, Samples
+from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.domain.bundle import Component, ModelBundle
-from shared.domain.emotion import Reading
+from shared.domain.prediction import Prediction
 from shared.domain.transcript import Transcript
 from shared.modeling.baseline import Summary
 from shared.modeling.execution import ON_CPU, Execution
-from shared.modeling.lazy import Lazy
+from shared.modeling.lazy_model import LazyModel
 from shared.modeling.loading import bundle_folder, read_manifest, verify_files
-from shared.modeling.readers import NOTHING_TO_READ, Encoded, Reader, Said, load_reader
+from shared.modeling.predictor import NOTHING_TO_READ, EmotionPredictor, EncodedTurn, TextInput, load_predictor
 from shared.modeling.transcriber import MARGIN_S, Clip, Span, Transcriber
-from shared.modeling.weights import configured_transcriber, delete_temporary_model, whisper_folder, whisper_name
+from shared.modeling.whisper_weights import configured_transcriber, delete_temporary_model, whisper_folder, whisper_name
 from shared.self_check import TEXT, checking, decode_clip
 from shared.settings import Settings
 
@@ -71,7 +71,7 @@ class Analysis:
     """
 
     transcript: Transcript | None
-    reading: Reading
+    reading: Prediction
     voice_summary: Summary | None
 
 
@@ -86,10 +86,12 @@ class Pipeline:
         fuse: both, or one of them, into a reading; tokens.
     """
 
-    def __init__(self, bundle: ModelBundle, reader: Reader, load_transcriber: Callable[[], Transcriber]) -> None:
+    def __init__(
+        self, bundle: ModelBundle, reader: EmotionPredictor, load_transcriber: Callable[[], Transcriber]
+    ) -> None:
         self.bundle = bundle
         self._reader = reader
-        self._transcriber = Lazy(load_transcriber)
+        self._transcriber = LazyModel(load_transcriber)
         self.vad = Stage("vad", self._speech, lambda samples: _seconds(samples) + 1)
         self.transcribe = Stage("transcribe", self._transcripts, lambda clip: _seconds(clip.samples) + MARGIN_S)
         self.text = Stage("text", reader.encode_words, _tokens_said)
@@ -119,7 +121,7 @@ class Pipeline:
         verify_files(folder, bundle)
         if asr is not None:
             bundle = bundle.model_copy(update={"asr": asr})
-        return cls(bundle, load_reader(folder, bundle, execution), load_transcriber)
+        return cls(bundle, load_predictor(folder, bundle, execution), load_transcriber)
 
     def analyze(
         self,
@@ -153,10 +155,10 @@ class Pipeline:
             if transcript is None:
                 transcript = submit(self.transcribe, Clip(samples, language, spans))()
         said = transcript.text if transcript is not None and self._reader.knows(transcript.text) else None
-        words = None if said is None else submit(self.text, Said(said, context))
+        words = None if said is None else submit(self.text, TextInput(said, context))
         if words is None and voice is None:
             return Analysis(transcript, NOTHING_TO_READ, None)
-        encoded = Encoded(None if words is None else words(), None if voice is None else voice(), earlier)
+        encoded = EncodedTurn(None if words is None else words(), None if voice is None else voice(), earlier)
         reading, summary = submit(self.fuse, encoded)()
         return Analysis(transcript, reading, summary)
 
@@ -173,8 +175,8 @@ class Pipeline:
             voices = self._reader.encode_voices([np.zeros(size * SAMPLE_RATE, np.float32) for size in lengths])
             words: list[Tensor | None] = [None for _ in lengths]
             if self._reader.knows("warm"):
-                words = [*self._reader.encode_words([Said("warm " * size) for size in lengths])]
-            self._reader.fuse([Encoded(*of) for of in zip(words, voices, strict=True)])
+                words = [*self._reader.encode_words([TextInput("warm " * size) for size in lengths])]
+            self._reader.fuse([EncodedTurn(*of) for of in zip(words, voices, strict=True)])
 
     def _check_stages(self) -> None:
         """Take the clip of the self-check through all stages, whether or not it passes for speech."""
@@ -189,11 +191,11 @@ class Pipeline:
         words: list[Tensor | None] = [None]
         if self._reader.knows(TEXT):
             with checking("read a text", "torch", "transformers", "tokenizers"):
-                words = [*self.text.run([Said(TEXT)])]
+                words = [*self.text.run([TextInput(TEXT)])]
         with checking("read a voice", "torch", "transformers"):
             voices = self.speech.run([samples])
         with checking("find an emotion", "torch"):
-            self.fuse.run([Encoded(words[0], voices[0])])
+            self.fuse.run([EncodedTurn(words[0], voices[0])])
 
     def _speech(self, sounds: Sequence[Samples]) -> list[list[Span]]:
         transcriber = self._transcriber.get()
@@ -232,9 +234,9 @@ def _seconds(samples: Samples) -> float:
     return samples.size / SAMPLE_RATE
 
 
-def _tokens_said(said: Said) -> float:
+def _tokens_said(said: TextInput) -> float:
     return LEAST_TOKENS + sum(map(len, (said.words, *said.context))) / LETTERS_A_TOKEN
 
 
-def _tokens_encoded(turn: Encoded) -> float:
+def _tokens_encoded(turn: EncodedTurn) -> float:
     return LEAST_TOKENS + sum(len(features) for features in (turn.words, turn.voice) if features is not None)

@@ -28,10 +28,10 @@ from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import merge_punctuations
 from numpy.typing import NDArray
 
-from shared.audio import SAMPLE_RATE, Samples
+from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
 from shared.errors import SetupError
-from shared.modeling.speech import Span, centred, length, speech, split
+from shared.modeling.vad import Span, centred, length, speech, split
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

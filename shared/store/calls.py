@@ -7,9 +7,8 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.conversation import Recording, Voice
-from shared.domain.history import Call, RecordingProgress
 from shared.domain.job import Job, JobStatus, TurnLane
+from shared.domain.recording import Channel, Recording, RecordingProgress, RecordingWork
 from shared.errors import RecordingNotFound
 from shared.store.tables import calls, doomed_blobs, jobs, recordings, sessions, turns
 
@@ -18,13 +17,13 @@ class Calls:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def add(self, recording_id: UUID, voices: Sequence[Voice], lane: TurnLane, began_at: datetime | None) -> None:
+    def add(self, recording_id: UUID, voices: Sequence[Channel], lane: TurnLane, began_at: datetime | None) -> None:
         """Write down how a long recording is to be cut into turns. `began_at` None: now."""
         values = {"recording_id": recording_id, "voices": [voice.model_dump(mode="json") for voice in voices]}
         began = {} if began_at is None else {"began_at": began_at}
         self._connection.execute(insert(calls).values(**values, lane=lane.value, **began))
 
-    def work(self, job: Job) -> Call:
+    def work(self, job: Job) -> RecordingWork:
         """The long recording of a job."""
         found = self._connection.execute(
             select(recordings, calls.c.voices, calls.c.lane, calls.c.began_at, sessions.c.tenant_id, sessions.c.consent)
@@ -33,7 +32,7 @@ class Calls:
             .where(recordings.c.id == job.recording_id)
         )
         row = found.mappings().one()
-        return Call.model_validate({**row, "job": job, "recording": dict(row)})
+        return RecordingWork.model_validate({**row, "job": job, "recording": dict(row)})
 
     def progress(self, tenant_id: UUID, recording_id: UUID) -> RecordingProgress:
         """How far a long recording is. Raises RecordingNotFound where the tenant has none of that id."""

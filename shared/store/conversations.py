@@ -9,11 +9,12 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, RowMapping, Select, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.conversation import Consent, NewTurn, Session, SpeakerRole, Turn
-from shared.domain.emotion import Prediction
-from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Job, JobStatus
+from shared.domain.prediction import StoredPrediction
+from shared.domain.session import Consent, Session
+from shared.domain.speaker import SpeakerRole
 from shared.domain.transcript import Transcript
+from shared.domain.turn import AnalyzedTurn, NewTurn, Turn
 from shared.errors import SessionClosed, SessionNotFound, TenorError, TurnNotFound
 from shared.store.tables import doomed_blobs, jobs, predictions, recordings, sessions, subjects, transcripts, turns
 
@@ -283,5 +284,5 @@ def _analyzed_turn(row: RowMapping) -> AnalyzedTurn:
         turn=Turn.model_validate(part("turn_")),
         job=Job.model_validate(part("job_")),
         transcript=None if row["transcript_turn_id"] is None else Transcript.model_validate(part("transcript_")),
-        prediction=None if row["prediction_id"] is None else Prediction.model_validate(part("prediction_")),
+        prediction=None if row["prediction_id"] is None else StoredPrediction.model_validate(part("prediction_")),
     )

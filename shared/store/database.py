@@ -16,13 +16,13 @@ from sqlalchemy import Connection, create_engine, exc, make_url, text
 
 from shared.errors import SetupError, StorageFull, Unavailable
 from shared.store.accounts import Accounts
-from shared.store.analyses import Analyses
 from shared.store.calls import Calls
 from shared.store.conversations import Conversations
 from shared.store.deliveries import Deliveries
 from shared.store.idempotency import IdempotencyKeys
 from shared.store.jobs import Jobs
 from shared.store.recordings import Recordings
+from shared.store.turn_results import TurnResults
 from shared.store.webhooks import Webhooks
 
 _log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Transaction:
         return Accounts(self._connection)
 
     @cached_property
-    def analyses(self) -> Analyses:
-        return Analyses(self._connection)
+    def analyses(self) -> TurnResults:
+        return TurnResults(self._connection)
 
     @cached_property
     def calls(self) -> Calls:

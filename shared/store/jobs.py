@@ -39,9 +39,20 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.job import OPEN, Job, JobCount, JobStatus, Lane, ListedJob, Message, NewJob, Retry, Waiting, Worker
+from shared.domain.job import (
+    OPEN,
+    Job,
+    JobCount,
+    JobStatus,
+    Lane,
+    ListedJob,
+    Message,
+    NewJob,
+    QueueDepth,
+    RetryPolicy,
+    Worker,
+)
 from shared.errors import AttemptsExhausted, JobDropped, TenorError, WrongJobStatus
-from shared.store.order import next_in_line, waits
 from shared.store.tables import (
     OPEN_JOB,
     deliveries,
@@ -55,6 +66,7 @@ from shared.store.tables import (
     turns,
     workers,
 )
+from shared.store.turn_order import is_blocked, unblocked_by
 from shared.store.webhooks import telling
 
 _MOST_COUNTED = 1_000_000
@@ -89,7 +101,7 @@ def _ending() -> Select[Any]:
 
 def _putting_off() -> Update:
     """The given jobs that have to wait are sent for by whoever ends the turn before, and need no sweeper meanwhile."""
-    return update(jobs).where(_GIVEN, waits()).values(lease_until=func.now() + _WAITING_LEASE).returning(jobs.c.id)
+    return update(jobs).where(_GIVEN, is_blocked()).values(lease_until=func.now() + _WAITING_LEASE).returning(jobs.c.id)
 
 
 def _announcing() -> Select[Any]:
@@ -168,7 +180,7 @@ class Jobs:
             (jobs.c.status == JobStatus.running.value) & (jobs.c.lease_until < func.now())
         )
         row = self._connection.execute(
-            update(jobs).where(jobs.c.id == job_id, free, ~waits()).values(claim_values(lease)).returning(jobs)
+            update(jobs).where(jobs.c.id == job_id, free, ~is_blocked()).values(claim_values(lease)).returning(jobs)
         ).one_or_none()
         return None if row is None else Job.model_validate(row)
 
@@ -231,10 +243,10 @@ class Jobs:
 
     # the sweeper's way
 
-    def sweep(self, *, lease: timedelta, retries: Mapping[Lane, Retry], limit: int = 500) -> int:
+    def sweep(self, *, lease: timedelta, retries: Mapping[Lane, RetryPolicy], limit: int = 500) -> int:
         """Give every job whose lease ran out another message, or put it in quarantine where it has no attempt left.
 
-        One whose turn has to wait is put off. A queued job waits twice as long each time before its
+        One whose turn has to wait is put off. A queued job is_blocked twice as long each time before its
         message counts as lost again, so that a long queue is not made longer by the sweeper. Deliveries are left to
         `Deliveries`: workers look for those that are due, and need no message.
         """
@@ -262,7 +274,7 @@ class Jobs:
         rows = self._connection.execute(
             select(jobs.c.id)
             .where(jobs.c.status == JobStatus.queued.value, jobs.c.lane.not_in([Lane.bulk, Lane.delivery]))
-            .where(jobs.c.error_code.is_(None), ~waits())
+            .where(jobs.c.error_code.is_(None), ~is_blocked())
             .order_by(jobs.c.created_at)
             .with_for_update(skip_locked=True)
             .limit(limit)
@@ -430,7 +442,7 @@ class Jobs:
 
     def _release(self, turn_id: UUID | None, lease: timedelta) -> Sequence[Message]:
         """The messages for those that waited for a turn that has ended."""
-        row = None if turn_id is None else self._connection.execute(next_in_line(turn_id)).one_or_none()
+        row = None if turn_id is None else self._connection.execute(unblocked_by(turn_id)).one_or_none()
         waiting = {job_id for job_id in row or () if job_id is not None}
         if not waiting:
             return []
@@ -464,7 +476,7 @@ class Jobs:
         count = select(func.count()).where(jobs.c.status == JobStatus.running.value)
         return self._connection.execute(count).scalar_one()
 
-    def waiting(self) -> list[Waiting]:
+    def waiting(self) -> list[QueueDepth]:
         """What waits in each lane, counted up to a million; of bounded cost, however many jobs there are."""
         return [self._waiting(lane) for lane in Lane]
 
@@ -476,13 +488,13 @@ class Jobs:
         rows = self._connection.execute(each.group_by(jobs.c.lane, jobs.c.status).order_by(jobs.c.lane, jobs.c.status))
         return [JobCount.model_validate(row) for row in rows]
 
-    def _waiting(self, lane: Lane) -> Waiting:
+    def _waiting(self, lane: Lane) -> QueueDepth:
         of_lane = (jobs.c.lane == lane.value, jobs.c.status == JobStatus.queued.value)
         counted = select(jobs.c.id).where(*of_lane).limit(_MOST_COUNTED).subquery()
         oldest = select(func.min(jobs.c.created_at)).where(*of_lane).scalar_subquery()
         age = func.coalesce(extract("epoch", func.now() - oldest), 0)
         row = self._connection.execute(select(func.count().label("jobs"), age.label("oldest_s")).select_from(counted))
-        return Waiting(lane=lane, **row.mappings().one())
+        return QueueDepth(lane=lane, **row.mappings().one())
 
     # workers
 

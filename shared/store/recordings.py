@@ -11,8 +11,8 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, func, insert, select, union, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.conversation import Recording
 from shared.domain.job import OPEN, JobStatus
+from shared.domain.recording import Recording
 from shared.store.tables import doomed_blobs, jobs, recordings, turns
 
 _STILL_OPEN = jobs.c.status.in_(OPEN)

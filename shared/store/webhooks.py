@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from shared.domain.job import Lane, Retry
+from shared.domain.job import Lane, RetryPolicy
 from shared.domain.webhook import NewWebhook, Webhook
 from shared.errors import TooManyWebhooks, WebhookNotFound
 from shared.store.tables import deliveries, jobs, outbox, sessions, tenants, turns, webhooks
@@ -80,7 +80,7 @@ class Webhooks:
         values = {"consecutive_failures": 0, "paused_until": None}
         self._connection.execute(update(webhooks).where(webhooks.c.id == webhook_id, failing).values(values))
 
-    def record_failure(self, webhook_id: UUID, pauses: Retry, *, trial: bool) -> timedelta | None:
+    def record_failure(self, webhook_id: UUID, pauses: RetryPolicy, *, trial: bool) -> timedelta | None:
         """Count a failed attempt, and pause the webhook where it is one too many.
 
         The attempts that were under way when the pause began do not count; those that were the trial at its end

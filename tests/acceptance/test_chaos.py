@@ -24,8 +24,8 @@ from services.embedded.servers import running_urls
 from shared.settings import Settings
 from tests.acceptance.conftest import ASSETS
 from tests.acceptance.test_embedded_run import running
+from tests.audio_clips import tone, wav
 from tests.conftest import PATIENCE, wait_for
-from tests.sounds import tone, wav
 
 TURNS = int(os.environ.get("CHAOS_TURNS", "100"))
 RECOVERY_S = float(os.environ.get("CHAOS_RECOVERY_S", "120"))

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from services.analyze import Row
-from shared.audio import SAMPLE_RATE, decode
+from shared.audio.decoder import SAMPLE_RATE, decode
 from shared.domain.emotion import EKMAN7
 from shared.settings import Settings
 from tests.acceptance.conftest import ASSETS
-from tests.sounds import FORMATS, encoded, wav
+from tests.audio_clips import FORMATS, encoded, wav
 
 FIELDS = [
     "file",

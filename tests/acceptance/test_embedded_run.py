@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from services.embedded.servers import free_port
-from shared.audio import decode, encode
+from shared.audio.decoder import decode, encode
 from shared.domain.job import OPEN
 from tests.acceptance.conftest import ASSETS
 from tests.collector import collecting

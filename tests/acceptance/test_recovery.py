@@ -10,12 +10,12 @@ import numpy as np
 import psycopg
 import pytest
 
-from shared.audio import decode, encode
+from shared.audio.decoder import decode, encode
 from shared.domain.job import Lane
 from shared.errors import EX_TEMPFAIL
 from tests.acceptance.conftest import ASSETS, Tenor
+from tests.audio_clips import silence
 from tests.conftest import PATIENCE, wait_for
-from tests.sounds import silence
 
 TURNS = 20
 RECOVERY_S = 30

@@ -17,10 +17,10 @@ from services.api.app import create_app
 from services.embedded.servers import free_port
 from services.listening import local_url
 from shared.domain.access import KeyRole
-from shared.domain.emotion import Reading
-from shared.domain.history import AnalyzedTurn, Work
 from shared.domain.job import Job, Message
+from shared.domain.prediction import Prediction
 from shared.domain.transcript import Transcript
+from shared.domain.turn import AnalyzedTurn, TurnWork
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from tests.conftest import wait_for
@@ -37,7 +37,7 @@ def read_turn(database: Database, tenant_id: UUID, turn_id: UUID | None) -> Anal
     return found
 
 
-def take_up(transaction: Transaction, job_id: UUID, lease: timedelta, bundle_id: str = "bundle") -> Work | None:
+def take_up(transaction: Transaction, job_id: UUID, lease: timedelta, bundle_id: str = "bundle") -> TurnWork | None:
     """As a worker takes up a turn."""
     job = transaction.jobs.claim(job_id, lease)
     return None if job is None else transaction.analyses.work(job, bundle_id)
@@ -47,7 +47,7 @@ def end_with(
     transaction: Transaction,
     job: Job,
     transcript: Transcript | None,
-    reading: Reading,
+    reading: Prediction,
     summary: bytes | None = None,
     bundle_id: str = "bundle",
 ) -> Sequence[Message] | None:

@@ -20,13 +20,13 @@ from httpx2 import Response
 
 from services.api.app import create_app
 from services.api.auth import TRUST_S
-from shared.blobs import BlobFolder
 from shared.domain.access import KeyRole
 from shared.domain.job import Message
 from shared.settings import Settings
+from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
+from tests.audio_clips import riff, tone, wav
 from tests.integration.conftest import AllSent, MakeKey
-from tests.sounds import riff, tone, wav
 
 
 def problem(response: Response) -> tuple[int, str]:

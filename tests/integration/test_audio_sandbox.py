@@ -19,10 +19,10 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from shared import audio
-from shared.audio import SAMPLE_RATE, AudioInfo
-from shared.audio_child import HEADER, JSON
-from shared.audio_sandbox import AudioSandbox, Limits
+from shared.audio import decoder as audio
+from shared.audio.decoder import SAMPLE_RATE, AudioInfo
+from shared.audio.sandbox import AudioSandbox, Limits
+from shared.audio.sandbox_process import HEADER, JSON
 from shared.errors import (
     AudioDecoderFailed,
     AudioEmpty,
@@ -32,8 +32,8 @@ from shared.errors import (
     AudioUndecodable,
     Unavailable,
 )
+from tests.audio_clips import encoded, flac_with_picture, riff, tone, wav
 from tests.conftest import wait_for
-from tests.sounds import encoded, flac_with_picture, riff, tone, wav
 
 LINUX = sys.platform == "linux"
 AMR_HEADER = b"#!AMR\n"
@@ -71,7 +71,7 @@ def children() -> dict[int, psutil.Process]:
     return {
         child.pid: child
         for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE and "shared.audio_child" in child.cmdline()
+        if child.status() != psutil.STATUS_ZOMBIE and "shared.audio.sandbox_process" in child.cmdline()
     }
 
 
@@ -245,9 +245,9 @@ def test_a_child_has_no_secrets_and_nothing_open(sandbox: AudioSandbox, monkeypa
 PARENT = """
 import io, signal, sys, time
 import numpy as np
-from shared.audio import encode
-from shared.audio_sandbox import AudioSandbox
-from tests.sounds import wav
+from shared.audio.decoder import encode
+from shared.audio.sandbox import AudioSandbox
+from tests.audio_clips import wav
 import psutil
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sandbox = AudioSandbox(2)
@@ -377,7 +377,7 @@ def test_a_child_that_was_taken_over_is_not_believed(answer: bytes, monkeypatch:
             process.stdin.write(answer)
         return process
 
-    monkeypatch.setattr("shared.audio_sandbox._start", start)
+    monkeypatch.setattr("shared.audio.sandbox._start", start)
     sandbox = AudioSandbox(1, Limits(timeout_s=5))
     with pytest.raises(AudioDecoderFailed):
         sandbox.decode(io.BytesIO(wav()), 1)

@@ -13,12 +13,12 @@ from fastapi.testclient import TestClient
 from services.api.app import create_app
 from services.embedded.backup import API_KEY, BLOBS, DUMP, MANIFEST, restore_backup, write_backup
 from services.embedded.servers import EmbeddedServers, running_urls
-from shared.blobs import open_blobs
 from shared.domain.access import KeyRole
 from shared.errors import SetupError
 from shared.settings import Settings
+from shared.storage.blobs import open_blobs
 from shared.store.database import Database
-from tests.sounds import wav
+from tests.audio_clips import wav
 
 
 @dataclass

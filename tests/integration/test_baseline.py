@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from shared.domain.conversation import Consent, SpeakerRole
-from shared.domain.history import LONGEST_BASELINE, Work
 from shared.domain.job import Job, JobStatus, Lane, NewJob
+from shared.domain.session import Consent
+from shared.domain.speaker import SpeakerRole
 from shared.domain.transcript import Transcript
+from shared.domain.turn import MAX_BASELINE_TURNS, TurnWork
 from shared.errors import AudioUndecodable
 from shared.settings import Settings
 from shared.store.database import Database
@@ -78,11 +79,11 @@ class House:
     def write(self, session_id: UUID, text: str) -> Job:
         return self.say(session_id, text=text, spoken=False)
 
-    def claim(self, job: Job | UUID, bundle_id: str = "bundle", lease: timedelta = LEASE) -> Work | None:
+    def claim(self, job: Job | UUID, bundle_id: str = "bundle", lease: timedelta = LEASE) -> TurnWork | None:
         with self.database.transaction() as transaction:
             return take_up(transaction, job.id if isinstance(job, Job) else job, lease, bundle_id)
 
-    def succeed(self, work: Work, bundle_id: str = "bundle", heard: str = "") -> list[UUID] | None:
+    def succeed(self, work: TurnWork, bundle_id: str = "bundle", heard: str = "") -> list[UUID] | None:
         """The jobs that are sent for, None where the claim was void; the turn's id stands for its voice's summary."""
         transcript = Transcript.provided(work.turn.text or heard)
         reading = READING.model_copy(update={"baseline_turns": len(work.earlier)})
@@ -91,13 +92,13 @@ class House:
             messages = end_with(transaction, work.job, transcript, reading, summary, bundle_id)
             return None if messages is None else [message.job_id for message in messages]
 
-    def fail(self, work: Work) -> list[UUID]:
+    def fail(self, work: TurnWork) -> list[UUID]:
         with self.database.transaction() as transaction:
             messages = transaction.jobs.fail(work.job, AudioUndecodable("damaged"), lease=LEASE)
             assert messages is not None
             return [message.job_id for message in messages]
 
-    def done(self, job: Job, bundle_id: str = "bundle", heard: str = "") -> Work:
+    def done(self, job: Job, bundle_id: str = "bundle", heard: str = "") -> TurnWork:
         work = self.claim(job, bundle_id)
         assert work is not None
         assert self.succeed(work, bundle_id, heard) is not None
@@ -156,12 +157,12 @@ def test_a_subjects_voice_is_known_from_their_other_sessions(house: House) -> No
 
 def test_only_the_newest_turns_are_read_against(house: House) -> None:
     session = house.session()
-    spoken = [house.say(session) for _ in range(LONGEST_BASELINE + 3)]
+    spoken = [house.say(session) for _ in range(MAX_BASELINE_TURNS + 3)]
     read = [house.done(job) for job in spoken]
     assert read[-1].earlier == turn_ids(*spoken[2:-1])
     prediction = read_turn(house.database, house.tenant_id, spoken[-1].turn_id).prediction
     assert prediction is not None
-    assert prediction.baseline_turns == LONGEST_BASELINE
+    assert prediction.baseline_turns == MAX_BASELINE_TURNS
 
 
 def test_a_bundle_knows_only_the_summaries_that_it_made(house: House) -> None:
@@ -332,7 +333,7 @@ def test_a_turn_that_is_added_while_the_one_before_ends_does_not_wait_in_vain(ho
     work = house.claim(house.say(session))
     assert work is not None
 
-    def add_and_claim() -> Work | None:
+    def add_and_claim() -> TurnWork | None:
         return house.claim(house.say(session if where == "in the same session" else other))
 
     with ThreadPoolExecutor(1) as pool:

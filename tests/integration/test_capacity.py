@@ -16,7 +16,7 @@ from services.capacity.stages import measure_stages
 from shared.domain.job import Lane
 from shared.modeling.pipeline import Pipeline, Stage
 from shared.settings import Settings
-from tests.sounds import tone, wav
+from tests.audio_clips import tone, wav
 from tests.unit.tiny import Heard, pipeline, write_bundle
 from workers.stages import Stages
 

@@ -24,10 +24,10 @@ from services.embedded import valkey as valkey_module
 from services.embedded.folder import DataFolder
 from services.embedded.processes import is_alive, processes_in, stop_left_over_child
 from services.embedded.servers import EmbeddedServers, free_port, running_urls
-from shared.data_folder import create_data_folder
 from shared.errors import SetupError
-from shared.queue import Queue
+from shared.messaging.broker import Broker
 from shared.settings import Settings
+from shared.storage.data_folder import create_data_folder
 from shared.store.database import Database
 from tests.conftest import PATIENCE, wait_for
 
@@ -169,7 +169,7 @@ def test_any_path_will_do(initialized: Path, tmp_path: Path, name: str) -> None:
     shutil.rmtree(data_dir / "postgres")  # so that it is created there
     with EmbeddedServers(data_dir) as servers:
         Database(servers.database_url).migrate()
-        Queue(servers.broker_url).ping()
+        Broker(servers.broker_url).ping()
         settings = running_urls(Settings(data_dir=data_dir))
         assert (settings.database_url, settings.broker_url) == (servers.database_url, servers.broker_url)
 
@@ -178,7 +178,7 @@ def test_a_long_path_is_reached_through_a_private_short_one(initialized: Path, t
     data_dir = copied(initialized, tmp_path / ("long" * 30))
     with EmbeddedServers(data_dir) as servers:
         Database(servers.database_url).revision()
-        Queue(running_urls(Settings(data_dir=data_dir)).broker_url).ping()
+        Broker(running_urls(Settings(data_dir=data_dir)).broker_url).ping()
         temporary = Path((data_dir / "temporary-folder").read_text())
         assert (mode(temporary), temporary.stat().st_uid) == (0o700, os.geteuid())
         # As the system does with what is old below /tmp.
@@ -186,7 +186,7 @@ def test_a_long_path_is_reached_through_a_private_short_one(initialized: Path, t
         temporary.rmdir()
         servers.revive()
         assert mode(temporary) == 0o700
-        Queue(servers.broker_url).ping()
+        Broker(servers.broker_url).ping()
     assert not temporary.exists()
     assert not (data_dir / "temporary-folder").exists()
 

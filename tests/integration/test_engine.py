@@ -20,25 +20,25 @@ import redis
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY
 
-from shared.audio import Samples
-from shared.audio_sandbox import AudioSandbox, Limits
-from shared.blobs import BlobFolder
+from shared.audio.decoder import Samples
+from shared.audio.sandbox import AudioSandbox, Limits
 from shared.domain.job import TURN_LANES, Lane
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
+from shared.messaging.broker import Broker, celery_app
 from shared.modeling.baseline import Summary
-from shared.modeling.lazy import Lazy
+from shared.modeling.lazy_model import LazyModel
 from shared.modeling.pipeline import Analysis, Pipeline, Submit
 from shared.modeling.transcriber import Clip, Transcriber
-from shared.queue import Queue, celery_app
 from shared.settings import Settings
+from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
+from tests.audio_clips import riff, tone, wav
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent, read_turn
 from tests.integration.test_full_disk import full_disk
-from tests.sounds import riff, tone, wav
 from tests.unit.tiny import write_bundle
-from workers.engine import Engine
-from workers.lane import LaneThread
+from workers.consumer import ConsumerThread
+from workers.job_runner import JobRunner
 from workers.stages import Stages
 from workers.tasks.analyze_turn import AnalyzeTurn
 
@@ -77,8 +77,8 @@ def task(settings: Settings, tmp_path: Path, hears: Hears) -> Iterator[AnalyzeTu
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, task: AnalyzeTurn) -> Engine:
-    return Engine(settings, database, Queue(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+def engine(settings: Settings, database: Database, task: AnalyzeTurn) -> JobRunner:
+    return JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
 
 
 Say = Callable[..., dict[str, Any]]
@@ -105,7 +105,7 @@ def send(api: TestClient, session_id: str, database: Database) -> Send:
 
 
 @pytest.fixture
-def say(api: TestClient, send: Send, engine: Engine) -> Say:
+def say(api: TestClient, send: Send, engine: JobRunner) -> Say:
     """Send a turn, let the engine do its job, and read the turn."""
 
     def say(text: str | None = None, recording: bytes | None = None) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def test_a_worker_without_room_for_a_result_tries_again_and_spends_no_attempt(
     api: TestClient, settings: Settings, database: Database, send: Send, task: AnalyzeTurn
 ) -> None:
     last = settings.model_copy(update={"max_attempts": 1})
-    engine = Engine(last, database, Queue(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+    engine = JobRunner(last, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
     location, job_id = send("I am happy")
     with full_disk(settings, "predictions"):
         for _ in range(3):
@@ -148,7 +148,7 @@ def test_a_prediction_says_on_how_many_turns_its_baseline_rests(api: TestClient,
 
 
 def test_a_voice_is_read_against_the_summaries_that_earlier_turns_left(
-    say: Say, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    say: Say, engine: JobRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analyze, left, given = Pipeline.analyze, list[Summary](), list[Sequence[Summary]]()
 
@@ -179,7 +179,7 @@ def test_a_voice_is_read_against_the_summaries_that_earlier_turns_left(
 
 
 def test_a_turn_that_came_too_early_is_sent_for_when_the_one_before_has_ended(
-    api: TestClient, send: Send, engine: Engine, broker: redis.Redis, all_sent: AllSent
+    api: TestClient, send: Send, engine: JobRunner, broker: redis.Redis, all_sent: AllSent
 ) -> None:
     (_, first), (location, second) = send(recording=wav()), send(recording=wav())
     all_sent()
@@ -241,7 +241,7 @@ def test_the_unexpected_puts_the_job_back_without_repeating_what_was_said(
 
 
 def test_a_turn_whose_last_attempt_fails_is_quarantined_at_once_and_says_so_without_what_was_said(
-    say: Say, hears: Hears, engine: Engine, settings: Settings
+    say: Say, hears: Hears, engine: JobRunner, settings: Settings
 ) -> None:
     engine._settings = settings.model_copy(update={"max_attempts": 1})
     hears.broken = True
@@ -278,9 +278,9 @@ def post(api: TestClient, session_id: str) -> Post:
 
 
 @pytest.fixture
-def bulk_thread(engine: Engine, settings: Settings) -> Iterator[LaneThread]:
+def bulk_thread(engine: JobRunner, settings: Settings) -> Iterator[ConsumerThread]:
     """One that has to be started."""
-    thread = LaneThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
+    thread = ConsumerThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
     yield thread
     thread.stop()
     thread.join()
@@ -293,7 +293,7 @@ def waiting(broker: redis.Redis) -> Callable[[Lane], int]:
 
 
 def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
-    api: TestClient, post: Post, bulk_thread: LaneThread, waiting: Callable[[Lane], int], all_sent: AllSent
+    api: TestClient, post: Post, bulk_thread: ConsumerThread, waiting: Callable[[Lane], int], all_sent: AllSent
 ) -> None:
     interactive, bulk = post(Lane.interactive), [post(Lane.bulk) for _ in range(3)]
     all_sent()
@@ -319,7 +319,7 @@ def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
 def test_a_bulk_message_that_names_no_job_is_dropped_with_a_word_in_the_log_and_the_next_is_taken(
     api: TestClient,
     post: Post,
-    bulk_thread: LaneThread,
+    bulk_thread: ConsumerThread,
     broker: redis.Redis,
     all_sent: AllSent,
     caplog: pytest.LogCaptureFixture,
@@ -341,7 +341,7 @@ def test_a_bulk_message_that_names_no_job_is_dropped_with_a_word_in_the_log_and_
 
 
 def test_a_bulk_turn_that_a_closed_engine_does_not_take_goes_back_into_its_lane(
-    api: TestClient, post: Post, engine: Engine, bulk_thread: LaneThread, waiting: Callable[[Lane], int]
+    api: TestClient, post: Post, engine: JobRunner, bulk_thread: ConsumerThread, waiting: Callable[[Lane], int]
 ) -> None:
     location, refused, run = post(Lane.bulk), threading.Event(), engine.run
 
@@ -361,7 +361,7 @@ def test_a_bulk_turn_that_a_closed_engine_does_not_take_goes_back_into_its_lane(
 
 
 def test_a_turn_that_waited_for_a_bulk_one_is_sent_into_its_own_lane(
-    api: TestClient, session_id: str, engine: Engine, broker: redis.Redis, all_sent: AllSent
+    api: TestClient, session_id: str, engine: JobRunner, broker: redis.Redis, all_sent: AllSent
 ) -> None:
     url, sound = f"/v1/sessions/{session_id}/turns", {"audio": ("a.wav", wav(), "audio/wav")}
     for lane in (Lane.bulk, Lane.interactive):
@@ -432,14 +432,14 @@ class Hangs(Hears):
 def hangs(task: AnalyzeTurn) -> Iterator[Hangs]:
     """The transcriber from now on."""
     hanging = Hangs()
-    task._pipeline._transcriber = Lazy(lambda: cast("Transcriber", hanging))
+    task._pipeline._transcriber = LazyModel(lambda: cast("Transcriber", hanging))
     yield hanging
     hanging.goes_on.set()
 
 
 @pytest.mark.parametrize("stage", ["vad", "transcribe"])
 def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_other_threads(
-    api: TestClient, send: Send, engine: Engine, hangs: Hangs, settings: Settings, stage: str
+    api: TestClient, send: Send, engine: JobRunner, hangs: Hangs, settings: Settings, stage: str
 ) -> None:
     hangs.stage = stage
     engine._settings = settings.model_copy(update={"stage_limit_s": 0.1})
@@ -463,7 +463,7 @@ def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_o
 def test_what_is_not_finished_is_given_back_without_using_an_attempt(
     api: TestClient,
     send: Send,
-    engine: Engine,
+    engine: JobRunner,
     hangs: Hangs,
     broker: redis.Redis,
     all_sent: AllSent,
@@ -487,14 +487,14 @@ def test_what_is_not_finished_is_given_back_without_using_an_attempt(
     assert api.get(location).json()["status"] == "running"  # what came late was not ours to write
 
 
-def test_an_engine_that_is_closed_takes_no_job_up(api: TestClient, send: Send, engine: Engine) -> None:
+def test_an_engine_that_is_closed_takes_no_job_up(api: TestClient, send: Send, engine: JobRunner) -> None:
     location, job_id = send(text="I am happy")
     engine.close()
     assert not engine.run(job_id)
     assert api.get(location).json()["status"] == "queued"
 
 
-def test_a_job_that_is_gone_is_no_error(engine: Engine) -> None:
+def test_a_job_that_is_gone_is_no_error(engine: JobRunner) -> None:
     engine.run(UUID(int=0))
 
 

@@ -24,8 +24,8 @@ from shared.domain.access import KeyRole
 from shared.errors import StorageFull
 from shared.settings import Settings, get_settings
 from shared.store.database import Database
+from tests.audio_clips import wav
 from tests.integration.test_api import blobs, problem
-from tests.sounds import wav
 
 _FULL = "BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END"
 

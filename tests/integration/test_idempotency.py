@@ -16,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.api.idempotency import read_key
-from shared.blobs import BlobFolder
 from shared.domain.access import KeyRole
 from shared.domain.idempotency import Answer, IdempotentRequest
 from shared.errors import IdempotencyKeyInProgress, IdempotencyKeyReused, InvalidRequest
-from shared.queue import Queue
+from shared.messaging.broker import Broker
 from shared.settings import Settings
+from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
+from tests.audio_clips import tone, wav
 from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey, serving
 from tests.integration.test_api import blobs, problem
-from tests.sounds import tone, wav
 from workers.sweeper import Sweeper
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
@@ -307,7 +307,7 @@ def test_an_answer_is_kept_for_a_day_and_then_deleted(
     for key, hours in (("old", 24.1), ("young", 23.9)):
         since = f"now() - interval '{hours} hours'"
         query(f"UPDATE idempotency_keys SET created_at = {since} WHERE key = '{key}' RETURNING 1")
-    Sweeper(settings, database, Queue(settings.broker_url), None).sweep()
+    Sweeper(settings, database, Broker(settings.broker_url), None).sweep()
     assert query("SELECT key FROM idempotency_keys") == [("young",)]
     assert send("young") == young
     assert send("old") != old

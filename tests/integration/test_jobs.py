@@ -16,23 +16,26 @@ from alembic.migration import MigrationContext
 from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url
 
-from shared.blobs import BlobFolder, new_uri
 from shared.domain.access import KeyRole, key_hash
-from shared.domain.conversation import Consent, NewTurn, Recording, SpeakerRole, Turn
-from shared.domain.emotion import EKMAN7, EmotionScores, Modality, Reading
-from shared.domain.history import AnalyzedTurn
+from shared.domain.emotion import EKMAN7, EmotionScores, Modality
 from shared.domain.job import OPEN, TURN_LANES, Job, JobStatus, Lane, NewJob
+from shared.domain.prediction import Prediction
+from shared.domain.recording import Recording
+from shared.domain.session import Consent
+from shared.domain.speaker import SpeakerRole
 from shared.domain.transcript import Transcript
+from shared.domain.turn import AnalyzedTurn, NewTurn, Turn
 from shared.errors import AudioUndecodable, SessionNotFound, TenorError, TurnNotFound, Unavailable, WrongJobStatus
-from shared.queue import Queue
+from shared.messaging.broker import Broker
 from shared.settings import Settings
+from shared.storage.blobs import BlobFolder, new_uri
 from shared.store.database import Database, Transaction
 from shared.store.tables import metadata
 from tests.conftest import wait_for
 from tests.integration.conftest import end_with, read_turn
-from workers.engine import Engine
+from workers.job_runner import JobRunner
 from workers.sweeper import Sweeper
-from workers.tasks.delete_sound import DeleteSound
+from workers.tasks.delete_audio import DeleteAudio
 
 LEASE = timedelta(seconds=30)
 NO_TIME = timedelta(0)
@@ -42,7 +45,7 @@ SCORES = EmotionScores(
     categories={name: 0.4 if name == "joy" else 0.1 for name in EKMAN7.categories},
     dimensions={"valence": 0.5},
 )
-READING = Reading(
+READING = Prediction(
     scores=SCORES,
     text_only=SCORES,
     audio_only=None,
@@ -417,14 +420,14 @@ def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
 
 @pytest.fixture
 def sweeper(settings: Settings, database: Database) -> Sweeper:
-    return Sweeper(settings, database, Queue(settings.broker_url), "bundle")
+    return Sweeper(settings, database, Broker(settings.broker_url), "bundle")
 
 
 @pytest.fixture
 def upkeep(settings: Settings, database: Database, sweeper: Sweeper) -> Callable[[], None]:
     """A sweep, and the maintenance that it sends for."""
-    deletion = DeleteSound(database, BlobFolder(settings.blob_dir))
-    engine = Engine(settings, database, Queue(settings.broker_url), {Lane.maintenance: deletion})
+    deletion = DeleteAudio(database, BlobFolder(settings.blob_dir))
+    engine = JobRunner(settings, database, Broker(settings.broker_url), {Lane.maintenance: deletion})
 
     def upkeep() -> None:
         sweeper.sweep()
@@ -487,7 +490,7 @@ def test_the_sweeper_sends_what_the_api_could_not(
 def test_a_flushed_broker_can_be_sent_to_at_once(
     settings: Settings, broker: redis.Redis, database: Database, add_turn: AddTurn
 ) -> None:
-    queue = Queue(settings.broker_url)
+    queue = Broker(settings.broker_url)
     for _ in range(2):
         add_turn()
         with database.transaction() as transaction:

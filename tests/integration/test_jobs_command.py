@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from services.cli import app
-from shared.domain.conversation import Consent, SpeakerRole
-from shared.domain.history import AnalyzedTurn
 from shared.domain.job import Job, Lane, NewJob
+from shared.domain.session import Consent
+from shared.domain.speaker import SpeakerRole
+from shared.domain.turn import AnalyzedTurn
 from shared.errors import TenorError
 from shared.settings import Settings, get_settings
 from shared.store.database import Database

@@ -24,20 +24,20 @@ from pydantic import SecretStr
 from services.api.app import create_app
 from services.api.telemetry import Lanes
 from services.embedded.servers import free_port
-from shared.blobs import BlobFolder
 from shared.domain.job import TURN_LANES, Lane
-from shared.queue import Queue, celery_app
+from shared.messaging.broker import Broker, celery_app
 from shared.settings import Settings
+from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
 from shared.telemetry import formatter
 from shared.tracing import stop_tracing
+from tests.audio_clips import wav
 from tests.collector import Collector, Received, collecting
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent
-from tests.sounds import wav
 from tests.unit.tiny import Heard, pipeline, write_bundle
-from workers.engine import Engine
-from workers.lane import LaneThread
+from workers.consumer import ConsumerThread
+from workers.job_runner import JobRunner
 from workers.stages import Stages
 from workers.sweeper import Sweeper
 from workers.tasks.analyze_turn import AnalyzeTurn
@@ -56,11 +56,11 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, tmp_path: Path, heard: Heard) -> Iterator[Engine]:
+def engine(settings: Settings, database: Database, tmp_path: Path, heard: Heard) -> Iterator[JobRunner]:
     tiny = pipeline(write_bundle(tmp_path / "bundle"), heard)
     stages = Stages(tiny, settings.batches, settings.courtesy_s)
     task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), tiny, stages)
-    yield Engine(settings, database, Queue(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+    yield JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
     stages.close()
 
 
@@ -130,7 +130,7 @@ def test_errors_of_every_kind_name_the_request(
 def test_every_line_of_a_turn_names_its_request(
     api: TestClient,
     session_id: str,
-    engine: Engine,
+    engine: JobRunner,
     heard: Heard,
     broker: redis.Redis,
     lines: Lines,
@@ -155,7 +155,12 @@ def test_every_line_of_a_turn_names_its_request(
 
 
 def test_an_attempt_whose_end_cannot_be_written_names_its_request(
-    api: TestClient, session_id: str, engine: Engine, broker: redis.Redis, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    api: TestClient,
+    session_id: str,
+    engine: JobRunner,
+    broker: redis.Redis,
+    lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     send(api, session_id, headers={"X-Request-ID": "call-17"})
     monkeypatch.setattr(engine, "_finish", broken)
@@ -246,7 +251,7 @@ def test_while_the_database_is_away_the_other_metrics_are_still_told() -> None:
 
 
 def test_everything_that_the_dashboard_asks_for_is_told_by_the_api_or_a_worker(
-    api: TestClient, session_id: str, engine: Engine, broker: redis.Redis, database: Database
+    api: TestClient, session_id: str, engine: JobRunner, broker: redis.Redis, database: Database
 ) -> None:
     send(api, session_id)
     engine.run(take(broker))
@@ -318,9 +323,9 @@ def traced(api: TestClient, settings: Settings, collector: Collector) -> Iterato
 
 
 def test_a_trace_goes_from_the_request_over_the_queue_through_every_stage(
-    traced: TestClient, session_id: str, engine: Engine, settings: Settings, collector: Collector
+    traced: TestClient, session_id: str, engine: JobRunner, settings: Settings, collector: Collector
 ) -> None:
-    thread = LaneThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
+    thread = ConsumerThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
     thread.start()
     location = send(traced, session_id, Lane.bulk, {"traceparent": TRACEPARENT})
     wait_for(lambda: traced.get(location).json()["status"] == "succeeded", 60)
@@ -347,7 +352,7 @@ def test_a_trace_goes_from_the_request_over_the_queue_through_every_stage(
 def test_id_and_trace_outlive_the_message(
     traced: TestClient,
     session_id: str,
-    engine: Engine,
+    engine: JobRunner,
     broker: redis.Redis,
     lines: Lines,
     settings: Settings,
@@ -364,7 +369,7 @@ def test_id_and_trace_outlive_the_message(
         transaction.jobs.sweep(lease=settings.lease, retries=settings.retries)
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         connection.execute("UPDATE outbox SET created_at = now() - interval '1 minute'")
-    Sweeper(settings, database, Queue(settings.broker_url), "bundle").sweep()
+    Sweeper(settings, database, Broker(settings.broker_url), "bundle").sweep()
     engine.run(take(broker))
     (done,) = (line for line in lines() if "succeeded" in line["message"])
     assert done["correlation_id"] == "call-17"
@@ -376,7 +381,7 @@ def test_id_and_trace_outlive_the_message(
 def test_of_an_attempt_that_failed_the_trace_says_where_and_never_what_was_said(
     traced: TestClient,
     session_id: str,
-    engine: Engine,
+    engine: JobRunner,
     heard: Heard,
     broker: redis.Redis,
     collector: Collector,

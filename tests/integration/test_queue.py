@@ -18,7 +18,7 @@ from pydantic import SecretStr, ValidationError
 from services.embedded.servers import EmbeddedServers, free_port
 from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
-from shared.queue import Queue, celery_app
+from shared.messaging.broker import Broker, celery_app
 from shared.settings import Settings
 from tests.conftest import wait_for
 from tests.integration.conftest import broker_answers
@@ -60,7 +60,7 @@ def test_the_broker_is_found_through_any_sentinel_that_answers(
 ) -> None:
     database = address(settings)[1]
     hosts = [f"sentinel://127.0.0.1:{port}/{database}" for port in (free_port(), sentinel)]
-    queue = Queue(SecretStr(f"{';'.join(hosts)}?master_name=tenor"))
+    queue = Broker(SecretStr(f"{';'.join(hosts)}?master_name=tenor"))
     queue.ping()
     sent = message()
     assert queue.send([sent])
@@ -69,7 +69,7 @@ def test_the_broker_is_found_through_any_sentinel_that_answers(
 
 def test_a_master_that_no_sentinel_knows_is_a_clear_error(sentinel: int) -> None:
     with pytest.raises(Unavailable):
-        Queue(SecretStr(f"sentinel://127.0.0.1:{sentinel}/0?master_name=another")).ping()
+        Broker(SecretStr(f"sentinel://127.0.0.1:{sentinel}/0?master_name=another")).ping()
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def tls_url(settings: Settings, tls_port: int) -> UrlOf:
 def test_what_the_broker_refuses_counts_as_unsent_and_what_follows_is_sent(
     settings: Settings, broker: redis.Redis
 ) -> None:
-    queue = Queue(settings.broker_url)
+    queue = Broker(settings.broker_url)
     broker.set(Lane.interactive.value, "no list of messages")
     assert not queue.send([message(), message()])
     broker.delete(Lane.interactive.value)
@@ -113,7 +113,7 @@ def test_a_worker_outlives_a_broker_that_refuses_those_who_wait(settings: Settin
     options = {"pool": "threads", "queues": [Lane.interactive.value], "perform_ping_check": False}
     with cast("AbstractContextManager[object]", start_worker(app, **options)):
         wait_for(lambda: refuse_who_waits(broker))
-        assert Queue(settings.broker_url).send([message()])
+        assert Broker(settings.broker_url).send([message()])
         assert taken.wait(10)
 
 
@@ -129,7 +129,7 @@ def test_a_broker_behind_tls_is_trusted_by_its_authority(
     authority: trustme.CA, tls_url: UrlOf, tmp_path: Path, broker: redis.Redis
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    queue = Queue(tls_url(f"?ssl_ca_certs={tmp_path / 'ca.pem'}"))
+    queue = Broker(tls_url(f"?ssl_ca_certs={tmp_path / 'ca.pem'}"))
     queue.ping()
     sent = message()
     assert queue.send([sent])
@@ -138,10 +138,10 @@ def test_a_broker_behind_tls_is_trusted_by_its_authority(
 
 def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url: UrlOf, broker: redis.Redis) -> None:
     with pytest.raises(Unavailable):
-        Queue(tls_url("")).ping()
-    assert not Queue(tls_url("")).send([message()])
+        Broker(tls_url("")).ping()
+    assert not Broker(tls_url("")).send([message()])
     assert broker.llen(Lane.interactive.value) == 0
-    Queue(tls_url("?ssl_cert_reqs=none")).ping()
+    Broker(tls_url("?ssl_cert_reqs=none")).ping()
 
 
 def test_a_broker_on_a_socket_needs_its_password_and_each_database_is_its_own(servers: EmbeddedServers) -> None:
@@ -149,7 +149,7 @@ def test_a_broker_on_a_socket_needs_its_password_and_each_database_is_its_own(se
     first, other = (f"{url}?db={number}" for number in (60, 61))
     for own in (first, other):
         redis.Redis.from_url(own).flushdb()
-    queue = Queue(SecretStr(first))
+    queue = Broker(SecretStr(first))
     queue.ping()
     assert queue.send([message()])
     assert redis.Redis.from_url(first).llen(Lane.interactive.value) == 1
@@ -158,7 +158,7 @@ def test_a_broker_on_a_socket_needs_its_password_and_each_database_is_its_own(se
     path = url.partition("@")[2]
     for wrong in (f"unix://{path}?db=60", f"unix://:wrong@{path}?db=60"):
         with pytest.raises(Unavailable):
-            Queue(SecretStr(wrong)).ping()
+            Broker(SecretStr(wrong)).ping()
 
 
 @pytest.mark.parametrize(

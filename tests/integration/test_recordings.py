@@ -16,40 +16,39 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from services.api.app import create_app
-from shared.audio import Samples, decode
-from shared.blobs import BlobFolder
+from shared.audio.decoder import Samples, decode
 from shared.domain.access import KeyRole
-from shared.domain.conversation import Voice
-from shared.domain.history import Call
 from shared.domain.job import OPEN, Job, Lane
+from shared.domain.recording import Channel, RecordingWork
 from shared.errors import RecordingGone, Unavailable
-from shared.queue import Queue
+from shared.messaging.broker import Broker
 from shared.settings import Settings
+from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
+from tests.audio_clips import encoded, silence, spoken, tone, wav
 from tests.integration.conftest import MakeKey
-from tests.sounds import encoded, silence, spoken, tone, wav
-from workers.engine import Engine
+from workers.job_runner import JobRunner
 from workers.sweeper import Sweeper
-from workers.tasks.delete_sound import DeleteSound
-from workers.tasks.ingest_recording import Cut, IngestRecording
+from workers.tasks.delete_audio import DeleteAudio
+from workers.tasks.split_recording import Cut, SplitRecording
 
 LEASE = timedelta(seconds=30)
 VOICES = [{"speaker": "Tom", "role": "agent"}, {"speaker": "Ana", "role": "customer"}]
 
 
 @pytest.fixture
-def task(settings: Settings, database: Database) -> IngestRecording:
-    return IngestRecording(settings, database, BlobFolder(settings.blob_dir))
+def task(settings: Settings, database: Database) -> SplitRecording:
+    return SplitRecording(settings, database, BlobFolder(settings.blob_dir))
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, task: IngestRecording) -> Engine:
-    deletion = DeleteSound(database, BlobFolder(settings.blob_dir))
-    return Engine(settings, database, Queue(settings.broker_url), {Lane.ingest: task, Lane.maintenance: deletion})
+def engine(settings: Settings, database: Database, task: SplitRecording) -> JobRunner:
+    deletion = DeleteAudio(database, BlobFolder(settings.blob_dir))
+    return JobRunner(settings, database, Broker(settings.broker_url), {Lane.ingest: task, Lane.maintenance: deletion})
 
 
 @pytest.fixture
-def work(database: Database, engine: Engine) -> Callable[[], None]:
+def work(database: Database, engine: JobRunner) -> Callable[[], None]:
     """Do all jobs that wait in the lanes of recordings and of maintenance."""
 
     def work() -> None:
@@ -64,7 +63,7 @@ def work(database: Database, engine: Engine) -> Callable[[], None]:
 
 @pytest.fixture
 def upkeep(settings: Settings, database: Database, work: Callable[[], None]) -> Callable[[], None]:
-    sweeper = Sweeper(settings, database, Queue(settings.broker_url), "bundle")
+    sweeper = Sweeper(settings, database, Broker(settings.broker_url), "bundle")
 
     def upkeep() -> None:
         sweeper.sweep()
@@ -239,13 +238,13 @@ def test_a_call_of_a_known_person_goes_on_where_their_last_one_ended(
 
 
 def test_a_cut_outlives_the_cutting_however_short_it_may_be_kept(
-    api: TestClient, task: IngestRecording, work: Callable[[], None], settings: Settings, database: Database
+    api: TestClient, task: SplitRecording, work: Callable[[], None], settings: Settings, database: Database
 ) -> None:
     task._settings = settings.model_copy(update={"audio_retention_days": 0.0})
     session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
     store = task._store
 
-    def store_and_sweep(call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
+    def store_and_sweep(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
         cut = store(call, voice, start, sound)
         with database.transaction() as transaction:
             transaction.recordings.expire()
@@ -268,8 +267,8 @@ def damaged() -> bytes:
 def test_a_recording_that_is_cut_off_becomes_no_turns_and_leaves_no_sound(
     api: TestClient, session_id: str, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.tasks.ingest_recording._PART_S", 5)
-    monkeypatch.setattr("workers.tasks.ingest_recording.LONGEST_TURN_S", 2)
+    monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
+    monkeypatch.setattr("workers.tasks.split_recording.LONGEST_TURN_S", 2)
     location = post(api, session_id, damaged()).headers["Location"]
     upkeep()
     failed = api.get(location).json()
@@ -282,8 +281,8 @@ def test_a_recording_that_is_cut_off_becomes_no_turns_and_leaves_no_sound(
 def test_of_a_call_that_cannot_be_cut_no_cut_is_kept_whatever_was_consented_to(
     api: TestClient, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.tasks.ingest_recording._PART_S", 5)
-    monkeypatch.setattr("workers.tasks.ingest_recording.LONGEST_TURN_S", 2)
+    monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
+    monkeypatch.setattr("workers.tasks.split_recording.LONGEST_TURN_S", 2)
     session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
     post(api, session, damaged())
     upkeep()
@@ -308,7 +307,7 @@ class Dies(BlobFolder):
 def test_what_an_attempt_left_behind_is_gone_when_the_next_one_succeeds(
     api: TestClient,
     session_id: str,
-    task: IngestRecording,
+    task: SplitRecording,
     work: Callable[[], None],
     upkeep: Callable[[], None],
     settings: Settings,
@@ -327,12 +326,12 @@ def test_what_an_attempt_left_behind_is_gone_when_the_next_one_succeeds(
 
 
 def test_of_two_who_cut_the_same_recording_the_later_claim_writes(
-    api: TestClient, session_id: str, task: IngestRecording, settings: Settings, work: Callable[[], None]
+    api: TestClient, session_id: str, task: SplitRecording, settings: Settings, work: Callable[[], None]
 ) -> None:
     location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
     store, taken_over = task._store, []
 
-    def slow(call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
+    def slow(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
         if not taken_over:
             taken_over.append(True)
             with psycopg.connect(settings.database_url.get_secret_value()) as connection:
@@ -351,12 +350,12 @@ def test_of_two_who_cut_the_same_recording_the_later_claim_writes(
 
 
 def test_deleting_the_session_ends_its_cutting_and_leaves_no_sound(
-    api: TestClient, session_id: str, task: IngestRecording, work: Callable[[], None], settings: Settings
+    api: TestClient, session_id: str, task: SplitRecording, work: Callable[[], None], settings: Settings
 ) -> None:
     location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
     store, count = task._store, []
 
-    def store_two(call: Call, voice: Voice, start: float, sound: Samples) -> Cut:
+    def store_two(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
         if len(count) == 2:
             assert api.delete(f"/v1/sessions/{session_id}").status_code == 204
         count.append(True)
@@ -369,7 +368,7 @@ def test_deleting_the_session_ends_its_cutting_and_leaves_no_sound(
 
 
 def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
-    api: TestClient, session_id: str, task: IngestRecording, engine: Engine, database: Database, settings: Settings
+    api: TestClient, session_id: str, task: SplitRecording, engine: JobRunner, database: Database, settings: Settings
 ) -> None:
     location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
     engine._settings = settings.model_copy(update={"max_attempts": 1})
@@ -394,8 +393,8 @@ def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
 def test_a_call_that_nobody_looked_at_in_quarantine_is_deleted_with_what_was_cut_off(
     api: TestClient,
     session_id: str,
-    task: IngestRecording,
-    engine: Engine,
+    task: SplitRecording,
+    engine: JobRunner,
     work: Callable[[], None],
     upkeep: Callable[[], None],
     settings: Settings,
@@ -414,7 +413,7 @@ def test_a_call_that_nobody_looked_at_in_quarantine_is_deleted_with_what_was_cut
 
 
 def test_a_recording_that_is_too_long_is_refused_where_it_says_so_and_else_when_it_is_heard(
-    api: TestClient, session_id: str, task: IngestRecording, work: Callable[[], None], settings: Settings
+    api: TestClient, session_id: str, task: SplitRecording, work: Callable[[], None], settings: Settings
 ) -> None:
     brief = settings.model_copy(update={"max_recording_s": 2.0, "max_turn_s": 1.0})
     with TestClient(create_app(brief), headers=dict(api.headers)) as strict:

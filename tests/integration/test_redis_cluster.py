@@ -22,10 +22,10 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from services.embedded.servers import free_port
 from shared.domain.job import TURN_LANES, Lane, Message
 from shared.errors import Unavailable
-from shared.queue import Queue, celery_app
+from shared.messaging.broker import Broker, celery_app
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.tls import tls_endpoint
-from workers.lane import LaneThread
+from workers.consumer import ConsumerThread
 
 PREFIX = "{tenor}."
 SLOT = key_slot(PREFIX.encode())
@@ -214,7 +214,7 @@ def taken(app: Celery) -> Iterator[Taken]:
     def analyze_turn(job_id: str) -> None:
         taken.run(UUID(job_id))
 
-    bulk = LaneThread(app, Lane.bulk, taken.run)
+    bulk = ConsumerThread(app, Lane.bulk, taken.run)
     options = {"pool": "threads", "concurrency": 2, "queues": [Lane.interactive.value], "perform_ping_check": False}
     with cast("AbstractContextManager[object]", start_worker(app, **options)):
         bulk.start()
@@ -223,13 +223,13 @@ def taken(app: Celery) -> Iterator[Taken]:
     bulk.join()
 
 
-def send_in_the_end(queue: Queue, sent: list[Message]) -> None:
+def send_in_the_end(queue: Broker, sent: list[Message]) -> None:
     """As the sweeper does: again and again."""
     wait_for(lambda: queue.send(sent), 30)
 
 
 def test_messages_wait_in_one_slot_of_the_cluster(cluster: Cluster, url: SecretStr) -> None:
-    queue = Queue(url)
+    queue = Broker(url)
     queue.ping()
     send_in_the_end(queue, [message(), message(), message(Lane.bulk)])
     assert waiting(cluster) == (2, 1)
@@ -239,7 +239,7 @@ def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
     cluster: Cluster, url: SecretStr, app: Celery, taken: Taken
 ) -> None:
     sent = [message(lane) for lane in TURN_LANES for _ in range(5)]
-    send_in_the_end(Queue(url), sent)
+    send_in_the_end(Broker(url), sent)
     wait_for(lambda: taken.has(sent))
     assert app.control.ping(timeout=1) == []  # commands are switched off, but asking leaves keys
     keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*"))]
@@ -248,7 +248,7 @@ def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
 
 
 def test_several_queues_share_a_cluster_by_their_tags(cluster: Cluster) -> None:
-    one, another = (Queue(url_of(*cluster.ports, options=f"?tag={tag}")) for tag in ("clinic", "calls"))
+    one, another = (Broker(url_of(*cluster.ports, options=f"?tag={tag}")) for tag in ("clinic", "calls"))
     assert one.send([message(), message()])
     assert another.send([message()])
     lengths = [lane_length(cluster, f"{{{tag}}}.interactive") for tag in ("clinic", "calls", "tenor")]
@@ -256,7 +256,7 @@ def test_several_queues_share_a_cluster_by_their_tags(cluster: Cluster) -> None:
 
 
 def test_the_mark_in_the_clusters_memory_carries_the_hash_tag(cluster: Cluster, url: SecretStr) -> None:
-    queue = Queue(url)
+    queue = Broker(url)
     send_in_the_end(queue, [message()])
     assert [queue.mark(), queue.mark()] == [True, False]
     keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*marker"))]
@@ -267,7 +267,7 @@ def test_the_mark_in_the_clusters_memory_carries_the_hash_tag(cluster: Cluster, 
 def test_a_killed_master_is_followed_to_the_replica_that_takes_its_place(
     cluster: Cluster, url: SecretStr, taken: Taken
 ) -> None:
-    queue, before, after = Queue(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    queue, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
     send_in_the_end(queue, before)
     wait_for(lambda: taken.has(before) and not cluster.master.client.exists(f"{PREFIX}unacked"))
     cluster.master.client.wait(1, 5000)  # what was acknowledged is known to the replica
@@ -280,7 +280,7 @@ def test_a_killed_master_is_followed_to_the_replica_that_takes_its_place(
 
 def test_a_seed_that_hangs_holds_nobody_up(cluster: Cluster) -> None:
     cluster.replica.freeze()
-    queue = Queue(url_of(*(node.port for node in cluster.nodes if not node.lives or node.is_master)))
+    queue = Broker(url_of(*(node.port for node in cluster.nodes if not node.lives or node.is_master)))
     for _ in range(3):
         begun = time.monotonic()
         queue.ping()
@@ -290,7 +290,7 @@ def test_a_seed_that_hangs_holds_nobody_up(cluster: Cluster) -> None:
 def test_a_master_that_becomes_a_replica_is_left_by_those_who_wait_for_messages(
     cluster: Cluster, url: SecretStr, taken: Taken
 ) -> None:
-    queue, before, after = Queue(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    queue, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
     send_in_the_end(queue, before)
     wait_for(lambda: taken.has(before))
     heir = cluster.replica
@@ -302,7 +302,7 @@ def test_a_master_that_becomes_a_replica_is_left_by_those_who_wait_for_messages(
 
 
 def test_a_slot_that_is_moved_to_another_master_is_followed(cluster: Cluster, url: SecretStr, taken: Taken) -> None:
-    queue, before, after = Queue(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    queue, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
     send_in_the_end(queue, before)
     wait_for(lambda: taken.has(before))
     with moved_slot(cluster) as target:
@@ -317,7 +317,7 @@ def test_a_slot_that_is_moved_to_another_master_is_followed(cluster: Cluster, ur
 def test_whoever_is_told_that_the_slot_is_elsewhere_goes_there_the_next_time(
     cluster: Cluster, url: SecretStr, app: Celery
 ) -> None:
-    send_in_the_end(Queue(url), [message()])
+    send_in_the_end(Broker(url), [message()])
     with app.connection_for_read() as connection:
         client = connection.default_channel.client
         assert client.llen("interactive") == 1
@@ -358,12 +358,12 @@ def migrated(source: Node, target: Node) -> list[bytes]:
 
 
 def test_a_cluster_that_serves_nothing_is_left_alone_until_it_serves_again(cluster: Cluster, url: SecretStr) -> None:
-    queue, other = Queue(url), cluster.others[0]
+    queue, other = Broker(url), cluster.others[0]
     send_in_the_end(queue, [message()])
     other.kill()  # without a replica: its slots are served by none, so the cluster serves no slot at all
     wait_for(lambda: not any(node.serves for node in cluster.nodes if node.lives))
     with pytest.raises(Unavailable):
-        Queue(url).ping()
+        Broker(url).ping()
     assert not queue.send([message()])
     other.start()
     send_in_the_end(queue, [message()])
@@ -371,7 +371,7 @@ def test_a_cluster_that_serves_nothing_is_left_alone_until_it_serves_again(clust
 
 
 def test_seeds_that_are_down_are_passed_over(cluster: Cluster) -> None:
-    queue = Queue(url_of(free_port(), free_port(), cluster.others[0].port))
+    queue = Broker(url_of(free_port(), free_port(), cluster.others[0].port))
     queue.ping()
     assert queue.send([message()])
     assert waiting(cluster) == (1, 0)
@@ -379,13 +379,13 @@ def test_seeds_that_are_down_are_passed_over(cluster: Cluster) -> None:
 
 def test_a_cluster_of_which_no_seed_answers_is_a_clear_error() -> None:
     with pytest.raises(Unavailable):
-        Queue(url_of(free_port())).ping()
-    assert not Queue(url_of(free_port())).send([message()])
+        Broker(url_of(free_port())).ping()
+    assert not Broker(url_of(free_port())).send([message()])
 
 
 def test_a_redis_that_is_no_cluster_is_a_clear_error(tcp_valkey_port: int) -> None:
     with pytest.raises(Unavailable) as error:
-        Queue(url_of(tcp_valkey_port)).ping()
+        Broker(url_of(tcp_valkey_port)).ping()
     assert "cluster support disabled" in str(error.value.__cause__)
 
 
@@ -400,10 +400,10 @@ def password(cluster: Cluster) -> Iterator[str]:
 
 
 def test_the_password_in_the_first_part_opens_every_node(cluster: Cluster, password: str) -> None:
-    Queue(url_of(*cluster.ports, password=password)).ping()
+    Broker(url_of(*cluster.ports, password=password)).ping()
     for wrong in ("wrong", ""):
         with pytest.raises(Unavailable):
-            Queue(url_of(*cluster.ports, password=wrong)).ping()
+            Broker(url_of(*cluster.ports, password=wrong)).ping()
 
 
 @pytest.fixture
@@ -427,7 +427,7 @@ class TestAUserOfItsOwn:
 
     def test_can_send_and_take(self, url: SecretStr, taken: Taken) -> None:
         sent = [message(lane) for lane in TURN_LANES]
-        send_in_the_end(Queue(url), sent)
+        send_in_the_end(Broker(url), sent)
         wait_for(lambda: taken.has(sent))
 
 
@@ -444,7 +444,7 @@ def lone_node(tmp_path: Path) -> Iterator[Node]:
 def test_a_node_that_has_no_name_for_itself_goes_by_the_one_in_the_url(lone_node: Node) -> None:
     for kind in ("ip", "hostname", "unknown-endpoint"):
         lone_node.client.config_set("cluster-preferred-endpoint-type", kind)
-        Queue(url_of(lone_node.port)).ping()
+        Broker(url_of(lone_node.port)).ping()
 
 
 @pytest.fixture
@@ -466,7 +466,7 @@ def test_a_cluster_behind_tls_is_trusted_by_its_authority(
     tls_url: str, authority: trustme.CA, lone_node: Node, tmp_path: Path
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    queue = Queue(SecretStr(f"{tls_url}?ssl_ca_certs={tmp_path / 'ca.pem'}"))
+    queue = Broker(SecretStr(f"{tls_url}?ssl_ca_certs={tmp_path / 'ca.pem'}"))
     queue.ping()
     assert queue.send([message()])
     assert lone_node.client.llen(f"{PREFIX}interactive") == 1
@@ -474,5 +474,5 @@ def test_a_cluster_behind_tls_is_trusted_by_its_authority(
 
 def test_a_cluster_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url: str) -> None:
     with pytest.raises(Unavailable):
-        Queue(SecretStr(tls_url)).ping()
-    assert not Queue(SecretStr(tls_url)).send([message()])
+        Broker(SecretStr(tls_url)).ping()
+    assert not Broker(SecretStr(tls_url)).send([message()])

@@ -21,10 +21,10 @@ from services.api.app import create_app
 from services.embedded.servers import free_port
 from shared.domain.access import KeyRole
 from shared.settings import Settings
+from tests.audio_clips import tone, wav
 from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey, serving
 from tests.integration.test_api import problem
-from tests.sounds import tone, wav
 
 NGINX_CONF = Path(__file__).parents[2] / "docker" / "nginx.conf"
 """The example of the documentation."""

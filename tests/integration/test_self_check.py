@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from services.embedded.servers import free_port
-from shared.audio import decode
-from shared.audio_sandbox import AudioSandbox, Limits
+from shared.audio.decoder import decode
+from shared.audio.sandbox import AudioSandbox, Limits
 from shared.errors import SetupError, Unavailable, WeightsMissing
 from shared.self_check import CLIP, checking, decode_clip, decode_clip_in_child
 from shared.self_check_clip import make_clip

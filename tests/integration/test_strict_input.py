@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.audio_clips import wav
 from tests.integration.test_api import problem
-from tests.sounds import wav
 
 TURNS, RECORDINGS = "/v1/sessions/{session_id}/turns", "/v1/sessions/{session_id}/recordings"
 SOUND = {"audio": ("a.wav", wav(), "audio/wav")}

@@ -27,7 +27,7 @@ from shared.domain.access import KeyRole
 from shared.domain.job import OPEN, TURN_LANES, Job, JobStatus, Lane, ListedJob, Message
 from shared.domain.webhook import Delivery
 from shared.errors import AudioUndecodable, TenorError, WebhookForbidden
-from shared.queue import Queue
+from shared.messaging.broker import Broker
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from shared.store.webhooks import MOST
@@ -35,7 +35,7 @@ from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey
 from tests.receiver import Receiver
 from workers.deliveries import DeliveryLane
-from workers.engine import Engine, Enter, Write
+from workers.job_runner import Enter, JobRunner, Write
 from workers.sweeper import Sweeper
 from workers.webhook_client import PublicNetwork
 
@@ -91,18 +91,18 @@ def analysis() -> Analysis:
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, analysis: Analysis) -> Engine:
-    return Engine(settings, database, Queue(settings.broker_url), dict.fromkeys(TURN_LANES, analysis))
+def engine(settings: Settings, database: Database, analysis: Analysis) -> JobRunner:
+    return JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, analysis))
 
 
 @pytest.fixture
-def make_lane(settings: Settings, database: Database, engine: Engine) -> Iterator[MakeLane]:
+def make_lane(settings: Settings, database: Database, engine: JobRunner) -> Iterator[MakeLane]:
     """A delivery lane, as every worker has one, with settings changed as given."""
     lanes = list[DeliveryLane]()
 
     def make(**changes: Any) -> DeliveryLane:  # noqa: ANN401
         changed = settings.model_copy(update=changes)
-        lanes.append(DeliveryLane(changed, database, Engine(changed, database, Queue(changed.broker_url), {})))
+        lanes.append(DeliveryLane(changed, database, JobRunner(changed, database, Broker(changed.broker_url), {})))
         return lanes[-1]
 
     yield make
@@ -170,7 +170,7 @@ def let_leases_run_out(settings: Settings) -> None:
 
 
 def sweep(settings: Settings, database: Database) -> None:
-    Sweeper(settings, database, Queue(settings.broker_url), "bundle").sweep()
+    Sweeper(settings, database, Broker(settings.broker_url), "bundle").sweep()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def sweep(settings: Settings, database: Database) -> None:
     ],
 )
 def test_whoever_is_to_be_told_is_told_at_once_how_a_turn_ended_and_nothing_that_was_said(
-    engine: Engine,
+    engine: JobRunner,
     analysis: Analysis,
     add_turn: AddTurn,
     deliver: Deliver,
@@ -233,7 +233,7 @@ def test_a_turn_that_an_operator_or_the_sweeper_ends_is_told_too(
 def test_each_webhook_of_the_tenant_is_told_and_no_other(
     api: TestClient,
     make_key: MakeKey,
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -251,7 +251,7 @@ def test_each_webhook_of_the_tenant_is_told_and_no_other(
 
 @pytest.mark.parametrize("answer", [500, 404, 302])
 def test_a_receiver_is_told_again_under_the_same_id_until_it_has_heard(
-    engine: Engine, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any], answer: int
+    engine: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any], answer: int
 ) -> None:
     receiver.answer = answer
     engine.run(add_turn().id)
@@ -266,7 +266,7 @@ def test_a_receiver_is_told_again_under_the_same_id_until_it_has_heard(
 
 
 def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -288,7 +288,7 @@ def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
 
 
 def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_it_is_made_in_time_without_a_message(
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     make_lane: MakeLane,
@@ -317,7 +317,7 @@ def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_it_is_ma
 
 def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again(
     api: TestClient,
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -345,7 +345,7 @@ def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again
 
 
 def test_a_receiver_that_is_gone_is_told_nothing_any_more(
-    api: TestClient, engine: Engine, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
+    api: TestClient, engine: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
 ) -> None:
     receiver.answer = 410
     first, second, third = add_turn(), add_turn(), add_turn()
@@ -366,7 +366,7 @@ def test_a_receiver_that_is_gone_is_told_nothing_any_more(
 @pytest.mark.parametrize("what", ["session", "webhook"])
 def test_with_a_session_or_a_webhook_goes_all_that_has_still_to_be_told(
     api: TestClient,
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     webhook: dict[str, Any],
@@ -395,7 +395,7 @@ def test_whoever_ends_a_turn_does_not_wait_for_those_who_delete_a_webhook(
 
 def test_a_webhook_may_be_deleted_while_it_is_told(
     api: TestClient,
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     webhook: dict[str, Any],
     database: Database,
@@ -501,7 +501,7 @@ def test_leases_of_events_under_way_are_renewed(
     add_events(webhook, 3)
     lane, other = make_lane(lease_s=1), make_lane(lease_s=1)
     renewing = settings.model_copy(update={"lease_s": 1})
-    sweeper = Sweeper(renewing, database, Queue(settings.broker_url), "bundle", held=lambda: lane.held + other.held)
+    sweeper = Sweeper(renewing, database, Broker(settings.broker_url), "bundle", held=lambda: lane.held + other.held)
     for each in (lane, other, sweeper):
         each.start()
     wait_for(lambda: len(receiver.heard) == 3)
@@ -535,7 +535,7 @@ def test_a_lane_that_stops_ends_what_is_under_way_and_takes_nothing_more_up(
 
 def test_what_a_lane_gives_back_is_due_at_once_and_has_used_no_attempt(
     make_lane: MakeLane,
-    engine: Engine,
+    engine: JobRunner,
     add_events: AddEvents,
     receiver: Receiver,
     webhook: dict[str, Any],
@@ -721,7 +721,7 @@ def test_a_turn_that_ends_while_the_state_of_a_webhook_changes_is_told(
 
 
 def test_a_connection_is_used_again_and_by_no_other_name(
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     make_lane: MakeLane,
     receiver: Receiver,
@@ -755,7 +755,7 @@ def test_a_connection_is_used_again_and_by_no_other_name(
 
 
 def test_of_an_answer_neither_endless_headers_nor_a_long_body_are_read(
-    engine: Engine, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
+    engine: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
 ) -> None:
     receiver.headers = b"X-Header: " + b"a" * 1000 + b"\r\n"
     engine.run(add_turn().id)
@@ -827,7 +827,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 @pytest.fixture
-def tell(engine: Engine, add_turn: AddTurn, deliver: Deliver, database: Database) -> Tell:
+def tell(engine: JobRunner, add_turn: AddTurn, deliver: Deliver, database: Database) -> Tell:
     """Tell a URL of a turn, whether or not the API would take it."""
 
     def tell(url: str, *, private: bool = True) -> ListedJob | None:
@@ -934,7 +934,7 @@ def test_a_user_and_a_password_in_the_url_are_sent_as_http_has_it(tell: Tell, re
 
 
 def test_a_receiver_that_fails_is_logged_in_one_line_without_a_traceback(
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -954,7 +954,7 @@ def test_a_receiver_that_fails_is_logged_in_one_line_without_a_traceback(
 
 @pytest.mark.parametrize("answer", [200, 500, 410])
 def test_neither_secrets_nor_a_urls_query_are_logged(
-    engine: Engine,
+    engine: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,

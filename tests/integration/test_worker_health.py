@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from services.embedded.servers import free_port
 from shared.domain.job import Lane
-from shared.queue import celery_app
+from shared.messaging.broker import celery_app
 from shared.settings import Settings
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.conftest import broker_answers

@@ -11,7 +11,8 @@ from tokenizers.models import Unigram
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from shared.modeling.encoders import SpeechEncoder, TextEncoder
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.text_encoders import TextEncoder
 from tests.training.corpora import write_data
 from tests.unit.tiny import SPEECH, TEXT, tokenizer
 from training.data.load import CORPORA

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from shared.domain.emotion import EKMAN7
-from tests.sounds import tone, wav
+from tests.audio_clips import tone, wav
 
 RAVDESS_ACTORS = (1, 2, 19, 21)
 """Two that train, one that validates, one that tests."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 from sklearn.preprocessing import StandardScaler
 
-from tests.sounds import tone, wav
+from tests.audio_clips import tone, wav
 from tests.training.test_recipes import recipe
 from training.data import urdu_sindhi
 from training.data.acoustics import extract

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from shared.domain.job import Lane
 from shared.settings import Batches, BatchLimits
 from tests import checkpoints
-from tests.sounds import tone, wav
+from tests.audio_clips import tone, wav
 from tests.training.corpora import FEELINGS
 from tests.training.test_recipes import recipe
 from tests.unit.tiny import Heard, pipeline

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.audio import decode
+from shared.audio.decoder import decode
 from shared.domain.emotion import EKMAN7
-from tests.sounds import encoded, tone, wav
+from tests.audio_clips import encoded, tone, wav
 from tests.training.corpora import FEELINGS, IEMOCAP_LABELS, RAVDESS_ACTORS
 from training.data import iemocap, meld, ravdess, urdu_latif, xed
 from training.data.corpus import (

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
-from shared.modeling.encoders import TextEncoderConfig
 from shared.modeling.loading import load_encoders
 from shared.modeling.quantization import dequantized
-from tests.sounds import tone
+from shared.modeling.text_encoders import TextEncoderConfig
+from tests.audio_clips import tone
 from tests.training.conftest import xlmr_tokenizer
 from tests.unit.tiny import SPEECH, TEXT
 from training.recipes.build_encoders import build_encoders, prune_text_encoder

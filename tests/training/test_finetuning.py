@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.audio import Samples
-from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
-from shared.modeling.pretrained import (
+from shared.audio.decoder import Samples
+from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
     PretrainedTextConfig,
     PretrainedTextEncoder,
 )
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.text_encoders import TextEncoder
+from shared.modeling.tokens import Tokens
 from tests import checkpoints
-from tests.sounds import tone
+from tests.audio_clips import tone
 from tests.unit import tiny
 from training.finetuning import Lora, add_lora, checkpoint_gradients, freeze, merge_lora
 

@@ -30,9 +30,9 @@ from transformers import (
 
 from shared.domain.emotion import EKMAN7, Modality
 from shared.errors import BundleError, WeightsMissing
-from shared.modeling.classifiers import AudioClassifier
+from shared.modeling.audio_classifiers import AudioClassifier
 from shared.modeling.loading import load_classifier, read_manifest, verify_files
-from tests.sounds import tone
+from tests.audio_clips import tone
 from tests.unit.tiny import Heard, pipeline
 from training import checkpoints
 from training.__main__ import RECIPES

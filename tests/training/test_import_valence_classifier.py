@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, Wav2Vec2Config, Wav2Vec2FeatureExtract
 
 from shared.domain.emotion import Modality
 from shared.errors import BundleError
-from shared.modeling.classifiers import PatchTransformer, PatchTransformerConfig
+from shared.modeling.audio_classifiers import PatchTransformer, PatchTransformerConfig
 from shared.modeling.loading import load_classifier, read_manifest
-from tests.sounds import tone
+from tests.audio_clips import tone
 from tests.training.test_import_checkpoint import CONVOLUTIONS, change_weights
 from tests.unit.tiny import Heard, pipeline
 from training.__main__ import RECIPES

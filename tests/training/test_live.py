@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from shared.modeling.loading import ENCODERS, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
-from shared.modeling.pretrained import PretrainedSpeechConfig, PretrainedTextConfig
+from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from tests import checkpoints
 from tests.unit.tiny import FUSION
 from training.branches import Branches, TextBranch, VoiceBranch

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from shared.domain.emotion import EKMAN7, Modality
 from shared.modeling.loading import MANIFEST, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
-from shared.modeling.pretrained import PretrainedSpeechConfig
+from shared.modeling.pretrained_encoders import PretrainedSpeechConfig
 from shared.modeling.transcriber import Transcriber
 from tests.unit.tiny import FUSION
 from training.branches import VoiceBranch

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.audio import SAMPLE_RATE
-from tests.sounds import tone
+from shared.audio.decoder import SAMPLE_RATE
+from tests.audio_clips import tone
 from tests.training.test_recipes import recipe
 from training.data.load import CORPORA
 from training.data.spectrogram import picture

@@ -17,7 +17,9 @@ def test_the_import_contracts_hold() -> None:
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("module", ["services.api.app", "services.cli", "shared.queue", "shared.store.database"])
+@pytest.mark.parametrize(
+    "module", ["services.api.app", "services.cli", "shared.messaging.broker", "shared.store.database"]
+)
 def test_the_contract_never_loads_the_models_libraries(module: str) -> None:
     heavy = "{'torch', 'transformers', 'faster_whisper', 'ctranslate2', 'onnxruntime'}"
     program = f"import sys, {module}; print(sorted({heavy} & sys.modules.keys()))"

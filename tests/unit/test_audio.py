@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.audio import SAMPLE_RATE, decode, decode_parts, encode, probe
+from shared.audio.decoder import SAMPLE_RATE, decode, decode_parts, encode, probe
 from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable
-from tests.sounds import FORMATS, encoded, riff, write
+from tests.audio_clips import FORMATS, encoded, riff, write
 
 LOSSLESS = ("wav", "float wav", "flac")
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)

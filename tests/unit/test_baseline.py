@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.modeling.baseline import SpeakerBaseline, SpeakerPrior, Summary, summaries
-from shared.modeling.encoders import Tokens
+from shared.modeling.tokens import Tokens
 
 SHAPE = (2, 1, 3)
 

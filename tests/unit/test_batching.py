@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.dispatch import BULK_TURN, LIKE_LENGTH
 from shared.domain.job import TURN_LANES, Lane
 from shared.errors import Unavailable
 from shared.settings import Batches, BatchLimits, Settings
+from workers.batch_scheduler import BULK_TURN, LIKE_LENGTH
 from workers.batching import MicroBatcher
-from workers.stages import Courtesy
+from workers.stages import BulkThrottle
 
 LIMITS = BatchLimits(items=4, budget=100, wait_s=0, waiting=1000, bulk_s=1000)
 
@@ -266,14 +266,14 @@ def test_a_stage_that_gives_too_few_results_fails_its_items_and_lives_on() -> No
     batcher.close()
 
 
-def stood_back(courtesy: Courtesy) -> float:
+def stood_back(courtesy: BulkThrottle) -> float:
     started = time.monotonic()
     courtesy.stand_back()
     return time.monotonic() - started
 
 
 def test_bulk_stands_back_until_the_last_interactive_turn_is_through() -> None:
-    courtesy = Courtesy(longest_s=30)
+    courtesy = BulkThrottle(longest_s=30)
     with ThreadPoolExecutor(1) as pool:
         with courtesy.expected():
             with courtesy.expected():
@@ -286,14 +286,14 @@ def test_bulk_stands_back_until_the_last_interactive_turn_is_through() -> None:
 
 
 def test_bulk_stands_back_for_no_longer_than_it_has_to_where_interactive_turns_never_end() -> None:
-    with (courtesy := Courtesy(longest_s=0.1)).expected():
+    with (courtesy := BulkThrottle(longest_s=0.1)).expected():
         assert 0.05 < stood_back(courtesy) < 5
-    with (courtesy := Courtesy(longest_s=0)).expected():
+    with (courtesy := BulkThrottle(longest_s=0)).expected():
         assert stood_back(courtesy) < 0.05
 
 
 def test_an_interactive_turn_that_fails_keeps_bulk_waiting_no_longer() -> None:
-    courtesy = Courtesy(longest_s=30)
+    courtesy = BulkThrottle(longest_s=30)
     with pytest.raises(ValueError, match="poison"), courtesy.expected():
         raise ValueError("poison")
     assert stood_back(courtesy) < 0.05

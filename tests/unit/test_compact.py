@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.audio import decode
+from shared.audio.decoder import decode
 from shared.domain.emotion import EmotionScores
 from shared.modeling.loading import SHIPPED
 from shared.modeling.pipeline import Pipeline

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.audio import SAMPLE_RATE, Samples
-from shared.modeling.encoders import SpeechEncoder, TextEncoder, TurnTokenizer
+from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.text_encoders import TextEncoder, TurnTokenizer
 from tests.unit import tiny
 
 

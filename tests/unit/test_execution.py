@@ -9,17 +9,18 @@ import torch
 
 from shared.errors import SetupError
 from shared.modeling import execution
-from shared.modeling.encoders import SpeechEncoder, Tokens
 from shared.modeling.execution import Execution
-from shared.modeling.pretrained import (
+from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
     PretrainedTextConfig,
     PretrainedTextEncoder,
 )
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.tokens import Tokens
 from shared.settings import Settings
 from tests import checkpoints
-from tests.sounds import tone
+from tests.audio_clips import tone
 from tests.unit.tiny import SPEECH
 
 Pretrained = PretrainedTextEncoder | PretrainedSpeechEncoder

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.modeling.audio_classifiers import PatchTransformerConfig
 from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
-from shared.modeling.classifiers import PatchTransformerConfig
-from shared.modeling.encoders import Standardization, Tokens
 from shared.modeling.fusion import Fused, Fusion, FusionConfig, FusionEnsemble, VoicePatches, fusion_of
+from shared.modeling.tokens import Standardization, Tokens
 
 CONFIG = FusionConfig(
     text_width=6, voice_width=5, voice_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 
 from shared.domain.bundle import Component
 from shared.errors import BundleError
-from shared.modeling import loading, weights
+from shared.modeling import loading, whisper_weights
 from shared.modeling.loading import MANIFEST, SHIPPED, bundle_folder, read_manifest, verify_files
 from shared.modeling.pipeline import Pipeline, load_pipeline
 from shared.settings import Settings
 from tests import checkpoints
-from tests.sounds import tone
+from tests.audio_clips import tone
 from tests.unit.tiny import write_bundle
 
 LIMIT_BYTES = 120_000_000
@@ -127,7 +127,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(repository)
         return str(model)
 
-    monkeypatch.setattr(weights, "download_model", download)
+    monkeypatch.setattr(whisper_weights, "download_model", download)
     return found
 
 
@@ -136,7 +136,7 @@ def loaded(folder: Path, **settings: object) -> Pipeline:
 
 
 def test_the_bundles_whisper_is_loaded_unless_another_is_named(folder: Path, asked: list[str]) -> None:
-    edit(folder, asr=weights.transcriber("large-v3-turbo").model_dump())
+    edit(folder, asr=whisper_weights.transcriber("large-v3-turbo").model_dump())
     for settings in ({}, {"whisper": "small"}, {"whisper": f"someone/whisper@{'0a' * 20}"}):
         assert loaded(folder, **settings).vad.run([tone(0.05)]) == [[]]
     assert asked == [

@@ -12,10 +12,10 @@ from hypothesis.extra.numpy import arrays
 
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality
 from shared.domain.transcript import Transcript, TranscriptSource
-from shared.modeling import readers
+from shared.modeling import predictor
 from shared.modeling.pipeline import Item, Result, Stage
-from shared.modeling.readers import Encoded, Said, incongruence
-from tests.sounds import tone
+from shared.modeling.predictor import EncodedTurn, TextInput, incongruence
+from tests.audio_clips import tone
 from tests.unit.tiny import FUSION, Heard, pipeline, write_bundle
 
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_text_never_touches_the_speech_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "load_speech_encoder", lambda *_: pytest.fail("the speech encoder was loaded"))
+    monkeypatch.setattr(predictor, "load_speech_encoder", lambda *_: pytest.fail("the speech encoder was loaded"))
     analysis = pipeline(folder).analyze(samples=None, text="I am happy")
     assert analysis.reading.modalities_used == (Modality.text,)
     assert analysis.reading.scores == analysis.reading.text_only
@@ -120,7 +120,11 @@ def test_a_text_that_cannot_be_read_gives_no_emotion(folder: Path) -> None:
     assert reading.abstained
 
 
-SAID = [Said("so what"), Said("I am very happy to see you again", ["it broke", "hello"]), Said("no", ["yes"])]
+SAID = [
+    TextInput("so what"),
+    TextInput("I am very happy to see you again", ["it broke", "hello"]),
+    TextInput("no", ["yes"]),
+]
 VOICES = [tone(seconds=seconds, hertz=hertz) for seconds, hertz in ((1.0, 200), (3.1, 250), (0.4, 300), (1.0, 180))]
 
 
@@ -138,11 +142,11 @@ def test_turns_of_every_kind_are_fused_together_as_one_by_one(tmp_path: Path, re
     words, voices = subject.text.run(SAID), subject.speech.run(VOICES)
     earlier = [np.random.default_rng(seed).normal(size=FUSION.summary_shape).astype(np.float16) for seed in range(3)]
     turns = [
-        Encoded(words[0], voices[0], earlier),
-        Encoded(None, voices[1], earlier[:1]),
-        Encoded(words[1], None),
-        Encoded(words[2], voices[2]),
-        Encoded(None, voices[3]),
+        EncodedTurn(words[0], voices[0], earlier),
+        EncodedTurn(None, voices[1], earlier[:1]),
+        EncodedTurn(words[1], None),
+        EncodedTurn(words[2], voices[2]),
+        EncodedTurn(None, voices[3]),
     ]
     alone = [subject.fuse.run([turn])[0] for turn in turns]
     for (one, summary), (other, its) in zip(subject.fuse.run(turns), alone, strict=True):

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
-from shared.audio import SAMPLE_RATE, Samples
+from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.errors import BundleError, SetupError, WeightsMissing
-from shared.modeling import pretrained
-from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig
-from shared.modeling.pretrained import (
+from shared.modeling import pretrained_encoders
+from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
     PretrainedTextConfig,
     PretrainedTextEncoder,
 )
+from shared.modeling.speech_encoders import SpeechEncoder, SpeechEncoderConfig
 from tests import checkpoints
 
 Load = Callable[..., Path]
@@ -338,7 +338,7 @@ def test_what_cannot_be_had_is_named(source: str, monkeypatch: pytest.MonkeyPatc
         def model_info(self, *_: object, **__: object) -> None:
             raise ConnectionError("no route to the hub")
 
-    monkeypatch.setattr(pretrained, "HfApi", NoHub)
+    monkeypatch.setattr(pretrained_encoders, "HfApi", NoHub)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SetupError, match=source):
         PretrainedTextEncoder.load(PretrainedTextConfig(source=source, revision="0" * 40))

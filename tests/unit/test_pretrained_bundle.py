@@ -17,11 +17,11 @@ from shared.errors import SetupError
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.loading import PRETRAINED, read_manifest, sha256, write_manifest
 from shared.modeling.pipeline import Analysis, Pipeline, Stage
-from shared.modeling.readers import Said
+from shared.modeling.predictor import TextInput
 from shared.modeling.transcriber import Clip, Transcriber
 from shared.settings import Batches, BatchLimits, Settings
 from tests import checkpoints
-from tests.sounds import tone
+from tests.audio_clips import tone
 from tests.unit.tiny import FUSION, Heard, write_bundle
 from workers.stages import Stages
 
@@ -30,11 +30,11 @@ Load = Callable[..., Pipeline]
 SHAPES = {"text_width": checkpoints.WIDTH, "voice_width": checkpoints.WIDTH, "voice_layers": checkpoints.LAYERS + 1}
 FEW, ALL = ("XLM-R", "XLS-R"), [*checkpoints.TEXT, *checkpoints.SPEECH]
 SAID = [
-    Said("so what"),
-    Said("I am so happy that you came to see me today!", ["why did nobody tell me about it", "hello"]),
-    Said("no", ["yes"]),
-    Said("what a long and weary way it was"),
-    Said(""),
+    TextInput("so what"),
+    TextInput("I am so happy that you came to see me today!", ["why did nobody tell me about it", "hello"]),
+    TextInput("no", ["yes"]),
+    TextInput("what a long and weary way it was"),
+    TextInput(""),
 ]
 LENGTHS = (1.0, 3.1, 0.4, 1.0, 2.2, 0.05)
 VOICES = [tone(seconds, 180 + 20 * number) for number, seconds in enumerate(LENGTHS)]

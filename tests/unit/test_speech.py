@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.audio import SAMPLE_RATE, Samples
-from shared.modeling.speech import LONGEST_TURN_S, Cutter, Span, speech, split, utterances
-from tests.sounds import silence, spoken
+from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.modeling.vad import LONGEST_TURN_S, Cutter, Span, speech, split, utterances
+from tests.audio_clips import silence, spoken
 
 
 @pytest.fixture(scope="module")

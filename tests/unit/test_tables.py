@@ -16,7 +16,7 @@ from services.cli import device_table, results_table
 from services.status import Status, Stored, tables
 from services.tables import print_table
 from shared.domain.emotion import Modality
-from shared.domain.job import JobCount, JobStatus, Lane, Waiting, Worker
+from shared.domain.job import JobCount, JobStatus, Lane, QueueDepth, Worker
 
 ID = UUID("0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4")
 REASON = "it was tried 5 times and never finished; the last error was: internal error (ValueError)"
@@ -98,7 +98,7 @@ def status_tables() -> Iterator[Table]:
         migration="0012",
         workers_alive=1,
         workers=[worker],
-        waiting=[Waiting(lane=lane, jobs=1, oldest_s=3) for lane in Lane],
+        waiting=[QueueDepth(lane=lane, jobs=1, oldest_s=3) for lane in Lane],
         jobs=[JobCount(lane=Lane.bulk, status=JobStatus.queued, jobs=1_000_000, last_minute=0, last_hour=0)],
         quarantined=0,
         turns_last_minute=0,

@@ -187,7 +187,7 @@ def test_nothing_that_traces_is_loaded_where_nothing_is_traced() -> None:
     create = "from services.api.app import create_app; from shared.settings import Settings; create_app(Settings())"
     # redis-py loads what it finds of OpenTelemetry's metrics by itself.
     loaded = "[name for name in sys.modules if name.startswith(('opentelemetry.sdk.trace', 'opentelemetry.exporter'))]"
-    result = run(f"import sys, shared.queue; {create}; print({loaded})")
+    result = run(f"import sys, shared.messaging.broker; {create}; print({loaded})")
     assert (result.stdout, result.returncode) == ("[]\n", 0), result.stderr
 
 

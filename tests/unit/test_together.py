@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from services.api.together import MOST, Together
+from services.api.request_batcher import MAX_BATCH, RequestBatcher
 from shared.errors import NotFound, TenorError, Unavailable
 
 
@@ -35,7 +35,7 @@ class Doubles:
 
 def outcomes(doubles: Doubles, numbers: Sequence[int]) -> list[int | BaseException]:
     async def ask() -> list[int | BaseException]:
-        together = Together(doubles)
+        together = RequestBatcher(doubles)
         return await asyncio.gather(*(together.do(number) for number in numbers), return_exceptions=True)
 
     return asyncio.run(ask())
@@ -50,7 +50,7 @@ def test_everyone_gets_their_own_result_or_error() -> None:
 
 def test_who_comes_as_the_last_batch_ends_is_served() -> None:
     async def ask() -> list[int]:
-        together = Together(Doubles())
+        together = RequestBatcher(Doubles())
         return [await together.do(number) for number in range(0, 20, 2)]
 
     assert asyncio.run(asyncio.wait_for(ask(), timeout=10)) == list(range(0, 40, 4))
@@ -59,7 +59,7 @@ def test_who_comes_as_the_last_batch_ends_is_served() -> None:
 def test_what_comes_together_is_done_in_few_batches_one_at_a_time() -> None:
     doubles = Doubles()
     outcomes(doubles, range(200))
-    assert max(map(len, doubles.batches)) <= MOST
+    assert max(map(len, doubles.batches)) <= MAX_BATCH
     assert len(doubles.batches) < 20
     assert doubles.most_at_once == 1
 
@@ -78,7 +78,7 @@ def test_what_ails_the_whole_is_told_to_all_and_not_tried_again() -> None:
 
 def test_who_no_longer_waits_does_not_harm_the_others() -> None:
     async def ask() -> int:
-        together = Together(Doubles())
+        together = RequestBatcher(Doubles())
         gone, waiting = (asyncio.create_task(together.do(number)) for number in (2, 4))
         await asyncio.sleep(0)
         gone.cancel()
@@ -89,7 +89,7 @@ def test_who_no_longer_waits_does_not_harm_the_others() -> None:
 
 def test_it_works_again_after_a_pause() -> None:
     async def ask() -> list[int]:
-        together, found = Together(Doubles()), []
+        together, found = RequestBatcher(Doubles()), []
         for number in (0, 2, 4):
             found.append(await together.do(number))
             await asyncio.sleep(0.01)

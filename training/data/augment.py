@@ -9,7 +9,7 @@ import torch
 from scipy.signal import fftconvolve, resample_poly
 from torch import Tensor
 
-from shared.audio import SAMPLE_RATE, Samples
+from shared.audio.decoder import SAMPLE_RATE, Samples
 from training.data.corpus import Utterance
 
 Augmentation = Callable[[Samples, np.random.Generator], Samples]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from shared.audio import Samples, decode
+from shared.audio.decoder import Samples, decode
 from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
-from shared.modeling.encoders import Tokens
 from shared.modeling.fusion import FusionConfig
+from shared.modeling.tokens import Tokens
 from training.data.augment import AUGMENTATIONS, OTHER_VOICES, draws, with_bands_masked
 from training.data.corpus import Utterance
 from training.data.features import FeatureFile

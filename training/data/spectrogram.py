@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.audio_utils import mel_filter_bank
 
-from shared.audio import SAMPLE_RATE, Samples
+from shared.audio.decoder import SAMPLE_RATE, Samples
 
 WINDOW = 1024
 """Samples of a frame, 64 ms."""

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shared.modeling.encoders import SpeechEncoderConfig, TextEncoderConfig
 from shared.modeling.quantization import Bits, quantized
+from shared.modeling.speech_encoders import SpeechEncoderConfig
+from shared.modeling.text_encoders import TextEncoderConfig
 
 SCRIPTS = {
     "LATIN",

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from shared.audio import decode
-from shared.modeling.encoders import SpeechEncoder, TextEncoder
+from shared.audio.decoder import decode
 from shared.modeling.loading import load_encoders
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.text_encoders import TextEncoder
 from training.data.augment import AUGMENTATIONS, draws
 from training.data.corpus import Utterance
 from training.data.dataset import turns_before

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.modeling.loading import ENCODERS, PRETRAINED, sha256, write_manifest
-from shared.modeling.weights import transcriber
+from shared.modeling.whisper_weights import transcriber
 from training.branches import TextBranch, VoiceBranch
 from training.calibration import ACCEPTED_RISK, calibrate
 from training.data.corpus import Split, Utterance, views

@@ -17,13 +17,13 @@ from transformers import (
 )
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from shared.audio import SAMPLE_RATE
+from shared.audio.decoder import SAMPLE_RATE
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.domain.emotion import EKMAN7, LabelSpace
 from shared.errors import BundleError
-from shared.modeling.classifiers import ClassifierConfig, SequenceClassifier
+from shared.modeling.audio_classifiers import ClassifierConfig, SequenceClassifier
 from shared.modeling.loading import CLASSIFIER_FILES, sha256, write_manifest
-from shared.modeling.weights import transcriber
+from shared.modeling.whisper_weights import transcriber
 from training.checkpoints import checkpoint_folder, read_weights, with_weights
 
 WEIGHTS = "classifier.safetensors"

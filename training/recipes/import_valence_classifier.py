@@ -11,7 +11,7 @@ from transformers import MODEL_MAPPING
 
 from shared.domain.bundle import Component
 from shared.errors import BundleError
-from shared.modeling.classifiers import (
+from shared.modeling.audio_classifiers import (
     PatchClassifierConfig,
     PatchTransformer,
     PatchTransformerConfig,

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from shared.audio import probe
+from shared.audio.decoder import probe
 from shared.modeling.baseline import Summary, summaries
 from shared.modeling.fusion import Fusion, FusionConfig
 from training.branches import Branches, TextBranch, VoiceBranch

@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from shared.audio import Samples
-from shared.audio_sandbox import AudioSandbox
-from shared.blobs import Blobs
-from shared.domain.history import Work
+from shared.audio.decoder import Samples
+from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import Job, Message
+from shared.domain.turn import TurnWork
 from shared.errors import RecordingGone
 from shared.modeling.pipeline import Item, Pipeline, Result, Stage, Submit
 from shared.settings import Settings
+from shared.storage.blobs import Blobs
 from shared.store.database import Transaction
 from shared.telemetry import STAGE_SECONDS
 from shared.tracing import span
-from workers.engine import Enter, Write
+from workers.job_runner import Enter, Write
 from workers.stages import Stages
 
 _STORED = np.dtype("<f2")
@@ -42,11 +42,11 @@ class AnalyzeTurn:
         self._stages = stages
         self._audio = audio or AudioSandbox()
 
-    def read(self, transaction: Transaction, job: Job) -> Work:
+    def read(self, transaction: Transaction, job: Job) -> TurnWork:
         """What the turn is, and what came before it."""
         return transaction.analyses.work(job, self._pipeline.bundle.id)
 
-    def do(self, job: Job, work: Work, enter: Enter) -> Write:
+    def do(self, job: Job, work: TurnWork, enter: Enter) -> Write:
         """Put the turn through the models."""
         with self._stages.turn(job.lane) as submit:
             analysis = self._pipeline.analyze(
@@ -66,7 +66,7 @@ class AnalyzeTurn:
 
         return write
 
-    def _samples(self, work: Work, enter: Enter) -> Samples | None:
+    def _samples(self, work: TurnWork, enter: Enter) -> Samples | None:
         if work.recording is None:
             return None
         enter("decode")

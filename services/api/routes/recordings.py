@@ -8,18 +8,18 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from services.api.body import with_sound
-from services.api.dependencies import Reader, Res, Resources, Writer
+from services.api.body import parse_audio_form
+from services.api.dependencies import ReadKey, Res, Resources, WriteKey
 from services.api.idempotency import identify, read_key, respond
 from services.api.routing import ApiRoute
 from services.api.schemas import RecordingIn, RecordingOut
 from services.api.uploads import SOUND_FORMATS, find_session, probe_upload, store_upload
-from shared.audio import AudioInfo
+from shared.audio.decoder import AudioInfo
 from shared.domain.access import ApiKey
-from shared.domain.conversation import Recording, Session
-from shared.domain.history import RecordingProgress
 from shared.domain.idempotency import Answer
 from shared.domain.job import JobStatus, Lane, Message, NewJob
+from shared.domain.recording import Recording, RecordingProgress
+from shared.domain.session import Session
 from shared.errors import InvalidRequest, SessionClosed
 from shared.store.database import Transaction
 from shared.telemetry import ids
@@ -42,10 +42,10 @@ _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"multipar
     summary="Add a long recording, to be cut into turns",
     openapi_extra=_BODY,
 )
-async def add_recording(session_id: UUID, request: Request, res: Res, key: Writer) -> Response:
+async def add_recording(session_id: UUID, request: Request, res: Res, key: WriteKey) -> Response:
     read_key(request)  # a malformed one is refused before its recording is read
     session = await run_in_threadpool(find_session, res, key, session_id)
-    async with with_sound(request, RecordingIn) as (body, upload):
+    async with parse_audio_form(request, RecordingIn) as (body, upload):
         if session.closed_at is not None:
             raise SessionClosed(f"session {session.id} was closed at {session.closed_at.isoformat()}")
         info = await probe_upload(res, upload, res.settings.max_recording_s)
@@ -54,7 +54,7 @@ async def add_recording(session_id: UUID, request: Request, res: Res, key: Write
 
 
 @router.get("/recordings/{recording_id}", summary="Read how far a long recording is")
-def read_recording(recording_id: UUID, res: Res, key: Reader) -> RecordingOut:
+def read_recording(recording_id: UUID, res: Res, key: ReadKey) -> RecordingOut:
     with res.database.transaction() as transaction:
         return RecordingOut.of(transaction.calls.progress(key.tenant_id, recording_id))
 

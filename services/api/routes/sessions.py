@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
-from services.api.dependencies import Deleter, Reader, Res, Writer
+from services.api.dependencies import DeleteKey, ReadKey, Res, WriteKey
 from services.api.idempotency import identify, respond
 from services.api.routing import ApiRoute
 from services.api.schemas import HistoryOut, SessionIn, SessionOut, TurnOut
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=ApiRout
 
 
 @router.post("", status_code=201, response_model=SessionOut, summary="Open a session")
-def create_session(body: SessionIn, request: Request, res: Res, key: Writer) -> Response:
+def create_session(body: SessionIn, request: Request, res: Res, key: WriteKey) -> Response:
     idempotent = identify(request, key, body)
     with res.database.transaction() as transaction:
         answer = transaction.idempotency.find(idempotent)
@@ -35,13 +35,13 @@ def create_session(body: SessionIn, request: Request, res: Res, key: Writer) -> 
 
 
 @router.get("/{session_id}", summary="Read a session")
-def read_session(session_id: UUID, res: Res, key: Reader) -> SessionOut:
+def read_session(session_id: UUID, res: Res, key: ReadKey) -> SessionOut:
     with res.database.transaction() as transaction:
         return SessionOut.of(transaction.conversations.session(key.tenant_id, session_id))
 
 
 @router.delete("/{session_id}", status_code=204, summary="Delete a session: its rows and its recordings")
-def delete_session(session_id: UUID, res: Res, key: Deleter) -> None:
+def delete_session(session_id: UUID, res: Res, key: DeleteKey) -> None:
     with res.database.transaction() as transaction:
         uris = transaction.conversations.delete_session(key.tenant_id, session_id)
         transaction.accounts.audit("session.delete", (key, session_id))
@@ -52,7 +52,7 @@ def delete_session(session_id: UUID, res: Res, key: Deleter) -> None:
 def read_history(
     session_id: UUID,
     res: Res,
-    key: Reader,
+    key: ReadKey,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> HistoryOut:

@@ -10,18 +10,20 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from services.api.accepting import Arrival
-from services.api.body import with_sound, written_turn
-from services.api.dependencies import Reader, Res, Resources, Writer
+from services.api.body import parse_audio_form, parse_json_turn
+from services.api.dependencies import ReadKey, Res, Resources, WriteKey
 from services.api.idempotency import identify, read_key, respond
+from services.api.ingest import TurnRequest
 from services.api.routing import ApiRoute
 from services.api.schemas import TurnIn, TurnOut
 from services.api.uploads import SOUND_FORMATS, find_session, probe_upload, store_upload
-from shared.audio import AudioInfo
+from shared.audio.decoder import AudioInfo
 from shared.domain.access import ApiKey
-from shared.domain.conversation import NewTurn, Recording, Session
 from shared.domain.idempotency import Answer
 from shared.domain.job import Message
+from shared.domain.recording import Recording
+from shared.domain.session import Session
+from shared.domain.turn import NewTurn
 from shared.errors import InvalidRequest, TenorError, TextTooLong
 from shared.store.database import Transaction
 from shared.telemetry import ids
@@ -64,14 +66,14 @@ _BODY: dict[str, Any] = {
     summary="Add a turn: a text, a recording, or both",
     openapi_extra=_BODY,
 )
-async def add_turn(session_id: UUID, request: Request, res: Res, key: Writer) -> Response:
-    body = await written_turn(request)
+async def add_turn(session_id: UUID, request: Request, res: Res, key: WriteKey) -> Response:
+    body = await parse_json_turn(request)
     if body is not None:
         answer = await res.written.do(_written(request, res, key, session_id, body))
     else:
         read_key(request)  # a malformed one is refused before its recording is read
         session = await run_in_threadpool(find_session, res, key, session_id)
-        async with with_sound(request, TurnIn) as (body, upload):
+        async with parse_audio_form(request, TurnIn) as (body, upload):
             arrival = _arrival(res, session.tenant_id, session.id, body)
             info = await probe_upload(res, upload, res.settings.max_turn_s)
             answer = await run_in_threadpool(_accept_sound, request, res, key, session, arrival, body, upload, info)
@@ -83,7 +85,7 @@ async def read_turn(
     turn_id: UUID,
     request: Request,
     res: Res,
-    key: Reader,
+    key: ReadKey,
     wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for the turn to be done")] = 0,
 ) -> TurnOut:
     deadline = time.monotonic() + wait
@@ -94,17 +96,17 @@ async def read_turn(
     return TurnOut.of(found)
 
 
-def _written(request: Request, res: Resources, key: ApiKey, session_id: UUID, body: TurnIn) -> Arrival:
+def _written(request: Request, res: Resources, key: ApiKey, session_id: UUID, body: TurnIn) -> TurnRequest:
     if body.text is None or not body.text.strip():
         raise InvalidRequest("text: a turn without a recording needs a text")
     return replace(_arrival(res, key.tenant_id, session_id, body), idempotent=identify(request, key, body))
 
 
-def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) -> Arrival:
+def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) -> TurnRequest:
     if body.text is not None and len(body.text) > res.settings.max_text_chars:
         raise TextTooLong(f"the text has {len(body.text)} characters; {res.settings.max_text_chars} are allowed")
     new = NewTurn(tenant_id, session_id, body.speaker, body.role, body.text, occurred_at=body.occurred_at)
-    return Arrival(new, body.lane, correlation_id=ids().get("correlation_id"), traceparent=traceparent())
+    return TurnRequest(new, body.lane, correlation_id=ids().get("correlation_id"), traceparent=traceparent())
 
 
 def _accept_sound(
@@ -112,7 +114,7 @@ def _accept_sound(
     res: Resources,
     key: ApiKey,
     session: Session,
-    arrival: Arrival,
+    arrival: TurnRequest,
     body: TurnIn,
     upload: UploadFile,
     info: AudioInfo,

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 
-from services.api.dependencies import Manager, Res
+from services.api.dependencies import ManageKey, Res
 from services.api.idempotency import identify, respond
 from services.api.routing import ApiRoute
 from services.api.schemas import WebhookIn, WebhooksOut
@@ -17,7 +17,7 @@ events = APIRouter()
 
 
 @router.post("", status_code=201, response_model=NewWebhook, summary="Have a URL told of every turn that ends")
-def create_webhook(body: WebhookIn, request: Request, res: Res, key: Manager) -> Response:
+def create_webhook(body: WebhookIn, request: Request, res: Res, key: ManageKey) -> Response:
     if body.url.scheme != "https" and not res.settings.webhook_private:
         raise InvalidRequest("url: should begin with https://")
     idempotent = identify(request, key, body)
@@ -31,13 +31,13 @@ def create_webhook(body: WebhookIn, request: Request, res: Res, key: Manager) ->
 
 
 @router.get("", summary="Read which URLs are told, and what they could not be told")
-def read_webhooks(res: Res, key: Manager) -> WebhooksOut:
+def read_webhooks(res: Res, key: ManageKey) -> WebhooksOut:
     with res.database.transaction() as transaction:
         return WebhooksOut(webhooks=transaction.webhooks.all(key.tenant_id))
 
 
 @router.delete("/{webhook_id}", status_code=204, summary="Tell a URL nothing any more")
-def delete_webhook(webhook_id: UUID, res: Res, key: Manager) -> None:
+def delete_webhook(webhook_id: UUID, res: Res, key: ManageKey) -> None:
     with res.database.transaction() as transaction:
         transaction.webhooks.delete(key.tenant_id, webhook_id)
 

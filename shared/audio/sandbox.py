@@ -1,0 +1,355 @@
+"""Probing and decoding of recordings that somebody sent, in child processes with limits.
+
+FFmpeg is a million lines of C that read what strangers send. A file that crashes it, fills the memory or never ends
+costs one child process. The child inherits neither Tenor's settings nor its connections. It runs as the same user: code
+that takes it over can still read this user's files.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+
+import numpy as np
+
+from shared.audio import sandbox_process
+from shared.audio.decoder import SAMPLE_RATE, AudioInfo, Samples, Source, open_source
+from shared.audio.sandbox_process import HEADER, JSON, LENGTH, PART
+from shared.errors import AudioDecoderFailed, AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable, Unavailable
+
+_log = logging.getLogger(__name__)
+
+_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""What a child gets of this process's environment. Settings, which hold passwords, are not among them."""
+_ERRORS = {error.code: error for error in (AudioEmpty, AudioUndecodable, AudioNotFinite, AudioTooLong)}
+_MAX_JSON_BYTES = 2**16
+_INVALID_ANSWER = "it sent an invalid answer"
+_REMEDY = "convert it, for example to FLAC, and send it again"
+_START_S = 60
+_ATTEMPTS = 2
+"""A child's first death may be another's fault, as where the machine runs out of memory."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child process may use.
+
+    Attributes:
+        memory_bytes: of data at once.
+        cpu_s: seconds of CPU time for 10 s of sound, or for a probe.
+        timeout_s: seconds until 10 s of sound, or a probe's answer, come.
+        requests: how many it serves before another takes its place.
+    """
+
+    memory_bytes: int = 512 * 2**20
+    cpu_s: int = 30
+    timeout_s: float = 120
+    requests: int = 1000
+
+
+_LIMITS = Limits()
+
+
+class AudioSandbox:
+    """A pool of child processes that probe and decode. Threads may share it.
+
+    A child is started when it is first needed. All end when this process does, in whatever way.
+
+    Args:
+        children: the most that are at work at once; further calls wait. By default, as many as there are cores.
+        limits: of each child.
+
+    Attributes:
+        children: the most that are at work at once.
+    """
+
+    def __init__(self, children: int | None = None, limits: Limits = _LIMITS) -> None:
+        self.children = children or os.cpu_count() or 1
+        self._limits = limits
+        self._free = threading.BoundedSemaphore(self.children)
+        self._idle: list[_Child] = []
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def probe(self, source: Source, max_duration_s: float | None = None) -> AudioInfo:
+        """Read a recording's header, as `shared.audio.probe` does.
+
+        Raises:
+            AudioEmpty, AudioUndecodable, AudioTooLong: as `shared.audio.probe` does.
+            AudioDecoderFailed: two children died of it, or it took too much CPU time.
+            Unavailable: no child can be started.
+        """
+        with open_source(source) as file:
+            for _ in range(_ATTEMPTS):
+                with self._child() as child:
+                    return child.probe(file, max_duration_s)
+        raise _failed()
+
+    def decode(self, source: Source, max_duration_s: float | None = None) -> Samples:
+        """Decode a whole recording to 16 kHz mono float32, as `shared.audio.decode` does.
+
+        Raises:
+            AudioEmpty, AudioUndecodable, AudioNotFinite, AudioTooLong: as `shared.audio.decode` does.
+            AudioDecoderFailed: two children died of it, or it took too much CPU time.
+            Unavailable: no child can be started.
+        """
+        return np.concatenate([part[0] for part in self._parts(source, 1, max_duration_s)])
+
+    def decode_parts(
+        self, source: Source, channels: int, part_s: float, max_duration_s: float | None = None
+    ) -> Iterator[list[Samples]]:
+        """Decode a long recording part by part, each channel by itself, as `shared.audio.decode_parts` does.
+
+        The child goes on only as far as the parts are taken.
+
+        Raises:
+            As `decode` does, though perhaps after some parts.
+        """
+        waiting: list[Samples] = []
+        for part in self._parts(source, channels, max_duration_s):
+            waiting.append(part)
+            if sum(waited.shape[1] for waited in waiting) >= part_s * SAMPLE_RATE:
+                yield list(np.concatenate(waiting, axis=1))
+                waiting = []
+        if waiting:
+            yield list(np.concatenate(waiting, axis=1))
+
+    def close(self) -> None:
+        """End the children: those at work as soon as they have done what they do."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.end()
+
+    def _parts(self, source: Source, channels: int, max_duration_s: float | None) -> Iterator[Samples]:
+        """Decode in parts of shape [channels, samples]. A second child begins anew; what the first sent is skipped."""
+        yielded = 0
+        with open_source(source) as file:
+            for _ in range(_ATTEMPTS):
+                with self._child() as child:
+                    for number, part in enumerate(child.decode(file, channels, max_duration_s)):
+                        if number >= yielded:
+                            yielded += 1
+                            yield part
+                    return
+        raise _failed()
+
+    @contextmanager
+    def _child(self) -> Generator["_Child"]:
+        """A child for one request. Its death is logged, and leaves the block as if it had come to its end.
+
+        Raises:
+            AudioDecoderFailed: the request took too much CPU time, and would take it again.
+        """
+        with self._free:
+            child = self._take()
+            try:
+                yield child
+            except _ChildDied as death:
+                _log.warning("a process that decodes recordings died: %s", death)
+                if death.took_too_much_cpu_time:
+                    raise AudioDecoderFailed(f"the recording took the decoder too much CPU time: {_REMEDY}") from None
+            finally:
+                self._give_back(child)
+
+    def _take(self) -> "_Child":
+        with self._lock:
+            while self._idle:
+                child = self._idle.pop()
+                if child.alive:
+                    return child
+                child.end()
+        return _Child(self._limits)
+
+    def _give_back(self, child: "_Child") -> None:
+        with self._lock:
+            if child.reusable and not self._closed:
+                self._idle.append(child)
+                return
+        child.end()
+
+
+class _ChildDied(Exception):
+    """The child process died, hangs, or sent an invalid answer. The message tells which."""
+
+    took_too_much_cpu_time = False
+
+
+class _Child:
+    """A process that runs `shared.audio.sandbox_process`, and the socket to it. One thread at a time may use it.
+
+    Nothing that it sends is trusted: it may have been taken over.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._served = 0
+        self._busy = True
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = _start(theirs, limits, self._socket)
+        self._socket.settimeout(_START_S)
+        try:
+            self._receive_json()
+        except _ChildDied as death:
+            self.end()
+            raise Unavailable(f"the process that decodes recordings does not start: {death}") from None
+        self._socket.settimeout(limits.timeout_s)
+        self._busy = False
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def reusable(self) -> bool:
+        return not self._busy and self._served < self._limits.requests
+
+    def probe(self, file: IO[bytes], max_duration_s: float | None) -> AudioInfo:
+        """Raises _ChildDied."""
+        self._send({"operation": "probe", "max_duration_s": max_duration_s}, file)
+        match self._result(self._receive_json()):
+            case {"duration_s": None, "channels": int(channels)}:
+                info = AudioInfo(None, channels)
+            case {"duration_s": float(duration_s), "channels": int(channels)} if math.isfinite(duration_s):
+                info = AudioInfo(duration_s, channels)
+            case _:
+                raise _ChildDied(_INVALID_ANSWER)
+        self._busy = False
+        return info
+
+    def decode(self, file: IO[bytes], channels: int, max_duration_s: float | None) -> Iterator[Samples]:
+        """Raises _ChildDied."""
+        self._send({"operation": "decode", "channels": channels, "max_duration_s": max_duration_s}, file)
+        longest = math.inf if max_duration_s is None else max_duration_s * SAMPLE_RATE
+        count = 0
+        while True:
+            kind, first, second = HEADER.unpack(self._receive(HEADER.size))
+            if kind == JSON and self._result(self._receive_object(first)) == {"samples": count} and count:
+                self._busy = False
+                return
+            count += second
+            if kind != PART or first != channels or first * second * 4 > self._limits.memory_bytes or count > longest:
+                raise _ChildDied(_INVALID_ANSWER)
+            samples = np.empty((first, second), np.float32)
+            self._receive_into(samples.data.cast("B"))
+            yield samples
+
+    def end(self) -> None:
+        """Kill it, whatever it does."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, request: dict[str, Any], file: IO[bytes]) -> None:
+        self._served += 1
+        self._busy = True
+        descriptor = _descriptor(file)
+        file.seek(0)  # a child before may have been sent it
+        recording = file.read() if descriptor is None else b""
+        data = json.dumps(request | {"size": len(recording)}).encode()
+        try:
+            socket.send_fds(self._socket, [LENGTH.pack(len(data))], [] if descriptor is None else [descriptor])
+            self._socket.sendall(data)
+            self._socket.sendall(recording)
+        except OSError:
+            raise self._death() from None
+
+    def _receive_json(self) -> dict[str, Any]:
+        kind, length, _ = HEADER.unpack(self._receive(HEADER.size))
+        if kind != JSON:
+            raise _ChildDied(_INVALID_ANSWER)
+        return self._receive_object(length)
+
+    def _receive_object(self, length: int) -> dict[str, Any]:
+        try:
+            answer = json.loads(self._receive(min(length, _MAX_JSON_BYTES)))
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise _ChildDied(_INVALID_ANSWER)
+        if "died" in answer:
+            raise _ChildDied(f"{answer['died']!r:.100}")
+        return answer
+
+    def _result(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """An answer that is no error; one that is gets raised."""
+        error = _ERRORS.get(str(answer.get("code")))
+        if error is None:
+            return answer
+        self._busy = False
+        raise error(f"{answer.get('detail')!s:.500}")
+
+    def _receive(self, size: int) -> bytes:
+        data = bytearray(size)
+        self._receive_into(memoryview(data))
+        return bytes(data)
+
+    def _receive_into(self, buffer: memoryview) -> None:
+        try:
+            while buffer:
+                count = self._socket.recv_into(buffer)
+                if not count:
+                    raise self._death()
+                buffer = buffer[count:]
+        except TimeoutError:
+            raise _ChildDied(f"it did not answer for {self._socket.gettimeout():g} s") from None
+        except OSError:
+            raise self._death() from None
+
+    def _death(self) -> _ChildDied:
+        self._process.kill()  # does nothing where it has died by itself
+        status = self._process.wait()
+        death = _ChildDied(f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}")
+        death.took_too_much_cpu_time = status == -signal.SIGXCPU
+        return death
+
+
+def _start(theirs: socket.socket, limits: Limits, ours: socket.socket) -> subprocess.Popen[bytes]:
+    root = str(Path(sandbox_process.__file__).parents[1])
+    environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    environment |= {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)]), "OPENBLAS_NUM_THREADS": "1"}
+    arguments = [theirs.fileno(), limits.memory_bytes, limits.cpu_s]
+    try:
+        return subprocess.Popen(
+            # With all paths given, `site` need not look for them, and the current folder is none of them.
+            [sys.executable, "-S", "-P", "-m", sandbox_process.__name__, *map(str, arguments)],
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError as error:
+        ours.close()
+        raise Unavailable(f"no process that decodes recordings can be started: {error.strerror}") from error
+
+
+def _descriptor(file: IO[bytes]) -> int | None:
+    """The descriptor of a file that is one, with all that was written to it; None where it is in memory."""
+    # Asked for its descriptor, it would move to the disk.
+    if isinstance(file, SpooledTemporaryFile) and file.name is None:
+        return None
+    try:
+        file.flush()
+        return file.fileno()
+    except OSError:
+        return None
+
+
+def _failed() -> AudioDecoderFailed:
+    return AudioDecoderFailed(
+        f"the recording crashed the decoder, or took more than its memory or time, {_ATTEMPTS} times: {_REMEDY}"
+    )

@@ -1,0 +1,176 @@
+"""The child process that decodes audio for `shared.audio.sandbox`.
+
+`python -m shared.audio.sandbox_process FD` starts it; FD is the file descriptor of its socket.
+
+It serves one request after the other, and ends when its parent closes the socket, or dies. It imports numpy and PyAV
+and nothing of Tenor but the decoding itself.
+
+A request is 4 bytes of length, with which the recording's file descriptor comes where there is one, then JSON:
+`{"operation": "probe", "max_duration_s": null, "size": 0}`. With a size, so many bytes of the recording follow instead
+of a descriptor. Answers begin with `HEADER`: a kind and two numbers. `JSON` and its length are followed by an object,
+`PART` and the numbers of channels and of samples by float32 samples, channel after channel. JSON is the last answer to
+a request: a result, a `code` with a `detail`, or what the child `died` of.
+"""
+
+import io
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO, Any, cast
+
+import numpy as np
+
+from shared.audio.decoder import Samples, decode_parts, probe
+from shared.errors import AudioError, AudioTooLong
+
+LENGTH = struct.Struct("!I")
+HEADER = struct.Struct("!cII")
+JSON, PART = b"J", b"P"
+
+PART_S = 10.0
+"""Seconds of sound in a part that is sent, and somewhat more in its last frame."""
+OPEN_FILES = 32
+
+
+class Child:
+    """Serves the requests that come through a socket.
+
+    Args:
+        connection: to the parent.
+        memory_bytes: the most data that this process may hold from now on.
+        cpu_s: the most CPU time it may take for the next part, or for an answer in one piece.
+    """
+
+    def __init__(self, connection: socket.socket, memory_bytes: int, cpu_s: int) -> None:
+        self._connection = connection
+        self._cpu_s = cpu_s
+        for limit, value in (
+            (resource.RLIMIT_CORE, 0),  # it would hold what was said
+            (resource.RLIMIT_FSIZE, 0),
+            (resource.RLIMIT_NOFILE, OPEN_FILES),
+            (resource.RLIMIT_DATA, memory_bytes),  # not RLIMIT_AS, which also counts libraries and what is reserved
+        ):
+            _set_limit(limit, value)
+
+    def serve(self) -> None:
+        """Serve until the parent closes its end."""
+        self._send_json({"ready": True})
+        try:
+            while (request := self._receive()) is not None:
+                self._answer(*request)
+        except ConnectionError:
+            return
+        except Exception as error:
+            self._send_json({"died": type(error).__name__})
+            raise
+
+    def _receive(self) -> tuple[dict[str, Any], IO[bytes]] | None:
+        prefix, descriptors, _, _ = socket.recv_fds(self._connection, LENGTH.size, 1)
+        if not prefix:
+            return None
+        (length,) = LENGTH.unpack(prefix + self._exactly(LENGTH.size - len(prefix)))
+        request = json.loads(self._exactly(length))
+        if descriptors:
+            return request, cast("IO[bytes]", io.BufferedReader(_Descriptor(descriptors[0])))
+        return request, io.BytesIO(self._exactly(request["size"]))
+
+    def _answer(self, request: dict[str, Any], recording: IO[bytes]) -> None:
+        self._renew_cpu_time()
+        with recording:
+            try:
+                if request["operation"] == "probe":
+                    self._send_json(vars(probe(recording, request["max_duration_s"])))
+                    return
+                count = 0
+                for part in decode_parts(recording, request["channels"], PART_S, request["max_duration_s"]):
+                    self._send_part(part)
+                    self._renew_cpu_time()
+                    count += part[0].size
+                self._send_json({"samples": count})
+            except (AudioError, AudioTooLong) as error:
+                if isinstance(error.__cause__, MemoryError):  # it is not the recording that is damaged
+                    raise error.__cause__ from None
+                self._send_json({"code": error.code, "detail": error.detail})
+
+    def _renew_cpu_time(self) -> None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _set_limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime) + self._cpu_s)
+
+    def _send_json(self, answer: dict[str, Any]) -> None:
+        data = json.dumps(answer).encode()
+        self._connection.sendall(HEADER.pack(JSON, len(data), 0) + data)
+
+    def _send_part(self, channels: Sequence[Samples]) -> None:
+        self._connection.sendall(HEADER.pack(PART, len(channels), channels[0].size))
+        for samples in channels:
+            self._connection.sendall(np.ascontiguousarray(samples).data)
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray(size)
+        received = 0
+        while received < size:
+            count = self._connection.recv_into(memoryview(data)[received:])
+            if not count:
+                raise ConnectionError
+            received += count
+        return bytes(data)
+
+
+class _Descriptor(io.RawIOBase):
+    """A file by its descriptor, read without moving the position in it, which the parent shares."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._position = 0
+
+    def readinto(self, buffer: Any, /) -> int:  # noqa: ANN401
+        data = os.pread(self._descriptor, len(buffer), self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: os.fstat(self._descriptor).st_size}
+        self._position = max(0, start[whence] + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+def _set_limit(limit: int, value: int) -> None:
+    """Set a soft limit and, except of CPU time, which is renewed, the hard limit that it cannot be raised above."""
+    _, hard = resource.getrlimit(limit)
+    soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    with suppress(ValueError, OSError):  # macOS does not know them all
+        resource.setrlimit(limit, (soft, hard if limit == resource.RLIMIT_CPU else soft))
+
+
+def main(descriptor: int, memory_bytes: int, cpu_s: int) -> None:
+    """Serve the parent at the other end of a socket. Signals that end the parent leave it time to use this process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=descriptor) as connection:
+        Child(connection, memory_bytes, cpu_s).serve()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
