@@ -30,12 +30,13 @@ from services.tables import print_table
 from shared.domain.access import KeyRole
 from shared.domain.job import JobStatus, ListedJob
 from shared.errors import EX_CONFIG, JobNotFound, SetupError, TenorError, WrongJobStatus
+from shared.observability.logging import configure_logging
+from shared.observability.metrics import serve_metrics
 from shared.self_check import checking, decode_clip, decode_clip_in_child
 from shared.settings import Settings, get_settings
 from shared.storage.blobs import open_blobs
 from shared.storage.data_folder import check_data_folder
 from shared.store.database import Database, Transaction
-from shared.telemetry import configure_logging, serve_metrics
 
 if TYPE_CHECKING:
     from services.analyze import Analyzer, Row
@@ -136,7 +137,7 @@ def serve(
 
             from services.api.app import create_app
             from services.api.connections import run_server
-            from services.api.telemetry import Lanes
+            from services.api.queue_metrics import QueueDepthCollector
             from shared.audio.sandbox import AudioSandbox
 
         sandbox = AudioSandbox(children=1)
@@ -147,7 +148,7 @@ def serve(
         database.check_tables()
         open_blobs(settings).check()
         if settings.metrics_port is not None:
-            REGISTRY.register(Lanes(database))
+            REGISTRY.register(QueueDepthCollector(database))
             serve_metrics(settings.metrics_port)
     # What is there by now stays. To look through it for garbage, again and again, would hold all requests up.
     gc.collect()

@@ -3,9 +3,9 @@
 import sys
 
 from shared.errors import EX_CONFIG, SetupError, TenorError
+from shared.observability.logging import configure_logging
 from shared.self_check import checking
 from shared.settings import get_settings
-from shared.telemetry import configure_logging
 
 
 def main() -> None:

@@ -18,11 +18,13 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from opentelemetry.trace import Span
+
 from shared.domain.job import Lane
 from shared.errors import Unavailable
+from shared.observability.metrics import BATCH_SIZE, STAGE_SECONDS
+from shared.observability.tracing import record_error, start_span
 from shared.settings import BatchLimits
-from shared.telemetry import BATCH_SIZE, STAGE_SECONDS
-from shared.tracing import begin
 from workers.batch_scheduler import BatchScheduler
 
 Item = TypeVar("Item")
@@ -92,13 +94,13 @@ class MicroBatcher(Generic[Item, Result]):
             Unavailable: the lane was full all the time, or the stage is closed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        call, traced = _Call[Item, Result](item, self._size(item), lane), begin(self._name)
+        call, span = _Call[Item, Result](item, self._size(item), lane), start_span(self._name)
         if not self._room[lane].acquire(timeout=timeout_s):
             raise Unavailable(f"the stage {self._name} took no more for {timeout_s} s")
         with self._changed:
             if self._closed:
                 raise Unavailable(f"the stage {self._name} is closed")
-            call.future.add_done_callback(_ending(traced))
+            call.future.add_done_callback(lambda future: _end_span(span, future))
             self._line.add(call)
             self._changed.notify()
         return lambda: self._result(call, deadline)
@@ -175,8 +177,11 @@ class MicroBatcher(Generic[Item, Result]):
         self._free()
 
 
-def _ending(end: Callable[[BaseException | None], None]) -> Callable[[Future[Any]], None]:
-    return lambda future: end(CancelledError() if future.cancelled() else future.exception())
+def _end_span(span: Span, future: Future[Any]) -> None:
+    error = CancelledError() if future.cancelled() else future.exception()
+    if error is not None:
+        record_error(span, error)
+    span.end()
 
 
 def _lacks_memory(error: BaseException) -> bool:

@@ -6,9 +6,9 @@ import threading
 from shared.errors import Unavailable
 from shared.messaging import publish
 from shared.messaging.broker import Broker
+from shared.observability.logging import type_and_traceback
 from shared.settings import Settings
 from shared.store.database import Database
-from shared.telemetry import type_and_place
 
 _log = logging.getLogger(__name__)
 
@@ -70,4 +70,4 @@ class BrokerWatch:
                 if not known:
                     _log.warning("%s", error.detail)
             except Exception as error:
-                _log.error("the broker is asked again: %s", type_and_place(error))
+                _log.error("the broker is asked again: %s", type_and_traceback(error))

@@ -17,7 +17,7 @@ from kombu.mixins import ConsumerMixin
 
 from shared.domain.job import Lane
 from shared.messaging.broker import QUEUES
-from shared.telemetry import type_and_place
+from shared.observability.logging import type_and_traceback
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class ConsumerThread(ConsumerMixin):
             try:
                 self.run()
             except Exception as error:
-                _log.error("the %s lane is connected anew: %s", self._lane.value, type_and_place(error))
+                _log.error("the %s lane is connected anew: %s", self._lane.value, type_and_traceback(error))
 
     def get_consumers(self, Consumer: Callable[..., Any], channel: Any) -> list[Any]:  # noqa: ANN401, N803 - kombu's
         return [Consumer([QUEUES[self._lane]], on_message=self._take, prefetch_count=1, accept=["json"])]
@@ -66,7 +66,7 @@ class ConsumerThread(ConsumerMixin):
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         dropped = "a message of the %s lane is dropped, as it names no job: %s"
-        _log.error(dropped, self._lane.value, type_and_place(exc))
+        _log.error(dropped, self._lane.value, type_and_traceback(exc))
         message.reject()
 
     def _take(self, message: Message) -> None:

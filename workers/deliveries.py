@@ -15,14 +15,16 @@ from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 import httpx2 as httpx
+from opentelemetry.trace import SpanKind
 
 from shared.domain.job import Job, Lane
 from shared.domain.webhook import Delivery
 from shared.errors import ResolverBusy, TenorError, Unavailable, WebhookForbidden, WebhookGone
+from shared.observability.logging import log_context, type_and_traceback
+from shared.observability.metrics import JOB_SECONDS, JOBS_TOTAL, QUEUE_WAIT_SECONDS
+from shared.observability.tracing import record_error, start_as_current_span
 from shared.settings import DELIVERY_CONNECTIONS, Settings
 from shared.store.database import Database
-from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, about, type_and_place
-from shared.tracing import span
 from workers.job_runner import JobRunner
 from workers.webhook_client import WebhookClient
 
@@ -108,7 +110,7 @@ class DeliveryLane:
             try:
                 asyncio.run(self._run())
             except Exception as error:
-                _log.error("the delivery lane begins anew: %s", type_and_place(error))
+                _log.error("the delivery lane begins anew: %s", type_and_traceback(error))
                 time.sleep(1)
 
     async def _run(self) -> None:
@@ -143,7 +145,7 @@ class DeliveryLane:
             _log.warning("no delivery is taken up: %s", error.detail)
             return []
         except Exception as error:
-            _log.error("no delivery is taken up: %s", type_and_place(error))
+            _log.error("no delivery is taken up: %s", type_and_traceback(error))
             return []
         with self._changed:
             self._in_flight.update((_key(delivery), delivery) for delivery in claimed)
@@ -170,18 +172,21 @@ class DeliveryLane:
         """Send an event, and write how that ended. Where even that cannot be written, the lease runs out."""
         job = delivery.job
         if job.attempts == 1:
-            QUEUE_WAIT.labels(_LANE).observe((job.updated_at - job.created_at).total_seconds())
-        with about(correlation_id=job.correlation_id, job_id=job.id):
+            QUEUE_WAIT_SECONDS.labels(_LANE).observe((job.updated_at - job.created_at).total_seconds())
+        with log_context(correlation_id=job.correlation_id, job_id=job.id):
             try:
                 with (
-                    span("attempt", "CONSUMER", job.traceparent, lane=_LANE.value, attempt=job.attempts) as attempt,
+                    start_as_current_span(
+                        "attempt", SpanKind.CONSUMER, job.traceparent, lane=_LANE.value, attempt=job.attempts
+                    ) as attempt,
                     JOB_SECONDS.labels(_LANE).time(),
                 ):
                     outcome = await self._send(client, delivery)
-                    attempt.error = outcome.error
+                    if outcome.error is not None:
+                        record_error(attempt, outcome.error)
                     await self._in_thread(self._record, delivery, outcome)
             except Exception as error:
-                _log.error("the delivery is left until its lease runs out: %s", type_and_place(error))
+                _log.error("the delivery is left until its lease runs out: %s", type_and_traceback(error))
             finally:
                 self._release(delivery)
 
@@ -208,7 +213,7 @@ class DeliveryLane:
         In two transactions where the attempt failed: whoever deletes a webhook locks it before its jobs.
         """
         job, deleted = delivery.job, False
-        with span("store"), self._database.transaction() as transaction:
+        with start_as_current_span("store"), self._database.transaction() as transaction:
             if outcome.answered:
                 transaction.webhooks.record_answer(delivery.webhook_id)
             elif outcome.answered is not None:
@@ -221,7 +226,7 @@ class DeliveryLane:
             elif outcome.answered and isinstance(outcome.error, WebhookGone):
                 transaction.webhooks.disable(delivery.webhook_id, "it answered 410")
         if outcome.error is None:
-            JOBS.labels(_LANE, "succeeded" if deleted else "void").inc()
+            JOBS_TOTAL.labels(_LANE, "succeeded" if deleted else "void").inc()
             _log.info("the event was delivered")
         else:
             self._engine.record_failure(job, outcome.error)

@@ -11,15 +11,18 @@ from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from opentelemetry.trace import Span, SpanKind
+
 from shared.domain.job import Job, Lane, Message
 from shared.errors import ClaimLost, RequestError, StageTimeout, StorageFull, TenorError, Unavailable
 from shared.messaging import publish
 from shared.messaging.broker import Broker
+from shared.observability.logging import log_context, type_and_traceback
+from shared.observability.metrics import JOB_SECONDS, JOBS_TOTAL, QUEUE_WAIT_SECONDS
+from shared.observability.tracing import record_error, start_as_current_span
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from shared.store.jobs import Jobs
-from shared.telemetry import JOB_SECONDS, JOBS, QUEUE_WAIT, about, type_and_place
-from shared.tracing import Span, span
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +103,7 @@ class JobRunner:
         with self._lock:
             over = [held for held in self._held.values() if time.monotonic() - held.since > limit and not held.given_up]
         for held in over:
-            with _about(held.job):
+            with _job_context(held.job):
                 self._put_back(held.job, StageTimeout(f"the stage {held.stage!r} took longer than {limit:g} s"))
             held.given_up = True
 
@@ -139,7 +142,7 @@ class JobRunner:
                 return False
             self._running += 1
         try:
-            with about(job_id=job_id), _rest_left_to_sweeper():
+            with log_context(job_id=job_id), _rest_left_to_sweeper():
                 self._run(job_id)
         finally:
             with self._lock:
@@ -155,8 +158,8 @@ class JobRunner:
             details = task.read(transaction, job)
         if job.attempts == 1:
             # Both times are the database's. Later attempts also waited for their turn to be tried again.
-            QUEUE_WAIT.labels(job.lane).observe((job.updated_at - job.created_at).total_seconds())
-        with _about(job), _rest_left_to_sweeper(), self._holding(job), _attempt(job) as attempt:
+            QUEUE_WAIT_SECONDS.labels(job.lane).observe((job.updated_at - job.created_at).total_seconds())
+        with _job_context(job), _rest_left_to_sweeper(), self._holding(job), _attempt_span(job) as attempt:
             self._do(task, job, details, attempt)
 
     def _do(self, task: Task[Details], job: Job, details: Details, attempt: Span) -> None:
@@ -164,10 +167,10 @@ class JobRunner:
             try:
                 self._finish(job, task.do(job, details, self._enter))
             except ClaimLost:
-                JOBS.labels(job.lane, "void").inc()
+                JOBS_TOTAL.labels(job.lane, "void").inc()
                 _log.info("the job was no longer ours")
             except Exception as error:
-                attempt.error = error
+                record_error(attempt, error)
                 self.record_failure(job, error)
 
     def _finish(self, job: Job, write: Write) -> None:
@@ -176,11 +179,11 @@ class JobRunner:
 
     def _end(self, job: Job, outcome: str, end: End, write: Write = lambda _: ()) -> bool:
         """Write how a job ended, then send for those that waited for it. False where it was no longer ours."""
-        with span("store"), self._database.transaction() as transaction:
+        with start_as_current_span("store"), self._database.transaction() as transaction:
             messages = end(transaction.jobs)
             if messages is not None:
                 messages = [*messages, *write(transaction)]
-        JOBS.labels(job.lane, "void" if messages is None else outcome).inc()
+        JOBS_TOTAL.labels(job.lane, "void" if messages is None else outcome).inc()
         publish.send(messages or (), self._database, self._queue)
         return messages is not None
 
@@ -189,7 +192,7 @@ class JobRunner:
             # A receiver that does not answer is no fault of Tenor's code, so its place in the code is of no use.
             _log.warning("attempt %d: %s", job.attempts, error.detail)
         else:
-            _log.error("attempt %d: %s", job.attempts, type_and_place(error))
+            _log.error("attempt %d: %s", job.attempts, type_and_traceback(error))
             _log.debug("attempt %d: %s", job.attempts, error)
         known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
         retry = self._settings.retries[job.lane]
@@ -201,7 +204,7 @@ class JobRunner:
             return
         with self._database.transaction() as transaction:
             waits = transaction.jobs.retry(job, known, pause, counted=not full)
-        JOBS.labels(job.lane, "put_back" if waits else "void").inc()
+        JOBS_TOTAL.labels(job.lane, "retried" if waits else "void").inc()
 
     @contextmanager
     def _holding(self, job: Job) -> Generator[None]:
@@ -221,12 +224,13 @@ class JobRunner:
             held.stage, held.since = stage, time.monotonic()
 
 
-def _about(job: Job) -> AbstractContextManager[None]:
-    return about(correlation_id=job.correlation_id, job_id=job.id)
+def _job_context(job: Job) -> AbstractContextManager[None]:
+    return log_context(correlation_id=job.correlation_id, job_id=job.id)
 
 
-def _attempt(job: Job) -> AbstractContextManager[Span]:
-    return span("attempt", "CONSUMER", job.traceparent, lane=job.lane.value, attempt=job.attempts)
+def _attempt_span(job: Job) -> AbstractContextManager[Span]:
+    attributes = {"lane": job.lane.value, "attempt": job.attempts}
+    return start_as_current_span("attempt", SpanKind.CONSUMER, job.traceparent, **attributes)
 
 
 @contextmanager
@@ -235,4 +239,4 @@ def _rest_left_to_sweeper() -> Generator[None]:
         yield
     except Exception as error:
         # Not left to Celery, which would log the message, and with it perhaps what a person said.
-        _log.error("the job is left to the sweeper: %s", type_and_place(error))
+        _log.error("the job is left to the sweeper: %s", type_and_traceback(error))

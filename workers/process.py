@@ -16,12 +16,12 @@ from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import TURN_LANES, Lane
 from shared.messaging.broker import Broker, celery_app
 from shared.modeling.pipeline import Pipeline, load_pipeline
+from shared.observability.metrics import serve_metrics
+from shared.observability.tracing import start_tracing, stop_tracing
 from shared.self_check import checking, decode_clip_in_child
 from shared.settings import Settings
 from shared.storage.blobs import Blobs, open_blobs
 from shared.store.database import Database
-from shared.telemetry import serve_metrics
-from shared.tracing import start_tracing, stop_tracing
 from workers.broker_watch import BrokerWatch
 from workers.consumer import ConsumerThread
 from workers.deliveries import DeliveryLane

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from shared.errors import EX_TEMPFAIL, Unavailable
+from shared.observability.tracing import stop_tracing
 from shared.settings import Settings
-from shared.tracing import stop_tracing
 from workers.consumer import ConsumerThread
 from workers.deliveries import DeliveryLane
 from workers.job_runner import JobRunner

@@ -9,9 +9,9 @@ import torch
 
 from shared.domain.job import Lane
 from shared.modeling.pipeline import Pipeline, Stage, Submit, at_once
+from shared.observability.metrics import STAGE_SECONDS
+from shared.observability.tracing import start_as_current_span
 from shared.settings import Batches
-from shared.telemetry import STAGE_SECONDS
-from shared.tracing import span
 from workers.batching import MicroBatcher
 
 Item = TypeVar("Item")
@@ -88,7 +88,7 @@ class Stages:
                 self._courtesy.stand_back()
             if batcher := self._batchers.get(stage.name):
                 return batcher.submit(item, lane, timeout_s)
-            with span(stage.name), STAGE_SECONDS.labels(stage.name).time():
+            with start_as_current_span(stage.name), STAGE_SECONDS.labels(stage.name).time():
                 return at_once(stage, item)
 
         return submit

@@ -9,16 +9,16 @@ from fastapi_offline import FastAPIOffline
 from services.api import problems
 from services.api.body import BodyLimit
 from services.api.dependencies import Resources
+from services.api.middleware import RequestTelemetry
 from services.api.proxies import ForwardedHeaders
 from services.api.publisher import Publisher
 from services.api.routes import health, recordings, sessions, turns, webhooks
-from services.api.telemetry import Telemetry
 from shared.audio.sandbox import AudioSandbox, Limits
 from shared.messaging.broker import Broker
+from shared.observability.tracing import start_tracing, stop_tracing
 from shared.settings import Settings, get_settings
 from shared.storage.blobs import open_blobs
 from shared.store.database import Database
-from shared.tracing import start_tracing, stop_tracing
 
 _DESCRIPTION = """
 Send what people say, as text or as recordings, and read back what they feel.
@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, in_flight_limit=settings.max_upload_bytes)
     app.add_middleware(problems.Unexpected)
-    app.add_middleware(Telemetry)
+    app.add_middleware(RequestTelemetry)
     app.add_middleware(ForwardedHeaders, root_path=settings.root_path, trusted=settings.proxy_networks)
     # They are tried in order, and most of what comes is turns.
     for router in (turns.router, sessions.router, recordings.router, webhooks.router, health.router):

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.dependencies import authenticate
 from services.api.problems import ProblemResponse, describe
+from services.api.refusals import refusals
 from services.api.schemas import TurnIn
-from services.api.telemetry import refusals
 from shared.domain.access import ApiKey
 from shared.errors import BodyTooLarge, Busy, InvalidRequest, StorageFull, TenorError, UnsupportedMediaType
 

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from services.api.problems import ProblemResponse
-from services.api.telemetry import refusals
+from services.api.refusals import refusals
 from shared.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, TenorError, TooManyConnections
 from shared.settings import Settings
 

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import InvalidRequest, NotFound, RequestError, TenorError
-from shared.telemetry import ids, type_and_place
+from shared.observability.logging import current_context, type_and_traceback
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ProblemResponse(JSONResponse):
             detail=error.detail,
             code=error.code,
             retryable=error.retryable,
-            correlation_id=ids().get("correlation_id"),
+            correlation_id=current_context().get("correlation_id"),
         )
         super().__init__(problem.model_dump(), status_code=error.status, headers=_headers(error))
 
@@ -103,7 +103,7 @@ class Unexpected:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            _log.error("the request failed: %s", type_and_place(error))
+            _log.error("the request failed: %s", type_and_traceback(error))
             if not started:
                 await ProblemResponse(TenorError("this is our mistake, not yours"))(scope, receive, send)
 

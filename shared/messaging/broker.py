@@ -4,7 +4,7 @@ import logging
 import random
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -16,12 +16,13 @@ from kombu.connection import Connection
 from kombu.entity import Exchange
 from kombu.entity import Queue as KombuQueue
 from kombu.messaging import Producer
+from opentelemetry.trace import Span, SpanKind
 from pydantic import SecretStr
 
 from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
-from shared.telemetry import about
-from shared.tracing import span
+from shared.observability.logging import log_context
+from shared.observability.tracing import start_as_current_span
 
 STANDIN, STANDIN_DONE = "standin", "standin_done"
 """A benchmark's task, and the broker's key under which it counts."""
@@ -143,8 +144,8 @@ class Broker:
             # The spans end once the batch has left.
             with self._app.producer_or_acquire() as producer, ExitStack() as spans, producer.batch():
                 for message in messages:
-                    with about(correlation_id=message.correlation_id, job_id=message.job_id):
-                        spans.enter_context(span("send", "PRODUCER", message.traceparent or "", lane=message.queue))
+                    with log_context(correlation_id=message.correlation_id, job_id=message.job_id):
+                        spans.enter_context(_publish_span(message))
                     self._send(message, producer)
         except _BROKER_ERRORS as error:
             _log.warning("%d messages are not surely sent: %s", len(messages), type(error).__name__)
@@ -182,3 +183,8 @@ class Broker:
                 return bool(connection.default_channel.client.set(_MARKER, 1, nx=True))
         except _BROKER_ERRORS as error:
             raise Unavailable("the queue cannot be reached") from error
+
+
+def _publish_span(message: Message) -> AbstractContextManager[Span]:
+    # An empty traceparent begins a trace: the current span may be another request's.
+    return start_as_current_span("publish", SpanKind.PRODUCER, message.traceparent or "", lane=message.queue)

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from shared.domain.job import Message
 from shared.messaging.broker import Broker
+from shared.observability.logging import type_and_traceback
 from shared.store.database import Database
-from shared.telemetry import type_and_place
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def send(messages: Sequence[Message], database: Database, queue: Broker) -> None
             with database.transaction() as transaction:
                 transaction.jobs.sent(messages)
     except Exception as error:
-        _log.warning("messages are left to the sweeper: %s", type_and_place(error))
+        _log.warning("messages are left to the sweeper: %s", type_and_traceback(error))
 
 
 def flush(database: Database, queue: Broker, older_than: timedelta = timedelta(0)) -> None:

@@ -1,4 +1,4 @@
-"""What can be seen of a turn, from its request to its result: one id, metrics, a trace, and nothing that was said."""
+"""Correlation ids, logs, metrics and traces of a turn from its request to its result, without the text of the turn."""
 
 import json
 import logging
@@ -22,15 +22,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from services.api.app import create_app
-from services.api.telemetry import Lanes
+from services.api.queue_metrics import QueueDepthCollector
 from services.embedded.servers import free_port
 from shared.domain.job import TURN_LANES, Lane
 from shared.messaging.broker import Broker, celery_app
+from shared.observability.logging import create_formatter
+from shared.observability.tracing import stop_tracing
 from shared.settings import Settings
 from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
-from shared.telemetry import formatter
-from shared.tracing import stop_tracing
 from tests.audio_clips import wav
 from tests.collector import Collector, Received, collecting
 from tests.conftest import wait_for
@@ -70,10 +70,10 @@ def broken(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What Tenor logs, as programs read it."""
+    """The lines that Tenor logs, as JSON."""
     stream = StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(formatter("json"))
+    handler.setFormatter(create_formatter("json"))
     loggers = [logging.getLogger(name) for name in ("services", "workers", "shared")]
     for logger in loggers:
         logger.setLevel(logging.INFO)
@@ -85,7 +85,7 @@ def lines() -> Iterator[Lines]:
 
 
 def send(api: TestClient, session_id: str, lane: Lane = Lane.interactive, headers: dict[str, str] | None = None) -> str:
-    """Send a spoken turn; its location."""
+    """Send a turn with audio. Returns its location."""
     url, sound = f"/v1/sessions/{session_id}/turns", {"audio": ("a.wav", wav(), "audio/wav")}
     response = api.post(url, files=sound, data={"lane": lane.value}, headers=headers)
     assert response.status_code == 202, response.text
@@ -93,16 +93,16 @@ def send(api: TestClient, session_id: str, lane: Lane = Lane.interactive, header
 
 
 def take(broker: redis.Redis, lane: Lane = Lane.interactive) -> UUID:
-    """The job that a lane's oldest message names."""
+    """Remove a lane's oldest message from the broker. Returns the id of its job."""
     wait_for(lambda: bool(broker.exists(lane.value)))
     message = cast("bytes", broker.rpop(lane.value))
     return UUID(re.findall(r"[0-9a-f-]{36}", json.loads(message)["headers"]["argsrepr"])[0])
 
 
-# one id from the request to the task
+# correlation ids
 
 
-def test_the_answer_names_the_request(api: TestClient) -> None:
+def test_the_answer_holds_the_correlation_id(api: TestClient) -> None:
     named = api.get("/v1/nothing", headers={"X-Request-ID": "call-17"})
     assert (named.headers["X-Request-ID"], named.json()["correlation_id"]) == ("call-17", "call-17")
     made = [api.get("/healthz").headers["X-Request-ID"] for _ in range(2)]
@@ -111,7 +111,7 @@ def test_the_answer_names_the_request(api: TestClient) -> None:
     assert api.get("/healthz", headers={"X-Request-ID": "a b"}).headers["X-Request-ID"] != "a b"
 
 
-def test_errors_of_every_kind_name_the_request(
+def test_every_kind_of_error_holds_the_correlation_id(
     api: TestClient, session_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     headers, url = {"X-Request-ID": "call-17"}, f"/v1/sessions/{session_id}/turns"
@@ -127,7 +127,7 @@ def test_errors_of_every_kind_name_the_request(
         assert (answer.headers["X-Request-ID"], answer.json()["correlation_id"]) == ("call-17", "call-17")
 
 
-def test_every_line_of_a_turn_names_its_request(
+def test_every_log_line_of_a_turn_holds_the_correlation_id(
     api: TestClient,
     session_id: str,
     engine: JobRunner,
@@ -143,7 +143,7 @@ def test_every_line_of_a_turn_names_its_request(
         engine.run(job_id)
     engine.run(job_id)
     answered, failed, succeeded = (line for line in lines() if line.get("correlation_id") == "call-17")
-    assert (answered["logger"], answered["level"]) == ("services.api.telemetry", "INFO")
+    assert (answered["logger"], answered["level"]) == ("services.api.middleware", "INFO")
     assert (answered["method"], answered["route"]) == ("POST", "/v1/sessions/{session_id}/turns")
     assert answered["status"] == 202
     assert answered["ms"] > 0
@@ -154,7 +154,7 @@ def test_every_line_of_a_turn_names_its_request(
     assert SECRET not in json.dumps(lines())
 
 
-def test_an_attempt_whose_end_cannot_be_written_names_its_request(
+def test_the_log_line_of_an_attempt_that_cannot_be_recorded_holds_the_correlation_id(
     api: TestClient,
     session_id: str,
     engine: JobRunner,
@@ -171,7 +171,7 @@ def test_an_attempt_whose_end_cannot_be_written_names_its_request(
     assert SECRET not in json.dumps(lines())
 
 
-def test_a_path_is_not_logged_and_neither_are_probes(api: TestClient, lines: Lines) -> None:
+def test_paths_and_probes_are_not_logged(api: TestClient, lines: Lines) -> None:
     api.get("/v1/my-father-has-died", params={"why": "my-father-has-died"})
     api.request("MY-FATHER-HAS-DIED", "/v1/sessions")
     api.get("/healthz")
@@ -207,11 +207,11 @@ def test_requests_are_counted_and_timed_by_route(api: TestClient, session_id: st
     assert [after - was for was, after in zip(before, counts(), strict=True)] == [1, 1, 2]
 
 
-def test_what_waits_is_counted_by_lane_with_the_age_of_the_oldest(
+def test_waiting_jobs_are_counted_by_lane_with_the_age_of_the_oldest(
     api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
     registry = CollectorRegistry()
-    registry.register(Lanes(database))
+    registry.register(QueueDepthCollector(database))
     assert {name: number for name, _, number in samples(registry)} == {
         "tenor_queue_depth": 0,
         "tenor_queue_oldest_seconds": 0,
@@ -225,7 +225,7 @@ def test_what_waits_is_counted_by_lane_with_the_age_of_the_oldest(
     assert 3600 <= value("tenor_queue_oldest_seconds", {"lane": "bulk"}, registry) < 3700
 
 
-def test_what_waits_is_found_without_reading_every_job(
+def test_waiting_jobs_are_counted_without_reading_every_job(
     api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
@@ -244,36 +244,36 @@ def test_what_waits_is_found_without_reading_every_job(
         }
 
 
-def test_while_the_database_is_away_the_other_metrics_are_still_told() -> None:
+def test_the_other_metrics_are_served_while_the_database_is_away() -> None:
     registry = CollectorRegistry()
-    registry.register(Lanes(Database(SecretStr("postgresql://127.0.0.1:1/none"))))
+    registry.register(QueueDepthCollector(Database(SecretStr("postgresql://127.0.0.1:1/none"))))
     assert list(samples(registry)) == []
 
 
-def test_everything_that_the_dashboard_asks_for_is_told_by_the_api_or_a_worker(
+def test_the_dashboard_shows_every_metric_of_the_api_and_a_worker_and_no_other(
     api: TestClient, session_id: str, engine: JobRunner, broker: redis.Redis, database: Database
 ) -> None:
     send(api, session_id)
     engine.run(take(broker))
     registry = CollectorRegistry()
-    registry.register(Lanes(database))
-    told: dict[str, set[str]] = {}
+    registry.register(QueueDepthCollector(database))
+    served: dict[str, set[str]] = {}
     for name, labels, _ in [*samples(), *samples(registry)]:
-        told.setdefault(name, set()).update(labels)
+        served.setdefault(name, set()).update(labels)
     queries = [t["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for t in panel["targets"]]
     asked: set[str] = set()
     for query in queries:
         names = set(re.findall(r"tenor_\w+", query))
         labels = {label for group in re.findall(r"by \(([^)]*)\)", query) for label in re.split(r",\s*", group)}
         for name in names:
-            assert labels <= told[name], query
+            assert labels <= served[name], query
         asked |= names
     shown = {re.sub("_(bucket|sum|count)$", "", name) for name in asked}
-    ours = {re.sub("_(bucket|sum|count)$", "", name) for name in told if re.match("tenor_.*(?<!_created)$", name)}
+    ours = {re.sub("_(bucket|sum|count)$", "", name) for name in served if re.match("tenor_.*(?<!_created)$", name)}
     assert shown == ours
 
 
-def test_the_api_answers_prometheus_on_a_port_of_its_own_and_logs_json(settings: Settings) -> None:
+def test_the_api_serves_metrics_on_a_separate_port_and_logs_json(settings: Settings) -> None:
     port, metrics = free_port(), free_port()
     env = {
         **os.environ,
@@ -295,13 +295,13 @@ def test_the_api_answers_prometheus_on_a_port_of_its_own_and_logs_json(settings:
     try:
         wait_for(lambda: answers() or serve.poll() is not None, 60)
         assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 404
-        told = httpx.get(f"http://127.0.0.1:{metrics}/metrics").text
+        served = httpx.get(f"http://127.0.0.1:{metrics}/metrics").text
     finally:
         serve.terminate()
-        _, said = serve.communicate(timeout=60)
-    assert 'tenor_queue_depth{lane="interactive"} 0.0' in told
-    assert 'tenor_http_requests_total{method="GET",route="unmatched",status="404"}' in told
-    assert [json.loads(line)["status"] for line in said.splitlines()] == [404, 404]
+        _, log = serve.communicate(timeout=60)
+    assert 'tenor_queue_depth{lane="interactive"} 0.0' in served
+    assert 'tenor_http_requests_total{method="GET",route="unmatched",status="404"}' in served
+    assert [json.loads(line)["status"] for line in log.splitlines()] == [404, 404]
 
 
 # traces
@@ -316,13 +316,13 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture
 def traced(api: TestClient, settings: Settings, collector: Collector) -> Iterator[TestClient]:
-    """A client of an API that is traced."""
+    """A client of an API that sends traces."""
     with TestClient(create_app(settings.model_copy(update={"otlp_endpoint": collector.url}))) as client:
         client.headers.update(api.headers)
         yield client
 
 
-def test_a_trace_goes_from_the_request_over_the_queue_through_every_stage(
+def test_a_trace_leads_from_the_request_over_the_broker_through_every_stage(
     traced: TestClient, session_id: str, engine: JobRunner, settings: Settings, collector: Collector
 ) -> None:
     thread = ConsumerThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
@@ -334,12 +334,12 @@ def test_a_trace_goes_from_the_request_over_the_queue_through_every_stage(
     stop_tracing()
     spans = [span for span in collector.spans() if span.trace.hex() == TRACE]
     request, attempt = one(spans, "POST /v1/sessions/{session_id}/turns"), one(spans, "attempt")
-    assert (request.parent.hex(), attempt.parent, one(spans, "send").parent) == (
+    assert (request.parent.hex(), attempt.parent, one(spans, "publish").parent) == (
         "b7ad6b7169203331",
         request.id,
         request.id,
     )
-    assert (request.kind, one(spans, "send").kind, attempt.kind) == (2, 4, 5)  # server, producer, consumer
+    assert (request.kind, one(spans, "publish").kind, attempt.kind) == (2, 4, 5)  # server, producer, consumer
     assert [one(spans, stage).parent for stage in STAGES] == [attempt.id] * len(STAGES)
     assert len(spans) == 3 + len(STAGES)
     assert all(0 < one(spans, stage).seconds <= attempt.seconds for stage in STAGES)
@@ -349,7 +349,7 @@ def test_a_trace_goes_from_the_request_over_the_queue_through_every_stage(
     assert not any(word in body for body in collector.bodies for word in (SECRET.encode(), session_id.encode()))
 
 
-def test_id_and_trace_outlive_the_message(
+def test_correlation_id_and_trace_survive_a_lost_message(
     traced: TestClient,
     session_id: str,
     engine: JobRunner,
@@ -375,10 +375,10 @@ def test_id_and_trace_outlive_the_message(
     assert done["correlation_id"] == "call-17"
     stop_tracing()
     names = sorted(span.name for span in collector.spans() if span.trace.hex() == TRACE and span.name not in STAGES)
-    assert names == ["POST /v1/sessions/{session_id}/turns", "attempt", "send", "send"]
+    assert names == ["POST /v1/sessions/{session_id}/turns", "attempt", "publish", "publish"]
 
 
-def test_of_an_attempt_that_failed_the_trace_says_where_and_never_what_was_said(
+def test_the_trace_of_a_failed_attempt_holds_the_stage_and_not_the_text(
     traced: TestClient,
     session_id: str,
     engine: JobRunner,

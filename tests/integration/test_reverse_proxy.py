@@ -90,7 +90,7 @@ def test_every_address_has_the_prefix(
 
 def test_probes_below_the_prefix_are_not_logged_either(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     app = proxied(create_app(settings), removes_prefix=False, names_prefix=True)
-    caplog.set_level(logging.INFO, "services.api.telemetry")
+    caplog.set_level(logging.INFO, "services.api.middleware")
     with TestClient(app, "https://tenor.example.com", client=("127.0.0.1", 1)) as client:
         assert client.get("/tenor/healthz").status_code == 200
         assert client.get("/tenor/v1/nothing").status_code == 404

@@ -10,11 +10,11 @@ from shared.domain.job import Job, Message
 from shared.domain.turn import TurnWork
 from shared.errors import RecordingGone
 from shared.modeling.pipeline import Item, Pipeline, Result, Stage, Submit
+from shared.observability.metrics import STAGE_SECONDS
+from shared.observability.tracing import start_as_current_span
 from shared.settings import Settings
 from shared.storage.blobs import Blobs
 from shared.store.database import Transaction
-from shared.telemetry import STAGE_SECONDS
-from shared.tracing import span
 from workers.job_runner import Enter, Write
 from workers.stages import Stages
 
@@ -72,7 +72,11 @@ class AnalyzeTurn:
         enter("decode")
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was analysed")
-        with span("decode"), STAGE_SECONDS.labels("decode").time(), self._blobs.open(work.recording.uri) as recording:
+        with (
+            start_as_current_span("decode"),
+            STAGE_SECONDS.labels("decode").time(),
+            self._blobs.open(work.recording.uri) as recording,
+        ):
             return self._audio.decode(recording, self._settings.max_turn_s)
 
 

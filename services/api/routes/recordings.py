@@ -21,9 +21,9 @@ from shared.domain.job import JobStatus, Lane, Message, NewJob
 from shared.domain.recording import Recording, RecordingProgress
 from shared.domain.session import Session
 from shared.errors import InvalidRequest, SessionClosed
+from shared.observability.logging import current_context
+from shared.observability.tracing import current_traceparent
 from shared.store.database import Transaction
-from shared.telemetry import ids
-from shared.tracing import traceparent
 
 router = APIRouter(prefix="/v1", tags=["recordings"], route_class=ApiRoute)
 
@@ -77,8 +77,8 @@ def _accept(
         new = NewJob(
             lane=Lane.ingest,
             recording_id=recording.id,
-            correlation_id=ids().get("correlation_id"),
-            traceparent=traceparent(),
+            correlation_id=current_context().get("correlation_id"),
+            traceparent=current_traceparent(),
         )
         ((job, message),) = transaction.jobs.enqueue([new], lease=res.settings.lease)
         progress = RecordingProgress(recording=recording, job=job, turns=dict.fromkeys(JobStatus, 0))

@@ -25,9 +25,9 @@ from shared.domain.recording import Recording
 from shared.domain.session import Session
 from shared.domain.turn import NewTurn
 from shared.errors import InvalidRequest, TenorError, TextTooLong
+from shared.observability.logging import current_context
+from shared.observability.tracing import current_traceparent
 from shared.store.database import Transaction
-from shared.telemetry import ids
-from shared.tracing import traceparent
 
 router = APIRouter(prefix="/v1", tags=["turns"], route_class=ApiRoute)
 
@@ -106,7 +106,8 @@ def _arrival(res: Resources, tenant_id: UUID, session_id: UUID, body: TurnIn) ->
     if body.text is not None and len(body.text) > res.settings.max_text_chars:
         raise TextTooLong(f"the text has {len(body.text)} characters; {res.settings.max_text_chars} are allowed")
     new = NewTurn(tenant_id, session_id, body.speaker, body.role, body.text, occurred_at=body.occurred_at)
-    return TurnRequest(new, body.lane, correlation_id=ids().get("correlation_id"), traceparent=traceparent())
+    correlation_id = current_context().get("correlation_id")
+    return TurnRequest(new, body.lane, correlation_id=correlation_id, traceparent=current_traceparent())
 
 
 def _accept_sound(
