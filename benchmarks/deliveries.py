@@ -98,9 +98,9 @@ class Events:
 
     def _send(self) -> None:
         with self._database.transaction() as transaction:
-            messages = transaction.jobs.unsent(timedelta(0), limit=100_000)
+            messages = transaction.outbox.unsent(timedelta(0), limit=100_000)
             if self._queue.send(messages):
-                transaction.jobs.sent(messages)
+                transaction.outbox.remove(messages)
 
 
 def main(

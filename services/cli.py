@@ -111,7 +111,7 @@ def run(
         database.migrate()
         key = _embedded_key(database, settings.data_dir / "api-key")
         with database.transaction() as transaction:
-            transaction.jobs.forget_workers(timedelta(0))  # those of a run that was killed
+            transaction.workers.remove_unseen(timedelta(0))  # those of a run that was killed
         database.close()
         _err.print("Starting the API and the worker ...")
         supervisor = Supervisor(settings, servers, host, port)
@@ -540,7 +540,7 @@ def list_jobs(
     with _reported(), _database().transaction() as transaction:
         if tenant is not None:
             transaction.accounts.require_tenant(tenant)
-        found = transaction.jobs.listed(statuses=status, tenant=tenant, limit=limit)
+        found = transaction.job_admin.find(statuses=status, tenant=tenant, limit=limit)
     if output is Format.json:
         sys.stdout.write(json.dumps([job.model_dump(mode="json") for job in found]) + "\n")
         return
@@ -586,7 +586,7 @@ def retry_jobs(
         raise typer.BadParameter("give either JOB... or --all", param_hint="JOB...")
 
     def requeue(transaction: Transaction, job: ListedJob) -> None:
-        transaction.jobs.requeue(job, lease=get_settings().lease)
+        transaction.job_admin.requeue(job, lease=get_settings().lease)
 
     _each_job(job_ids, tenant, requeue, output)
 
@@ -603,7 +603,7 @@ def drop_jobs(
     """
 
     def drop(transaction: Transaction, job: ListedJob) -> None:
-        transaction.jobs.drop(job, lease=get_settings().lease)
+        transaction.job_admin.drop(job, lease=get_settings().lease)
 
     _each_job(job_ids, tenant, drop, output)
 
@@ -695,8 +695,8 @@ def _found(transaction: Transaction, job_ids: list[UUID] | None, tenant: str | N
     if tenant is not None:
         transaction.accounts.require_tenant(tenant)
     if not job_ids:
-        return transaction.jobs.listed(statuses=[JobStatus.quarantined], tenant=tenant)
-    found = {job.id: job for job in transaction.jobs.listed(ids=job_ids, tenant=tenant)}
+        return transaction.job_admin.find(statuses=[JobStatus.quarantined], tenant=tenant)
+    found = {job.id: job for job in transaction.job_admin.find(ids=job_ids, tenant=tenant)}
     missing = [str(job_id) for job_id in job_ids if job_id not in found]
     if missing:
         raise JobNotFound(f"there is no job {', '.join(missing)}" + (f" of {tenant!r}" if tenant else ""))

@@ -92,13 +92,13 @@ def _stored(database: Database, settings: Settings) -> Stored:
     database.check_tables()
     migration = database.revision()
     with database.transaction() as transaction:
-        counts = transaction.jobs.counts()
+        counts = transaction.job_admin.counts()
         turns = [count for count in counts if count.lane in TURN_LANES]
         return Stored(
             migration=migration,
-            workers_alive=transaction.jobs.workers(seen_within=settings.lease),
-            workers=transaction.jobs.fleet(),
-            waiting=transaction.jobs.waiting(),
+            workers_alive=transaction.workers.count(seen_within=settings.lease),
+            workers=transaction.workers.all(),
+            waiting=transaction.job_admin.queue_depths(),
             jobs=counts,
             quarantined=sum(count.jobs for count in counts if count.status is JobStatus.quarantined),
             turns_last_minute=sum(count.last_minute for count in turns),

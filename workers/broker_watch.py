@@ -54,7 +54,7 @@ class BrokerWatch:
             raise
         if self._lost:
             with self._database.transaction() as transaction:
-                count = transaction.jobs.send_again(lease=self._settings.lease)
+                count = transaction.jobs.republish(lease=self._settings.lease)
             if count:
                 _log.warning("the queue was empty: %d jobs are sent again", count)
         if self._lost or self._away:

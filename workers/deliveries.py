@@ -222,7 +222,7 @@ class DeliveryLane:
                 if pause is not None:
                     _log.warning("webhook %s is paused for %g s", delivery.webhook_id, pause.total_seconds())
             if outcome.error is None:
-                deleted = transaction.deliveries.delivered(job)
+                deleted = transaction.deliveries.succeed(job)
             elif outcome.answered and isinstance(outcome.error, WebhookGone):
                 transaction.webhooks.disable(delivery.webhook_id, "it answered 410")
         if outcome.error is None:

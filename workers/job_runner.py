@@ -114,7 +114,7 @@ class JobRunner:
             Unavailable: the database is away. The leases run out by themselves.
         """
         with self._database.transaction() as transaction:
-            messages = transaction.jobs.give_back(jobs, lease=self._settings.lease)
+            messages = transaction.jobs.release(jobs, lease=self._settings.lease)
         publish.send(messages, self._database, self._queue)
 
     def record_failure(self, job: Job, error: Exception) -> None:

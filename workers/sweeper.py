@@ -51,7 +51,7 @@ class Sweeper:
         self._thread.join()
         try:
             with self._database.transaction() as transaction:
-                transaction.jobs.worker_gone(self._worker_id)
+                transaction.workers.remove(self._worker_id)
         except Unavailable:
             _log.warning("the database is gone: this worker is forgotten once its sign of life is old")
 
@@ -61,25 +61,24 @@ class Sweeper:
         """
         settings = self._settings
         with self._database.transaction() as transaction:
-            transaction.jobs.worker_seen(
+            transaction.workers.record_heartbeat(
                 self._worker_id, self._bundle_id, host=socket.gethostname(), device=self._device
             )
-            transaction.jobs.forget_workers(settings.lease * 10)
+            transaction.workers.remove_unseen(settings.lease * 10)
             transaction.jobs.renew(self._held(), settings.lease)
         with self._database.transaction() as transaction:
-            transaction.deliveries.adopt()
             lost = transaction.jobs.sweep(lease=settings.lease, retries=settings.retries)
-            for job in transaction.deliveries.waited_too_long(settings.delivery_window):
+            for job in transaction.deliveries.overdue(settings.delivery_window):
                 transaction.jobs.quarantine(job, _waited(job, settings.delivery_window), lease=settings.lease)
         if lost:
             _log.warning("%d jobs were overdue", lost)
         # The API sends its own messages within a moment of the commit; those that are older, it could not send.
         publish.flush(self._database, self._queue, older_than=timedelta(seconds=1))
         with self._database.transaction() as transaction:
-            transaction.recordings.abandon(quarantined_for=settings.quarantine)
+            transaction.recordings.expire_quarantined(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
             transaction.idempotency.expire(settings.idempotency)
-            deletion = transaction.jobs.maintain(settings.lease)
+            deletion = transaction.jobs.enqueue_deletion(settings.lease)
         publish.send(deletion, self._database, self._queue)
 
     def _loop(self) -> None:

@@ -79,7 +79,7 @@ class Resources:
             for uri in now:
                 self.blobs.delete(uri)
             with self.database.transaction() as transaction:
-                transaction.recordings.forget(now)
+                transaction.pending_deletions.remove(now)
         except Unavailable as error:
             _log.warning("deletion is left to the workers: %s", error.detail)
 

@@ -63,7 +63,7 @@ class Ingest:
         """Store turns with their jobs; their answers, and the messages to send once the transaction is committed."""
         if not arrivals:
             return [], []
-        turns = transaction.conversations.add_turns([arrival.turn for arrival in arrivals])
+        turns = transaction.turns.add_all([arrival.turn for arrival in arrivals])
         new = [
             arrival.job(turn) for arrival, turn in zip(arrivals, turns, strict=True) if not isinstance(turn, TenorError)
         ]

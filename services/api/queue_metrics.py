@@ -33,7 +33,7 @@ class QueueDepthCollector(Collector):
         depth, oldest = self.describe()
         try:
             with self._database.transaction() as transaction:
-                lanes = transaction.jobs.waiting()
+                lanes = transaction.job_admin.queue_depths()
         except Unavailable as error:
             _log.warning("the waiting jobs cannot be counted: %s", error.detail)
             return

@@ -48,7 +48,7 @@ class TurnReader:
 
     def _read_and_audit(self, asked: Sequence[tuple[ApiKey, UUID]]) -> list[AnalyzedTurn | TenorError]:
         with self._database.transaction() as transaction:
-            found = transaction.conversations.turns([(key.tenant_id, turn_id) for key, turn_id in asked])
+            found = transaction.turns.get_all([(key.tenant_id, turn_id) for key, turn_id in asked])
             read = [
                 (key, its.turn.session_id)
                 for (key, _), its in zip(asked, found, strict=True)
@@ -59,9 +59,9 @@ class TurnReader:
 
     def _read(self, wanted: Sequence[tuple[UUID, UUID]]) -> list[AnalyzedTurn | TenorError]:
         with self._database.transaction() as transaction:
-            return transaction.conversations.turns(wanted)
+            return transaction.turns.get_all(wanted)
 
     def _look(self, turn_ids: Sequence[UUID]) -> list[bool]:
         with self._database.transaction() as transaction:
-            still = transaction.jobs.open(turn_ids)
+            still = transaction.jobs.unfinished(turn_ids)
         return [turn_id in still for turn_id in turn_ids]

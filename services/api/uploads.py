@@ -26,7 +26,7 @@ _PATIENCE = timedelta(hours=1)
 def find_session(res: Resources, key: ApiKey, session_id: UUID) -> Session:
     """Raises SessionNotFound, before anything is uploaded in vain."""
     with res.database.transaction() as transaction:
-        return transaction.conversations.session(key.tenant_id, session_id)
+        return transaction.sessions.get(key.tenant_id, session_id)
 
 
 async def probe_upload(res: Resources, upload: UploadFile, longest_s: float) -> AudioInfo:
@@ -70,8 +70,8 @@ def store_upload(
     ):
         if transaction.idempotency.find(idempotent) is not None:
             raise IdempotencyKeyInProgress("the same request was carried out while this one sent its recording")
-        transaction.conversations.hold(session.tenant_id, session.id)
-        recording = transaction.recordings.claim(
+        transaction.sessions.lock_session(session.tenant_id, session.id)
+        recording = transaction.recordings.add(
             session.id,
             uri=uri,
             sha256=sha256,

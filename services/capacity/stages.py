@@ -188,15 +188,15 @@ class _Conversation:
         self._bundle_id = bundle_id
         with database.transaction() as transaction:
             self._tenant_id = transaction.accounts.ensure_tenant("bench")
-            self._id = transaction.conversations.create_session(self._tenant_id, Consent()).id
+            self._id = transaction.sessions.create(self._tenant_id, Consent()).id
 
     def accept(self) -> Job:
         """Another spoken turn. No sound is stored for it, as none is decoded."""
         sound = {"sha256": 64 * "0", "media_type": "audio/ogg", "duration_s": None, "channels": None}
         said = {"speaker": "A", "role": SpeakerRole.user, "text": None}
         with self._database.transaction() as transaction:
-            recording = transaction.recordings.claim(self._id, uri=f"bench/{uuid4()}", retention=None, **sound)
-            turn = transaction.conversations.add_turn(self._tenant_id, self._id, recording_id=recording.id, **said)
+            recording = transaction.recordings.add(self._id, uri=f"bench/{uuid4()}", retention=None, **sound)
+            turn = transaction.turns.add(self._tenant_id, self._id, recording_id=recording.id, **said)
             new = NewJob(turn_id=turn.id, lane=Lane.interactive)
             ((job, _),) = transaction.jobs.enqueue([new], lease=self._lease)
         return job
@@ -207,11 +207,11 @@ class _Conversation:
         with self._database.transaction() as transaction:
             claimed = transaction.jobs.claim(job.id, self._lease)
             assert claimed is not None
-            work = transaction.analyses.work(claimed, self._bundle_id)
+            work = transaction.turn_results.read_work(claimed, self._bundle_id)
         with self._database.transaction() as transaction:
             transaction.jobs.succeed(claimed, lease=self._lease)
             result = (analysis.transcript, analysis.reading, summary)
-            transaction.analyses.write(work.turn.id, self._bundle_id, *result)
+            transaction.turn_results.write(work.turn.id, self._bundle_id, *result)
 
 
 def _measured(action: Callable[[], object], rounds: int) -> tuple[float, float]:

@@ -156,7 +156,7 @@ def _write(settings: Settings, url: str, folder: Path) -> Backup:
     if migration is None:
         raise SetupError(f"the database in {settings.data_dir} has no tables: there is nothing to back up")
     with database.transaction() as lock:
-        lock.recordings.pause_deletion()
+        lock.pending_deletions.pause()
         with database.snapshot() as (transaction, snapshot):
             uris = transaction.recordings.uris()
             options = ("--format=custom", "--no-owner", "--no-privileges", f"--snapshot={snapshot}")
@@ -190,7 +190,7 @@ def _restore_database(servers: EmbeddedServers, dump: Path) -> None:
     database = Database(servers.database_url, pool_size=1)
     database.migrate()
     with database.transaction() as transaction:
-        transaction.jobs.forget_workers(timedelta(0))
+        transaction.workers.remove_unseen(timedelta(0))
     database.close()
 
 

@@ -231,7 +231,7 @@ class Supervisor:
     def _running_jobs(self) -> int:
         try:
             with self._database.transaction() as transaction:
-                return transaction.jobs.running()
+                return transaction.job_admin.count_running()
         except Unavailable:
             return 0
 

@@ -79,5 +79,5 @@ class TurnWork(BaseModel):
     turn: Turn
     recording: Recording | None
     language_hint: str | None
-    earlier: tuple[bytes, ...]
+    earlier_summaries: tuple[bytes, ...]
     context: tuple[str, ...]

@@ -23,7 +23,7 @@ def send(messages: Sequence[Message], database: Database, queue: Broker) -> None
     try:
         if queue.send(messages):
             with database.transaction() as transaction:
-                transaction.jobs.sent(messages)
+                transaction.outbox.remove(messages)
     except Exception as error:
         _log.warning("messages are left to the sweeper: %s", type_and_traceback(error))
 
@@ -38,6 +38,6 @@ def flush(database: Database, queue: Broker, older_than: timedelta = timedelta(0
         Unavailable: the database cannot be reached.
     """
     with database.transaction() as transaction:
-        messages = transaction.jobs.unsent(older_than)
+        messages = transaction.outbox.unsent(older_than)
         if messages and queue.send(messages):
-            transaction.jobs.sent(messages)
+            transaction.outbox.remove(messages)

@@ -21,12 +21,12 @@ def staged_upload(source: IO[bytes], uri: str, patience: timedelta, database: Da
         Unavailable: the database or the store cannot be reached.
     """
     with database.transaction() as transaction:
-        transaction.recordings.announce(uri, patience)
+        transaction.pending_deletions.add(uri, patience)
     try:
         yield blobs.put(uri, source)
     except Exception:
         with suppress(Unavailable):
             blobs.delete(uri)
             with database.transaction() as transaction:
-                transaction.recordings.forget([uri])
+                transaction.pending_deletions.remove([uri])
         raise

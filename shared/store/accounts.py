@@ -1,4 +1,4 @@
-"""Tenants, their API keys, and the record of who read what."""
+"""Accounts: tenants, their API keys, and the audit trail of who read or deleted what."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -12,21 +12,27 @@ from shared.store.tables import api_keys, audit_events, tenants
 
 
 class Accounts:
+    """Reads and writes tenants, API keys and audit events."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def ensure_tenant(self, name: str) -> UUID:
-        """The id of the tenant called `name`, made now if there was none."""
+        """Return the id of the tenant called `name`, which is created if it does not exist."""
         self._connection.execute(upsert(tenants).values(name=name).on_conflict_do_nothing())
         return self._connection.execute(select(tenants.c.id).where(tenants.c.name == name)).scalar_one()
 
     def require_tenant(self, name: str) -> None:
-        """Raises TenantNotFound where no tenant is called `name`."""
+        """Check that a tenant is called `name`.
+
+        Raises:
+            TenantNotFound: no tenant is.
+        """
         if self._connection.execute(select(tenants.c.id).where(tenants.c.name == name)).one_or_none() is None:
             raise TenantNotFound(f"there is no tenant {name!r}")
 
     def create_key(self, tenant_id: UUID, name: str, role: KeyRole) -> str:
-        """A new key in clear text: it is shown now and never again, as only its hash is stored."""
+        """Create a key and return it in clear text, which cannot be read again: only its hash is stored."""
         key = new_key()
         self._connection.execute(
             insert(api_keys).values(tenant_id=tenant_id, name=name, role=role.value, hash=key_hash(key))
@@ -34,19 +40,19 @@ class Accounts:
         return key
 
     def key(self, clear_text: str) -> ApiKey | None:
-        """The valid key that `clear_text` is, if any."""
+        """Return the valid key with this clear text, or None."""
         return self.keys([key_hash(clear_text)])[0]
 
     def keys(self, hashes: Sequence[str]) -> list[ApiKey | None]:
-        """The valid key that each hash is of, if any."""
+        """Return the valid key with each of the hashes, in order, or None in its place."""
         rows = self._connection.execute(
             select(api_keys).where(api_keys.c.hash.in_(set(hashes)), api_keys.c.revoked_at.is_(None))
         )
         found = {row.hash: ApiKey.model_validate(row) for row in rows}
-        return [found.get(its) for its in hashes]
+        return [found.get(hash_) for hash_ in hashes]
 
     def all_keys(self) -> list[tuple[str, ApiKey]]:
-        """Every key with its tenant's name, oldest first."""
+        """Return every key with its tenant's name, oldest first."""
         rows = self._connection.execute(
             select(tenants.c.name.label("tenant"), api_keys)
             .join_from(api_keys, tenants)
@@ -55,7 +61,7 @@ class Accounts:
         return [(row["tenant"], ApiKey.model_validate(dict(row))) for row in rows]
 
     def revoke_key(self, key_id: UUID) -> bool:
-        """Whether there was such a valid key."""
+        """Revoke a key, and return whether there was a valid key of this id."""
         result = self._connection.execute(
             update(api_keys)
             .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
@@ -65,7 +71,7 @@ class Accounts:
         return result.one_or_none() is not None
 
     def audit(self, action: str, *done: tuple[ApiKey, UUID]) -> None:
-        """Record that each key did `action` on a session."""
+        """Record that `action` was done with each of these keys on the session beside it."""
         if done:
             rows = [
                 {"tenant_id": key.tenant_id, "key_id": key.id, "action": action, "session_id": session_id}
@@ -74,7 +80,7 @@ class Accounts:
             self._connection.execute(insert(audit_events), rows)
 
     def audit_trail(self, session_id: UUID) -> list[AuditEvent]:
-        """Everything recorded of a session, oldest first."""
+        """Return the audit events of a session, oldest first."""
         rows = self._connection.execute(
             select(audit_events, tenants.c.name.label("tenant"))
             .join_from(audit_events, tenants)

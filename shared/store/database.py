@@ -1,4 +1,4 @@
-"""The unit of work: a transaction, and the repositories that speak through it."""
+"""The database: its connections, transactions with their repositories, and migrations."""
 
 import logging
 from collections.abc import Generator
@@ -16,26 +16,30 @@ from sqlalchemy import Connection, create_engine, exc, make_url, text
 
 from shared.errors import SetupError, StorageFull, Unavailable
 from shared.store.accounts import Accounts
-from shared.store.calls import Calls
-from shared.store.conversations import Conversations
 from shared.store.deliveries import Deliveries
 from shared.store.idempotency import IdempotencyKeys
+from shared.store.job_admin import JobAdmin
 from shared.store.jobs import Jobs
+from shared.store.outbox import Outbox
+from shared.store.pending_deletions import PendingDeletions
 from shared.store.recordings import Recordings
+from shared.store.sessions import Sessions
 from shared.store.turn_results import TurnResults
+from shared.store.turns import Turns
 from shared.store.webhooks import Webhooks
+from shared.store.worker_registry import WorkerRegistry
 
 _log = logging.getLogger(__name__)
 
 _MIGRATION_LOCK = 7_366_711_001
-_PATIENCE = {
+_CONNECT_ARGS = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-"""For a server that vanished without a word, as its machine did; in seconds, the last in milliseconds."""
+"""How soon a server counts as gone whose machine vanished: in seconds, the last one in milliseconds."""
 
 _WRITE_64_KB = """
 CREATE TEMPORARY TABLE tenor_room ON COMMIT DROP AS SELECT repeat('x', 1000) AS filling FROM generate_series(1, 64)
@@ -49,7 +53,10 @@ def _alembic() -> Config:
 
 
 class Transaction:
-    """One database transaction. Everything done through it is committed together or not at all."""
+    """One database transaction, with the repositories that read and write through it.
+
+    Everything that is written through it is committed together or not at all.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -57,18 +64,6 @@ class Transaction:
     @cached_property
     def accounts(self) -> Accounts:
         return Accounts(self._connection)
-
-    @cached_property
-    def analyses(self) -> TurnResults:
-        return TurnResults(self._connection)
-
-    @cached_property
-    def calls(self) -> Calls:
-        return Calls(self._connection)
-
-    @cached_property
-    def conversations(self) -> Conversations:
-        return Conversations(self._connection)
 
     @cached_property
     def deliveries(self) -> Deliveries:
@@ -79,16 +74,44 @@ class Transaction:
         return IdempotencyKeys(self._connection)
 
     @cached_property
-    def recordings(self) -> Recordings:
-        return Recordings(self._connection)
+    def job_admin(self) -> JobAdmin:
+        return JobAdmin(self._connection)
 
     @cached_property
     def jobs(self) -> Jobs:
         return Jobs(self._connection)
 
     @cached_property
+    def outbox(self) -> Outbox:
+        return Outbox(self._connection)
+
+    @cached_property
+    def pending_deletions(self) -> PendingDeletions:
+        return PendingDeletions(self._connection)
+
+    @cached_property
+    def recordings(self) -> Recordings:
+        return Recordings(self._connection)
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        return Sessions(self._connection)
+
+    @cached_property
+    def turn_results(self) -> TurnResults:
+        return TurnResults(self._connection)
+
+    @cached_property
+    def turns(self) -> Turns:
+        return Turns(self._connection)
+
+    @cached_property
     def webhooks(self) -> Webhooks:
         return Webhooks(self._connection)
+
+    @cached_property
+    def workers(self) -> WorkerRegistry:
+        return WorkerRegistry(self._connection)
 
 
 class Database:
@@ -96,25 +119,25 @@ class Database:
 
     def __init__(self, url: SecretStr, pool_size: int = 10) -> None:
         self._url = make_url(url.get_secret_value()).set(drivername="postgresql+psycopg")
-        # Parameters are what people said, and errors go into logs.
+        # Parameters hold what people said, and SQLAlchemy would put them into errors, which are logged.
         self._engine = create_engine(
             self._url,
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args=_PATIENCE,
+            connect_args=_CONNECT_ARGS,
         )
         self._found_full = False
 
     @property
     def found_full(self) -> bool:
-        """Whether a transaction of this process failed for want of disk space, and no `check_room` went well since."""
+        """Whether a transaction of this process found the disk full, and no `check_room` has succeeded since."""
         return self._found_full
 
     @contextmanager
     def transaction(self) -> Generator[Transaction]:
-        """Commit on leaving, roll back on an exception.
+        """Open a transaction: it is committed on leaving, and rolled back on an exception.
 
         Raises:
             StorageFull: the disk of Postgres is full.
@@ -125,7 +148,7 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Generator[tuple[Transaction, str]]:
-        """A read-only transaction, and the id under which another process reads the same state of the database.
+        """Open a read-only transaction; also yields the snapshot id by which another process reads the same state.
 
         Raises:
             Unavailable: Postgres cannot be reached.
@@ -135,10 +158,10 @@ class Database:
             yield Transaction(connection), connection.execute(text("SELECT pg_export_snapshot()")).scalar_one()
 
     def check_room(self) -> None:
-        """Write 64 KB to the disk of Postgres, and delete them again. Reading works on a full disk too.
+        """Write 64 KB to the disk of Postgres and delete them again, as reading works on a full disk too.
 
-        A temporary table needs new space, where a row of an existing table may find some that was freed. Nothing is
-        found out where this user may not create temporary tables.
+        The 64 KB go into a temporary table, which needs new space; a row of an existing table may reuse freed space.
+        The check is skipped where the database's user may not create temporary tables.
 
         Raises:
             StorageFull: the disk is full.
@@ -151,10 +174,10 @@ class Database:
         self._found_full = False
 
     def migrate(self) -> None:
-        """Bring the tables to the newest version. Safe when several processes call it at once.
+        """Migrate the tables to the newest revision. Several processes may call this at once.
 
         Raises:
-            SetupError: a later version of Tenor made them.
+            SetupError: the tables are of a later version of Tenor.
             Unavailable: Postgres cannot be reached.
         """
         config = _alembic()
@@ -170,7 +193,7 @@ class Database:
             command.upgrade(config, "head")
 
     def revision(self) -> str | None:
-        """The migration that the tables are at; None where there are none.
+        """Return the revision of the tables; None where there are no tables.
 
         Raises:
             Unavailable: Postgres cannot be reached.
@@ -180,15 +203,17 @@ class Database:
 
     @staticmethod
     def knows_migration(revision: str) -> bool:
-        """Whether this version of Tenor has the migration, and so can bring tables that are at it to its own."""
+        """Return whether this version of Tenor has this migration, and so can migrate tables that are at it."""
         return revision in {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
 
     def check_tables(self) -> None:
-        """Find out whether the tables are this version's, or a later one's: those of a rolling update, which migrates
-        while processes of the version before still run.
+        """Check that the tables are of this version of Tenor or of a later one.
+
+        Tables of a later version are accepted, because an update migrates them while processes of the version before
+        still run.
 
         Raises:
-            SetupError: they are an earlier version's, or there are none.
+            SetupError: the tables are of an earlier version, or there are none.
             Unavailable: Postgres cannot be reached.
         """
         scripts = ScriptDirectory.from_config(_alembic())

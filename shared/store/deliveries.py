@@ -1,7 +1,7 @@
-"""The deliveries that are due: which of them a worker may take up now, and which waited too long.
+"""Deliveries: those that are due are claimed, and those that were received are deleted.
 
-A delivery is due once its job's `lease_until` has come: at once when it is new, after a pause when an attempt failed,
-and when the worker that had it counts as dead. No message is needed for that.
+A delivery is due once its job's `lease_until` has passed: at once when it is new, after a pause when an attempt failed,
+and when the worker that claimed it counts as dead. Workers look for due deliveries, so no message is needed.
 """
 
 from collections import Counter
@@ -34,40 +34,42 @@ from shared.domain.webhook import Delivery, EndedTurn, Event
 from shared.store.jobs import claim_values
 from shared.store.tables import OPEN_JOB, deliveries, jobs, sessions, turns, webhooks
 
-# Literally as the index of due deliveries has it, so that the planner uses it.
+# The text of the index of due deliveries, so that the planner uses that index.
 _OPEN = text(f"jobs.{OPEN_JOB} AND jobs.lane = 'delivery'")
 _DUE = (_OPEN, jobs.c.lease_until <= func.now())
 
 _CLAIM_ROUNDS = 3
-"""How often a claim chooses others instead of the jobs that other workers have locked or claimed meanwhile."""
+"""How often a claim chooses other jobs instead of those that other workers have locked or claimed meanwhile."""
 
 
 class Deliveries:
+    """Claims and ends deliveries."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def claim(
         self, limit: int, *, per_webhook: int, in_flight: Mapping[UUID, int], lease: timedelta, trial: timedelta
     ) -> list[Delivery]:
-        """Take up deliveries that are due, for each webhook the ones that were due first.
+        """Claim deliveries that are due, for each webhook those that were due first.
 
-        All webhooks with due deliveries get an equal share, however many wait for one of them. Of a webhook whose
-        pause has ended, one delivery is taken, as a trial, by one worker.
+        All webhooks with due deliveries get an equal share, however many deliveries one of them has. Of a webhook whose
+        pause has ended, one worker claims one delivery, as a trial.
 
         Args:
             limit: how many at most.
             per_webhook: how many this worker may have in flight for one webhook.
-            in_flight: how many it has already, by webhook.
-            lease: until when each counts as this worker's.
-            trial: how long others leave a paused webhook alone while the trial is made.
+            in_flight: how many it has in flight now, by webhook.
+            lease: for how long each is claimed.
+            trial: how long other workers leave a webhook alone while its trial is in flight.
         """
         trials = self._begin_trials(trial)
-        left = trials  # Of each of these webhooks one delivery is taken.
+        left = trials  # One delivery of each of these webhooks is claimed.
         claimed, missed, counts = dict[UUID | None, Job](), list[UUID](), Counter(in_flight)
         for _ in range(_CLAIM_ROUNDS):
             chosen = self._connection.execute(_chosen(limit - len(claimed), per_webhook, counts, left, missed))
             ids = set(chosen.scalars())
-            rows = self._take(ids, lease)
+            rows = self._claim(ids, lease)
             claimed.update((row.delivery_id, Job.model_validate(row)) for row in rows)
             counts.update(row.webhook_id for row in rows)
             left = [trial_id for trial_id in left if trial_id not in {row.webhook_id for row in rows}]
@@ -77,8 +79,8 @@ class Deliveries:
                 break
         return self._read(claimed, trials) if claimed else []
 
-    def _take(self, ids: Collection[UUID], lease: timedelta) -> Sequence[Row[Any]]:
-        """Claim these jobs, but for those that another worker has locked or claimed meanwhile."""
+    def _claim(self, ids: Collection[UUID], lease: timedelta) -> Sequence[Row[Any]]:
+        """Claim these jobs, without those that another worker has locked or claimed meanwhile."""
         locked = select(jobs.c.id).where(jobs.c.id == func.any(literal(list(ids), ARRAY(Uuid))), *_DUE)
         rows = self._connection.execute(
             update(jobs)
@@ -88,19 +90,22 @@ class Deliveries:
         )
         return rows.all()
 
-    def delivered(self, job: Job) -> bool:
-        """Delete a delivery that was received, and its job. False where the claim was void by then, or somebody else
-        is just deleting it.
+    def succeed(self, job: Job) -> bool:
+        """Delete a delivery that was received, and its job.
+
+        Returns:
+            False where the claim was void, or another transaction is deleting the delivery.
         """
         ours = exists().where(jobs.c.delivery_id == deliveries.c.id, jobs.c.id == job.id, jobs.c.claims == job.claims)
-        free = select(deliveries.c.id).where(deliveries.c.id == job.delivery_id, ours)
-        free = free.with_for_update(skip_locked=True, of=deliveries)
-        deleted = delete(deliveries).where(deliveries.c.id.in_(free)).returning(deliveries.c.id)
+        unlocked = select(deliveries.c.id).where(deliveries.c.id == job.delivery_id, ours)
+        unlocked = unlocked.with_for_update(skip_locked=True, of=deliveries)
+        deleted = delete(deliveries).where(deliveries.c.id.in_(unlocked)).returning(deliveries.c.id)
         return self._connection.execute(deleted).one_or_none() is not None
 
-    def waited_too_long(self, window: timedelta, limit: int = 500) -> list[Job]:
-        """Deliveries that have been due for longer than `window` while their webhook was paused. They stay locked
-        until this transaction ends.
+    def overdue(self, window: timedelta, limit: int = 500) -> list[Job]:
+        """Return the jobs of paused webhooks that have been due for longer than `window`.
+
+        They stay locked until this transaction ends.
         """
         overdue = (jobs.c.webhook_id == webhooks.c.id, jobs.c.lease_until < func.now() - window)
         paused = (webhooks.c.paused_until.is_not(None), webhooks.c.disabled_at.is_(None))
@@ -113,18 +118,14 @@ class Deliveries:
         )
         return [Job.model_validate(row) for row in rows]
 
-    def adopt(self, limit: int = 10_000) -> None:
-        """Fill in the webhook of jobs that were added by a version of Tenor that did not write it."""
-        without = select(jobs.c.id).where(_OPEN, jobs.c.webhook_id.is_(None)).limit(limit)
-        its_webhook = select(deliveries.c.webhook_id).where(deliveries.c.id == jobs.c.delivery_id).scalar_subquery()
-        adopted = update(jobs).where(jobs.c.id.in_(without.with_for_update(skip_locked=True)))
-        self._connection.execute(adopted.values(webhook_id=its_webhook))
-
     def _begin_trials(self, trial: timedelta) -> list[UUID]:
-        """The webhooks whose pause has ended and for which something is due. Others leave them alone meanwhile."""
+        """Begin the trials of the webhooks whose pause has ended and which have due deliveries; their ids.
+
+        Other workers leave these webhooks alone for the time `trial`.
+        """
         due = exists().where(*_DUE, jobs.c.webhook_id == webhooks.c.id).correlate(webhooks)
         ended = select(webhooks.c.id).where(webhooks.c.paused_until <= func.now(), due)
-        # No stronger lock: a webhook that is locked for an update of its key is told of no turn that ends meanwhile.
+        # FOR NO KEY UPDATE: under a stronger lock `insert_deliveries`, which skips locked webhooks, would lose events.
         ended = ended.with_for_update(key_share=True, skip_locked=True, of=webhooks)
         begun = update(webhooks).where(webhooks.c.id.in_(ended)).values(paused_until=func.now() + trial)
         return list(self._connection.execute(begun.returning(webhooks.c.id)).scalars())
@@ -150,7 +151,7 @@ class Deliveries:
 def _chosen(
     limit: int, per_webhook: int, in_flight: Mapping[UUID, int], trials: list[UUID], missed: list[UUID]
 ) -> Select[Any]:
-    """The ids of the jobs to claim: of each webhook the first, then of each the second, and so on. Locks none."""
+    """Select the ids of the jobs to claim, without a lock: the first of each webhook, then the second, and so on."""
     busy_ids, busy_counts = literal(list(in_flight), ARRAY(Uuid)), literal(list(in_flight.values()), ARRAY(Integer))
     busy = func.unnest(busy_ids, busy_counts).table_valued("id", "number", name="busy").render_derived()
     is_trial = webhooks.c.id == func.any(literal(trials, ARRAY(Uuid)))
@@ -179,7 +180,7 @@ def _chosen(
 
 
 def _waiting() -> CTE:
-    """The ids of the webhooks with deliveries, by one step in the index for each, however many deliveries there are."""
+    """Select the ids of the webhooks with deliveries, by one step in the index for each, however many it has."""
     first = select(jobs.c.webhook_id.label("id")).where(_OPEN, jobs.c.webhook_id.is_not(None))
     waiting = first.order_by(jobs.c.webhook_id).limit(1).cte("waiting", recursive=True)
     following = select(jobs.c.webhook_id).where(_OPEN, jobs.c.webhook_id > waiting.c.id).correlate(waiting)

@@ -1,8 +1,8 @@
-"""The answers to requests with an `Idempotency-Key`, kept for when such a request is sent again.
+"""Idempotency keys: the answers to requests with an `Idempotency-Key`, kept for when such a request is sent again.
 
-The transaction that carries a request out also writes its answer, and locks its key until it ends. A request that has
-an answer needs no lock, so it may be repeated many times at once. A process that dies
-in between leaves neither an effect nor an answer, and Postgres releases the lock with the connection.
+The transaction that carries a request out also writes its answer, and locks the request's key until it ends. So a
+process that dies before the commit leaves neither an effect nor an answer, and Postgres releases the lock with the
+connection. A request that has an answer needs no lock, so it may be repeated many times at once.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from shared.errors import IdempotencyKeyInProgress, IdempotencyKeyReused, TenorE
 from shared.store.tables import idempotency_keys
 
 _IDLE_LIMIT = "60s"
-"""Longest that a transaction with a locked key may be idle: a machine that vanished does not lock it for hours."""
+"""How long a transaction with a locked key may be idle, so that a machine that vanished does not lock it for hours."""
 
 _LOCKS = func.unnest(bindparam("locks", type_=ARRAY(BigInteger))).column_valued("lock")
 _LOCK = select(
@@ -40,11 +40,13 @@ _LOCK = select(
 
 
 class IdempotencyKeys:
+    """Reads and writes the answers to requests."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def find(self, request: IdempotentRequest | None) -> Answer | None:
-        """Return the answer that a request got before; lock the key of a new request until this transaction ends.
+        """Return the answer that a request got before; or None for a new one, whose key is locked until the commit.
 
         Raises:
             IdempotencyKeyReused: another request was sent with the key.
@@ -56,10 +58,11 @@ class IdempotencyKeys:
         return found
 
     def find_all(self, requests: Sequence[IdempotentRequest | None]) -> list[Answer | TenorError | None]:
-        """Return what each of many requests got before, in their order, and lock the keys of the new ones.
+        """Return the answer that each request got before, in order, and lock the keys of the new requests.
 
-        An error stands where `find` would raise it; of several new requests with one key, all but the first are in
-        progress. None stands for a new request, and for one without a key.
+        Returns:
+            For each request its answer; None for a new request and for one without a key; and the error that `find`
+            would raise. Of several new requests with one key, all but the first are in progress.
         """
         keyed = [request for request in requests if request is not None]
         known = self._read(keyed)
@@ -70,7 +73,7 @@ class IdempotencyKeys:
         locked: set[int] = set()
         if first:
             locked = {row.lock for row in self._connection.execute(_LOCK, {"locks": list(first)}) if row.taken}
-            # Another statement sees what another transaction committed before it released its lock.
+            # Read again: a new statement sees what another transaction committed before it released its lock.
             known |= self._read(list(first.values()))
 
         def found(request: IdempotentRequest | None) -> Answer | TenorError | None:
@@ -87,16 +90,16 @@ class IdempotencyKeys:
         return [found(request) for request in requests]
 
     def _read(self, requests: Sequence[IdempotentRequest]) -> dict[tuple[UUID, str], Row[Any]]:
-        """Return the rows of those requests that were answered, by tenant and key."""
+        """The rows of the requests that were answered, by tenant and key."""
         if not requests:
             return {}
-        its = tuple_(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
+        tenant_and_key = tuple_(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
         wanted = {(request.tenant_id, request.key) for request in requests}
-        rows = self._connection.execute(select(idempotency_keys).where(its.in_(wanted)))
+        rows = self._connection.execute(select(idempotency_keys).where(tenant_and_key.in_(wanted)))
         return {(row.tenant_id, row.key): row for row in rows}
 
     def save(self, *answered: tuple[IdempotentRequest | None, Answer]) -> None:
-        """Keep the answers to requests whose keys this transaction has locked, and none to those without a key."""
+        """Store the answers to requests whose keys this transaction has locked; requests without a key are skipped."""
         rows = [
             {
                 "tenant_id": request.tenant_id,
@@ -115,19 +118,19 @@ class IdempotencyKeys:
             self._connection.execute(insert(idempotency_keys), rows)
 
     def expire(self, kept_for: timedelta, limit: int = 1000) -> None:
-        """Delete answers that were kept for long enough."""
+        """Delete the answers that are older than `kept_for`, up to `limit` of them."""
         old = (
             select(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
             .where(idempotency_keys.c.created_at <= func.now() - kept_for)
             .with_for_update(skip_locked=True)
             .limit(limit)
         )
-        its = tuple_(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
-        self._connection.execute(delete(idempotency_keys).where(its.in_(old)))
+        tenant_and_key = tuple_(idempotency_keys.c.tenant_id, idempotency_keys.c.key)
+        self._connection.execute(delete(idempotency_keys).where(tenant_and_key.in_(old)))
 
 
 def _lock(request: IdempotentRequest) -> int:
-    """The number of the advisory lock that stands for a tenant's key."""
+    """The number of the advisory lock for a tenant's key."""
     digest = hashlib.sha256(request.tenant_id.bytes + request.key.encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 

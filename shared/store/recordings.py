@@ -1,33 +1,33 @@
-"""Which sound files there are, and which must go.
+"""Recordings: stored audio files, and the long ones that a worker splits into turns.
 
-A blob is doomed until a recording claims it: its name is written down before its bytes are, so that a crash at any
-moment leaves no voice behind that no row knows of.
+A long recording has a row of its own beside that of its audio file. Each turn that is cut from it has a small
+recording, called a part here, whose `source_id` is the long one.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, delete, func, insert, select, union, update
-from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.domain.job import OPEN, JobStatus
-from shared.domain.recording import Recording
-from shared.store.tables import doomed_blobs, jobs, recordings, turns
+from shared.domain.job import OPEN, Job, JobStatus, TurnLane
+from shared.domain.recording import Channel, Recording, RecordingProgress, RecordingWork
+from shared.errors import RecordingNotFound
+from shared.store.pending_deletions import PendingDeletions, insert_due
+from shared.store.tables import calls, jobs, recordings, sessions, turns
 
-_STILL_OPEN = jobs.c.status.in_(OPEN)
-_DELETION_LOCK = 7_366_711_002
+_EXPIRED_AT_ONCE = 1000
+_HAS_OPEN_JOB = jobs.c.status.in_(OPEN)
+_IS_OF_TURN = select(turns.c.id).where(turns.c.recording_id == recordings.c.id).exists()
 
 
 class Recordings:
+    """Reads and writes recordings."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def announce(self, uri: str, patience: timedelta) -> None:
-        """Write down that a blob is about to be stored; it is deleted unless claimed within `patience`."""
-        self._connection.execute(insert(doomed_blobs).values(uri=uri, after=func.now() + patience))
-
-    def claim(
+    def add(
         self,
         session_id: UUID,
         *,
@@ -39,8 +39,13 @@ class Recordings:
         retention: timedelta | None,
         source_id: UUID | None = None,
     ) -> Recording:
-        """Make a stored blob a session's recording. `retention` None: it goes once its turn has been analysed."""
-        self._connection.execute(delete(doomed_blobs).where(doomed_blobs.c.uri == uri))
+        """Add the recording of a blob that was uploaded, whose pending deletion is removed.
+
+        Args:
+            retention: how long the audio is kept; None: until its turn has been analysed.
+            source_id: the long recording that it was cut from, if so.
+        """
+        PendingDeletions(self._connection).remove([uri])
         row = self._connection.execute(
             insert(recordings)
             .values(
@@ -57,66 +62,116 @@ class Recordings:
         ).one()
         return Recording.model_validate(row)
 
-    def expire(self) -> int:
-        """Doom the sound of every recording whose time is up and whose turn has ended; how many there were."""
-        of_turn = jobs.join(turns, turns.c.id == jobs.c.turn_id)
-        heard = select(jobs.c.id).select_from(of_turn).where(turns.c.recording_id == recordings.c.id, _STILL_OPEN)
-        its = jobs.c.recording_id.in_([recordings.c.id, recordings.c.source_id])
-        cut = select(jobs.c.id).where(its, _STILL_OPEN)
-        waiting = heard.exists() | cut.exists()
-        due = (
-            select(recordings.c.id, recordings.c.uri)
-            .where(recordings.c.uri.is_not(None), recordings.c.expires_at <= func.now(), ~waiting)
-            .with_for_update(skip_locked=True)
-            .limit(1000)
+    def add_long(
+        self, recording_id: UUID, voices: Sequence[Channel], lane: TurnLane, began_at: datetime | None
+    ) -> None:
+        """Add how a recording is to be split into turns.
+
+        Args:
+            voices: who speaks on each channel, or one for all channels together.
+            lane: where its turns are queued.
+            began_at: when the recording began; None: now.
+        """
+        values = {"recording_id": recording_id, "voices": [voice.model_dump(mode="json") for voice in voices]}
+        began = {} if began_at is None else {"began_at": began_at}
+        self._connection.execute(insert(calls).values(**values, lane=lane.value, **began))
+
+    def read_work(self, job: Job) -> RecordingWork:
+        """Return the long recording of a job, and all that a worker needs to split it."""
+        found = self._connection.execute(
+            select(recordings, calls.c.voices, calls.c.lane, calls.c.began_at, sessions.c.tenant_id, sessions.c.consent)
+            .join(calls, calls.c.recording_id == recordings.c.id)
+            .join(sessions, sessions.c.id == recordings.c.session_id)
+            .where(recordings.c.id == job.recording_id)
         )
-        rows = self._connection.execute(due).all()
-        if rows:
-            values = [{"uri": row.uri, "after": func.now()} for row in rows]
-            self._connection.execute(upsert(doomed_blobs).values(values).on_conflict_do_nothing())
-            ids = [row.id for row in rows]
+        row = found.mappings().one()
+        return RecordingWork.model_validate({**row, "job": job, "recording": dict(row)})
+
+    def progress(self, tenant_id: UUID, recording_id: UUID) -> RecordingProgress:
+        """Return a long recording with the number of its turns in each status.
+
+        Raises:
+            RecordingNotFound: the tenant has no long recording of this id.
+        """
+        wanted = (recordings.c.id == recording_id, sessions.c.tenant_id == tenant_id)
+        row = self._connection.execute(select(recordings).join(sessions).join(calls).where(*wanted)).one_or_none()
+        if row is None:
+            raise RecordingNotFound(f"there is no long recording {recording_id}")
+        job = self._connection.execute(select(jobs).where(jobs.c.recording_id == recording_id)).one()
+        turn_counts = self._turn_counts(recording_id)
+        return RecordingProgress(
+            recording=Recording.model_validate(row), job=Job.model_validate(job), turns=turn_counts
+        )
+
+    def uris(self) -> Sequence[str]:
+        """Return the URIs of the blobs of all recordings."""
+        return self._connection.execute(select(recordings.c.uri).where(recordings.c.uri.is_not(None))).scalars().all()
+
+    def expire(self) -> int:
+        """Make the blobs of expired recordings pending deletions, and return how many there were.
+
+        The recording of a turn whose job is open is left until the job has ended, however old it is. So are a long
+        recording and its parts.
+        """
+        of_turn = jobs.join(turns, turns.c.id == jobs.c.turn_id)
+        analysed = select(jobs.c.id).select_from(of_turn).where(turns.c.recording_id == recordings.c.id, _HAS_OPEN_JOB)
+        is_split = jobs.c.recording_id.in_([recordings.c.id, recordings.c.source_id])
+        in_use = analysed.exists() | select(jobs.c.id).where(is_split, _HAS_OPEN_JOB).exists()
+        # Recordings that another sweeper expires are skipped, so that several sweepers share the work.
+        expired = (
+            select(recordings.c.id)
+            .where(recordings.c.uri.is_not(None), recordings.c.expires_at <= func.now(), ~in_use)
+            .with_for_update(skip_locked=True)
+            .limit(_EXPIRED_AT_ONCE)
+        )
+        ids = self._connection.execute(expired).scalars().all()
+        if ids:
+            self._connection.execute(insert_due(select(recordings.c.uri).where(recordings.c.id.in_(ids))))
             self._connection.execute(update(recordings).where(recordings.c.id.in_(ids)).values(uri=None))
-        return len(rows)
+        return len(ids)
 
-    def abandon(self, quarantined_for: timedelta) -> None:
-        """Keep no longer the sound of turns that nobody looked at since they were quarantined.
+    def expire_quarantined(self, quarantined_for: timedelta) -> None:
+        """Expire the recordings of jobs that have been in quarantine for longer than `quarantined_for`.
 
-        Only sound that nobody consented to keep, which else goes with the end of its turn's analysis.
+        Only recordings without a consented retention are concerned: they would else be kept until an operator requeues
+        or drops the job.
         """
         long_ago = (jobs.c.status == JobStatus.quarantined.value) & (jobs.c.updated_at < func.now() - quarantined_for)
         of_turns = select(turns.c.recording_id).join(jobs, jobs.c.turn_id == turns.c.id).where(long_ago)
-        whole = select(jobs.c.recording_id).where(long_ago)
-        cut = recordings.alias("cut")
-        forgotten = union(of_turns, whole, select(cut.c.id).where(cut.c.source_id.in_(whole)))
+        long_recordings = select(jobs.c.recording_id).where(long_ago)
+        part = recordings.alias("part")
+        parts = select(part.c.id).where(part.c.source_id.in_(long_recordings))
         self._connection.execute(
             update(recordings)
-            .where(recordings.c.id.in_(forgotten), recordings.c.expires_at.is_(None))
+            .where(recordings.c.id.in_(union(of_turns, long_recordings, parts)), recordings.c.expires_at.is_(None))
             .values(expires_at=func.now())
         )
 
-    def doomed(self, limit: int = 1000) -> Sequence[str]:
-        """Blobs to delete now. They stay locked until this transaction ends. None while deletion is paused."""
-        if not self._connection.execute(select(func.pg_try_advisory_xact_lock_shared(_DELETION_LOCK))).scalar_one():
-            return []
-        return (
-            self._connection.execute(
-                select(doomed_blobs.c.uri)
-                .where(doomed_blobs.c.after <= func.now())
-                .with_for_update(skip_locked=True)
-                .limit(limit)
-            )
-            .scalars()
-            .all()
+    def delete_unused_parts(self, recording_id: UUID) -> None:
+        """Delete the parts of a long recording that became no turn, which an earlier attempt left behind.
+
+        Their blobs become pending deletions.
+        """
+        unused = delete(recordings).where(recordings.c.source_id == recording_id, ~_IS_OF_TURN)
+        deleted = unused.returning(recordings.c.uri).cte("deleted")
+        self._connection.execute(insert_due(select(deleted.c.uri).where(deleted.c.uri.is_not(None))))
+
+    def expire_for(self, job: Job) -> None:
+        """Expire the audio of a job that has ended, where there is no consented retention."""
+        of_turn = select(turns.c.recording_id).where(turns.c.id == job.turn_id).scalar_subquery()
+        its = recordings.c.id == func.coalesce(job.recording_id, of_turn)
+        self._connection.execute(
+            update(recordings).where(its, recordings.c.expires_at.is_(None)).values(expires_at=func.now())
         )
 
-    def pause_deletion(self) -> None:
-        """Wait until no worker deletes blobs, and let none delete any until this transaction ends."""
-        self._connection.execute(select(func.pg_advisory_xact_lock(_DELETION_LOCK)))
+    def expire_unused_parts(self, job: Job) -> None:
+        """Expire the parts that a failed job cut from its recording, and that became no turn, whatever the consent."""
+        unused = update(recordings).where(recordings.c.source_id == job.recording_id, ~_IS_OF_TURN)
+        self._connection.execute(unused.values(expires_at=func.now()))
 
-    def uris(self) -> Sequence[str]:
-        """The names of the blobs of all recordings."""
-        return self._connection.execute(select(recordings.c.uri).where(recordings.c.uri.is_not(None))).scalars().all()
-
-    def forget(self, uris: Sequence[str]) -> None:
-        """The blobs are gone."""
-        self._connection.execute(delete(doomed_blobs).where(doomed_blobs.c.uri.in_(uris)))
+    def _turn_counts(self, recording_id: UUID) -> dict[JobStatus, int]:
+        parts = recordings.join(turns, turns.c.recording_id == recordings.c.id).join(jobs, jobs.c.turn_id == turns.c.id)
+        counted = select(jobs.c.status, func.count()).select_from(parts).where(recordings.c.source_id == recording_id)
+        rows = self._connection.execute(counted.group_by(jobs.c.status))
+        found = {JobStatus(status): number for status, number in rows}
+        return {status: found.get(status, 0) for status in JobStatus}

@@ -1,10 +1,12 @@
-"""Which turn is read before which: the words after those of its session, the voice after its speaker's own.
+"""The order in which turns are analysed: a turn with audio waits for earlier turns of its session and of its speaker.
 
-A spoken turn waits until every spoken turn before it in its session has ended, and every turn before it of its voice,
-which may be of another session of the same subject. Only so is it read against the same turns whenever it is read. A
-turn's place is given under a lock on the session, or the subject, that is held until it is committed, so that none
-appears before one that can be seen. And none is taken up before those before it have ended: to ask for the nearest in
-each row is to ask for all.
+It waits until every earlier turn with audio of its session has ended, because their transcripts are its context, and
+until every earlier turn of its speaker has ended, because their audio is its baseline; those may be of another session
+of the same subject. Only so is a turn analysed with the same context and baseline whenever it is analysed.
+
+A turn gets its index and position under a lock on the session, or the subject, that is held until the commit. So no
+turn becomes visible before an earlier one. And no turn is claimed before the earlier ones have ended, so it is enough
+to ask for the nearest one of the session and the nearest one of the speaker.
 """
 
 from typing import Any
@@ -15,37 +17,40 @@ from sqlalchemy import ColumnElement, ScalarSelect, Select, case, or_, select
 from shared.domain.job import OPEN, JobStatus
 from shared.store.tables import jobs, turns
 
-_mine, _other, _its = turns.alias("mine"), turns.alias("other"), jobs.alias("its")
-_SAME_SESSION = (_other.c.session_id == _mine.c.session_id) & _other.c.recording_id.is_not(None)
-_SAME_VOICE = (
-    (_other.c.scope_id == _mine.c.scope_id) & (_other.c.speaker == _mine.c.speaker) & (_other.c.role == _mine.c.role)
+_turn, _other, _other_job = turns.alias("turn"), turns.alias("other"), jobs.alias("other_job")
+_SAME_SESSION = (_other.c.session_id == _turn.c.session_id) & _other.c.recording_id.is_not(None)
+_SAME_SPEAKER = (
+    (_other.c.scope_id == _turn.c.scope_id) & (_other.c.speaker == _turn.c.speaker) & (_other.c.role == _turn.c.role)
 )
-_ROWS = ((_SAME_SESSION, "index"), (_SAME_VOICE, "position"))
+_ORDERS = ((_SAME_SESSION, "index"), (_SAME_SPEAKER, "position"))
 
 
 def is_blocked() -> ColumnElement[bool]:
-    """Whether a job's turn has to wait for another, in a statement on `jobs`."""
+    """Return the condition, in a statement on `jobs`, that the job's turn waits for an earlier one."""
     before = [
-        _nearest(_its.c.status, same & (_other.c[place] < _mine.c[place]), _other.c[place].desc())
-        for same, place in _ROWS
+        _nearest(_other_job.c.status, same & (_other.c[place] < _turn.c[place]), _other.c[place].desc())
+        for same, place in _ORDERS
     ]
     unfinished = or_(*(status.in_(OPEN) for status in before))
-    spoken = (_mine.c.id == jobs.c.turn_id) & _mine.c.recording_id.is_not(None)
-    return select(_mine.c.id).where(spoken, unfinished).correlate(jobs).exists()
+    with_audio = (_turn.c.id == jobs.c.turn_id) & _turn.c.recording_id.is_not(None)
+    return select(_turn.c.id).where(with_audio, unfinished).correlate(jobs).exists()
 
 
 def unblocked_by(turn_id: UUID) -> Select[Any]:
-    """One row, or none for a turn that is not spoken: the queued jobs that may have waited for it, null for none."""
-    # The next of the same session is sent for as such; who is behind it there will be when that one has ended.
-    elsewhere = case((_other.c.session_id != _mine.c.session_id, _its.c.id))
-    queued = _its.c.status == JobStatus.queued.value
+    """Return the statement for the queued jobs that may have waited for a turn, as one row, with null for none.
+
+    There is no row for a turn without audio, which no other waits for.
+    """
+    # Of the same session only the next turn can start; it unblocks those behind it when it ends itself.
+    in_other_session = case((_other.c.session_id != _turn.c.session_id, _other_job.c.id))
+    queued = _other_job.c.status == JobStatus.queued.value
     after = [
-        _nearest(wanted, same & (_other.c[place] > _mine.c[place]) & queued, _other.c[place])
-        for wanted, (same, place) in zip((_its.c.id, elsewhere), _ROWS, strict=True)
+        _nearest(wanted, same & (_other.c[place] > _turn.c[place]) & queued, _other.c[place])
+        for wanted, (same, place) in zip((_other_job.c.id, in_other_session), _ORDERS, strict=True)
     ]
-    return select(*after).where(_mine.c.id == turn_id, _mine.c.recording_id.is_not(None))
+    return select(*after).where(_turn.c.id == turn_id, _turn.c.recording_id.is_not(None))
 
 
 def _nearest(wanted: ColumnElement[Any], where: ColumnElement[bool], order: ColumnElement[Any]) -> ScalarSelect[Any]:
-    others = _other.join(_its, _its.c.turn_id == _other.c.id)
-    return select(wanted).select_from(others).where(where).order_by(order).limit(1).correlate(_mine).scalar_subquery()
+    others = _other.join(_other_job, _other_job.c.turn_id == _other.c.id)
+    return select(wanted).select_from(others).where(where).order_by(order).limit(1).correlate(_turn).scalar_subquery()

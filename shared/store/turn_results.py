@@ -1,4 +1,4 @@
-"""What a worker needs to analyse a turn, and what it finds out."""
+"""Turn results: what a worker reads to analyse a turn, and the transcript and prediction that it writes."""
 
 from typing import Any
 from uuid import UUID
@@ -15,11 +15,18 @@ from shared.store.tables import predictions, recordings, sessions, transcripts, 
 
 
 class TurnResults:
+    """Reads and writes what turns are analysed from, and the results."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def work(self, job: Job, bundle_id: str) -> TurnWork:
-        """The turn of a job, to be read by a bundle, and what is known before it."""
+    def read_work(self, job: Job, bundle_id: str, context_turns: int = MAX_CONTEXT_TURNS) -> TurnWork:
+        """Return the turn of a job, with its context and its speaker's baseline.
+
+        Args:
+            bundle_id: the bundle that will analyse it; audio summaries of other bundles are left out.
+            context_turns: how many turns before it may be its context.
+        """
         row = self._connection.execute(
             select(turns, sessions.c.language_hint)
             .join(sessions, sessions.c.id == turns.c.session_id)
@@ -34,8 +41,8 @@ class TurnResults:
             turn=turn,
             recording=None if recording is None else Recording.model_validate(recording),
             language_hint=row.language_hint,
-            earlier=self._earlier(row, bundle_id),
-            context=self._context(turn),
+            earlier_summaries=self._earlier_summaries(row, bundle_id),
+            context=self._context(turn, context_turns),
         )
 
     def write(
@@ -43,12 +50,12 @@ class TurnResults:
         turn_id: UUID,
         bundle_id: str,
         transcript: Transcript | None,
-        reading: Prediction,
+        prediction: Prediction,
         voice_summary: bytes | None = None,
     ) -> None:
-        """A turn's result.
+        """Write the result of a turn's analysis; what an earlier attempt wrote is kept.
 
-        The summary is kept only of a voice that may be told from others: see `turns.scope_id`.
+        The audio summary is kept only if the turn may have a baseline: see `turns.scope_id`.
         """
         if transcript is not None:
             values = {"turn_id": turn_id, **transcript.model_dump(mode="json")}
@@ -56,44 +63,47 @@ class TurnResults:
         values = {
             "turn_id": turn_id,
             "bundle_id": bundle_id,
-            **reading.model_dump(mode="json", exclude_computed_fields=True),
+            **prediction.model_dump(mode="json", exclude_computed_fields=True),
         }
         self._connection.execute(upsert(predictions).values(values).on_conflict_do_nothing())
         if voice_summary is not None:
-            self._keep_summary(turn_id, bundle_id, voice_summary)
+            self._write_summary(turn_id, bundle_id, voice_summary)
 
-    def _earlier(self, turn: Row[Any], bundle_id: str) -> tuple[bytes, ...]:
+    def _earlier_summaries(self, turn: Row[Any], bundle_id: str) -> tuple[bytes, ...]:
+        """The audio summaries of the speaker's newest earlier turns, oldest first."""
         if turn.scope_id is None:
             return ()
-        same_voice = (turns.c.scope_id == turn.scope_id, turns.c.speaker == turn.speaker, turns.c.role == turn.role)
+        same_speaker = (turns.c.scope_id == turn.scope_id, turns.c.speaker == turn.speaker, turns.c.role == turn.role)
         newest = (
             select(voice_summaries.c.summary)
             .join(turns, turns.c.id == voice_summaries.c.turn_id)
-            .where(*same_voice, turns.c.position < turn.position, voice_summaries.c.bundle_id == bundle_id)
+            .where(*same_speaker, turns.c.position < turn.position, voice_summaries.c.bundle_id == bundle_id)
             .order_by(turns.c.position.desc())
             .limit(MAX_BASELINE_TURNS)
         )
         return tuple(reversed(self._connection.execute(newest).scalars().all()))
 
-    def _context(self, turn: Turn) -> tuple[str, ...]:
-        before = turns.c.index.between(turn.index - MAX_CONTEXT_TURNS, turn.index - 1)
+    def _context(self, turn: Turn, context_turns: int) -> tuple[str, ...]:
+        """The texts of the `context_turns` turns just before in the session, oldest first, without empty ones."""
+        before = turns.c.index.between(turn.index - context_turns, turn.index - 1)
         rows = self._connection.execute(
-            select(turns.c.text.label("sent"), transcripts)
+            select(turns.c.text.label("provided_text"), transcripts)
             .outerjoin(transcripts, transcripts.c.turn_id == turns.c.id)
             .where(turns.c.session_id == turn.session_id, before)
             .order_by(turns.c.index)
         ).mappings()
-        waited = turn.recording_id is not None
-        words = [row["sent"] or (_heard(row) if waited else "") for row in rows]
-        return tuple(text for text in words if text.strip())
+        # Only a turn with audio waits for the transcripts of earlier turns. Whether a text turn finds them depends on
+        # when it is analysed, so it never uses them.
+        uses_transcripts = turn.recording_id is not None
+        texts = [row["provided_text"] or (_transcribed(row) if uses_transcripts else "") for row in rows]
+        return tuple(text for text in texts if text.strip())
 
-    def _keep_summary(self, turn_id: UUID, bundle_id: str, summary: bytes) -> None:
-        kept = select(turns.c.id, literal(bundle_id), literal(summary)).where(
-            turns.c.id == turn_id, turns.c.scope_id.is_not(None)
-        )
-        written = upsert(voice_summaries).from_select(["turn_id", "bundle_id", "summary"], kept)
+    def _write_summary(self, turn_id: UUID, bundle_id: str, summary: bytes) -> None:
+        row = select(turns.c.id, literal(bundle_id), literal(summary))
+        with_baseline = row.where(turns.c.id == turn_id, turns.c.scope_id.is_not(None))
+        written = upsert(voice_summaries).from_select(["turn_id", "bundle_id", "summary"], with_baseline)
         self._connection.execute(written.on_conflict_do_nothing())
 
 
-def _heard(row: RowMapping) -> str:
+def _transcribed(row: RowMapping) -> str:
     return "" if row["segments"] is None else Transcript.model_validate(dict(row)).text

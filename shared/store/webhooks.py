@@ -1,10 +1,10 @@
-"""Webhooks, and what they have still to be told.
+"""Webhooks: created, listed, deleted, disabled and paused; and the deliveries of events to them, as they are inserted.
 
-An event is written in the statement that ends its turn's job, so that none is lost; see `telling`. `Deliveries` says
-which are due.
+The statement that ends a turn's job also inserts the deliveries, so that no event is lost; see `insert_deliveries`. The
+`Deliveries` that are due are claimed in `shared.store.deliveries`.
 
-A webhook whose `paused_until` is set is sent nothing but, once that time has come, one event as a trial. All workers
-share this state, and a worker that starts again finds it.
+A webhook whose `paused_until` is set is sent nothing until that time, and then one event as a trial. All workers share
+this state, also across their restarts.
 """
 
 import base64
@@ -30,36 +30,43 @@ from sqlalchemy import (
 from shared.domain.job import Lane, RetryPolicy
 from shared.domain.webhook import NewWebhook, Webhook
 from shared.errors import TooManyWebhooks, WebhookNotFound
+from shared.store.outbox import insert_messages
 from shared.store.tables import deliveries, jobs, outbox, sessions, tenants, turns, webhooks
 
-MOST = 10
-"""So many webhooks a tenant may have."""
+MAX_WEBHOOKS = 10
+"""How many webhooks a tenant may have."""
 
 
 class Webhooks:
+    """Reads and writes webhooks."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def create(self, tenant_id: UUID, url: str) -> NewWebhook:
-        """Raises TooManyWebhooks where the tenant has as many as it may."""
-        # Held, so that of two who create one at once only one takes the last place.
+        """Create a webhook with a new secret, and return it.
+
+        Raises:
+            TooManyWebhooks: the tenant has as many as it may have.
+        """
+        # The tenant is locked, so that of two transactions that create a webhook at once only one takes the last place.
         tenant = select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True)
         self._connection.execute(tenant)
         count = select(func.count()).where(webhooks.c.tenant_id == tenant_id)
-        if self._connection.execute(count).scalar_one() >= MOST:
-            raise TooManyWebhooks(f"there are {MOST} webhooks already, and may be no more: delete one first")
+        if self._connection.execute(count).scalar_one() >= MAX_WEBHOOKS:
+            raise TooManyWebhooks(f"there are {MAX_WEBHOOKS} webhooks, and there may be no more: delete one first")
         secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
         new = insert(webhooks).values(tenant_id=tenant_id, url=url, secret=secret).returning(webhooks)
         return NewWebhook.model_validate(dict(self._connection.execute(new).mappings().one()))
 
     def all(self, tenant_id: UUID) -> list[Webhook]:
-        """A tenant's webhooks, oldest first."""
+        """Return a tenant's webhooks, oldest first."""
         each = select(webhooks, _newest_undelivered().label("undelivered")).where(webhooks.c.tenant_id == tenant_id)
         rows = self._connection.execute(each.order_by(webhooks.c.created_at, webhooks.c.id)).mappings()
         return [Webhook.model_validate(dict(row)) for row in rows]
 
     def delete(self, tenant_id: UUID, webhook_id: UUID) -> None:
-        """Delete a webhook, with all that it has still to be told.
+        """Delete a webhook and its deliveries.
 
         Raises:
             WebhookNotFound: the tenant has no such webhook.
@@ -69,25 +76,28 @@ class Webhooks:
             raise WebhookNotFound(f"there is no webhook {webhook_id}")
 
     def disable(self, webhook_id: UUID, reason: str) -> None:
-        """Tell a webhook nothing any more."""
-        # No longer paused, so that what is left for it ends soon.
+        """Send a webhook no more events."""
+        # Its pause ends, so that its deliveries are claimed, and fail, soon.
         values = {"disabled_at": func.now(), "disabled_reason": reason, "paused_until": None}
         self._connection.execute(update(webhooks).where(webhooks.c.id == webhook_id).values(values))
 
     def record_answer(self, webhook_id: UUID) -> None:
-        """End the pause and the count of failures of a webhook whose receiver answered."""
+        """Reset the failure count of a webhook whose receiver answered, and end its pause."""
         failing = (webhooks.c.consecutive_failures > 0) | webhooks.c.paused_until.is_not(None)
         values = {"consecutive_failures": 0, "paused_until": None}
         self._connection.execute(update(webhooks).where(webhooks.c.id == webhook_id, failing).values(values))
 
     def record_failure(self, webhook_id: UUID, pauses: RetryPolicy, *, trial: bool) -> timedelta | None:
-        """Count a failed attempt, and pause the webhook where it is one too many.
+        """Count a failed attempt, and pause the webhook if it has failed too often.
 
-        The attempts that were under way when the pause began do not count; those that were the trial at its end
-        make the next pause longer.
+        Attempts that were in flight when the pause began do not count. A failed trial at the end of a pause begins a
+        longer one.
+
+        Args:
+            pauses: after how many failures the webhook is paused, and for how long.
 
         Returns:
-            How long the webhook is now paused; None where this attempt began no pause.
+            How long the webhook is paused from now; None where this attempt began no pause.
         """
         its = (webhooks.c.id == webhook_id, webhooks.c.disabled_at.is_(None))
         counts = webhooks.c.paused_until.is_(None) | literal(trial)
@@ -101,16 +111,16 @@ class Webhooks:
         return pause
 
 
-def telling(ended: CTE) -> CTE:
-    """Write a delivery of the event, and a job that makes it, for each webhook of the tenant whose turn has ended.
+def insert_deliveries(ended: CTE) -> CTE:
+    """Return the CTE that inserts a delivery, and its job and message, for each webhook of an ended turn's tenant.
 
     Args:
-        ended: the turn's job. With any other, nothing is written.
+        ended: the ended job. Nothing is inserted where it is not a turn's.
 
     Returns:
-        The messages of the jobs.
+        The inserted rows of the outbox.
     """
-    # To wait for those who are deleting the turn or the webhook could be to wait for each other: they are left out.
+    # Turns and webhooks that another transaction is deleting are skipped: to wait for it could be a deadlock.
     due = (
         select(webhooks.c.id, ended.c.turn_id, ended.c.status, ended.c.error_code)
         .select_from(ended.join(turns, turns.c.id == ended.c.turn_id))
@@ -119,15 +129,14 @@ def telling(ended: CTE) -> CTE:
         .where(webhooks.c.disabled_at.is_(None))
         .with_for_update(read=True, key_share=True, skip_locked=True, of=(turns, webhooks))
     )
-    delivered = insert(deliveries).from_select(["webhook_id", "turn_id", "turn_status", "turn_error_code"], due)
-    told = delivered.returning(deliveries.c.id, deliveries.c.webhook_id).cte("told")
-    lane = literal(Lane.delivery.value)
-    work = select(told.c.id, told.c.webhook_id, lane, func.now(), ended.c.correlation_id, ended.c.traceparent)
+    inserted = insert(deliveries).from_select(["webhook_id", "turn_id", "turn_status", "turn_error_code"], due)
+    delivery = inserted.returning(deliveries.c.id, deliveries.c.webhook_id).cte("delivery")
+    lane, request = literal(Lane.delivery.value), (ended.c.correlation_id, ended.c.traceparent)
+    values = select(delivery.c.id, delivery.c.webhook_id, lane, func.now(), *request)
     columns = ["delivery_id", "webhook_id", "lane", "lease_until", "correlation_id", "traceparent"]
-    new = insert(jobs).from_select(columns, work.select_from(told.join(ended, true())))
-    queued = new.returning(jobs.c.id, jobs.c.lane).cte("queued")
-    each = select(queued.c.id, literal(Lane.delivery.task), queued.c.lane)
-    return insert(outbox).from_select(["job_id", "task", "queue"], each).returning(outbox).cte("written")
+    new_jobs = insert(jobs).from_select(columns, values.select_from(delivery.join(ended, true())))
+    queued = new_jobs.returning(jobs.c.id, jobs.c.lane).cte("queued")
+    return insert_messages(queued).returning(outbox).cte("message")
 
 
 def _newest_undelivered() -> ScalarSelect[Any]:

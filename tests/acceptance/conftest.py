@@ -51,7 +51,7 @@ class Tenor:
     def alive(self) -> int:
         """How many workers gave a sign of life lately, whatever they take."""
         with self.database.transaction() as transaction:
-            return sum(worker.unseen_s < self.settings.lease_s for worker in transaction.jobs.fleet())
+            return sum(worker.unseen_s < self.settings.lease_s for worker in transaction.workers.all())
 
     def workers(self) -> int:
         """How many of them take turns."""

@@ -35,13 +35,13 @@ def end_turns(tenor: Tenor, count: int) -> None:
     for _ in range(count):
         tenor.api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello"})
     with tenor.database.transaction() as transaction:
-        for job in transaction.jobs.listed():
-            transaction.jobs.drop(job, lease=tenor.settings.lease)
+        for job in transaction.job_admin.find():
+            transaction.job_admin.drop(job, lease=tenor.settings.lease)
 
 
 def undelivered(tenor: Tenor) -> int:
     with tenor.database.transaction() as transaction:
-        return sum(job.lane is Lane.delivery for job in transaction.jobs.listed())
+        return sum(job.lane is Lane.delivery for job in transaction.job_admin.find())
 
 
 def test_what_a_killed_worker_had_under_way_is_sent_again_and_a_worker_that_is_stopped_ends_it(

@@ -184,7 +184,7 @@ def test_the_worker_starts_and_is_healthy(
 
     def seen() -> bool:
         with database.transaction() as transaction:
-            return transaction.jobs.workers(seen_within=settings.lease) > 0
+            return transaction.workers.count(seen_within=settings.lease) > 0
 
     with running(worker.run(env=env)) as process:
         assert becomes(seen, process), (worker.root / "log").read_text()

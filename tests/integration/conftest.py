@@ -32,7 +32,7 @@ AllSent = Callable[[], None]
 def read_turn(database: Database, tenant_id: UUID, turn_id: UUID | None) -> AnalyzedTurn:
     assert turn_id is not None
     with database.transaction() as transaction:
-        (found,) = transaction.conversations.turns([(tenant_id, turn_id)])
+        (found,) = transaction.turns.get_all([(tenant_id, turn_id)])
     assert isinstance(found, AnalyzedTurn)
     return found
 
@@ -40,7 +40,7 @@ def read_turn(database: Database, tenant_id: UUID, turn_id: UUID | None) -> Anal
 def take_up(transaction: Transaction, job_id: UUID, lease: timedelta, bundle_id: str = "bundle") -> TurnWork | None:
     """As a worker takes up a turn."""
     job = transaction.jobs.claim(job_id, lease)
-    return None if job is None else transaction.analyses.work(job, bundle_id)
+    return None if job is None else transaction.turn_results.read_work(job, bundle_id)
 
 
 def end_with(
@@ -55,7 +55,7 @@ def end_with(
     assert job.turn_id is not None
     messages = transaction.jobs.succeed(job, lease=timedelta(seconds=30))
     if messages is not None:
-        transaction.analyses.write(job.turn_id, bundle_id, transcript, reading, summary)
+        transaction.turn_results.write(job.turn_id, bundle_id, transcript, reading, summary)
     return messages
 
 

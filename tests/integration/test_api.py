@@ -398,7 +398,7 @@ def test_health_and_readiness(api: TestClient, settings: Settings) -> None:
 
 def unsent(database: Database) -> Sequence[Message]:
     with database.transaction() as transaction:
-        return transaction.jobs.unsent(timedelta(0))
+        return transaction.outbox.unsent(timedelta(0))
 
 
 def test_a_turn_is_accepted_while_the_queue_is_away_and_waits_for_the_sweeper(

@@ -118,13 +118,13 @@ def test_only_the_user_can_read_a_backup_and_what_is_restored_from_it(backup: Pa
 
 def test_workers_delete_no_recording_while_a_backup_is_made(database: Database) -> None:
     with database.transaction() as transaction:
-        transaction.recordings.announce("tenant/session/recording", timedelta(0))
+        transaction.pending_deletions.add("tenant/session/recording", timedelta(0))
     with database.transaction() as backup:
-        backup.recordings.pause_deletion()
+        backup.pending_deletions.pause()
         with database.transaction() as worker:
-            assert list(worker.recordings.doomed()) == []
+            assert list(worker.pending_deletions.due()) == []
     with database.transaction() as worker:
-        assert list(worker.recordings.doomed()) == ["tenant/session/recording"]
+        assert list(worker.pending_deletions.due()) == ["tenant/session/recording"]
 
 
 def test_a_recording_that_is_gone_is_counted_and_the_rest_is_backed_up(run: Run, tmp_path: Path) -> None:

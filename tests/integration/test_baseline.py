@@ -44,7 +44,7 @@ class House:
         with self.database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant(tenant)
             consent = Consent(keep_voice_summary=keep)
-            return transaction.conversations.create_session(tenant_id, consent, subject_ref).id
+            return transaction.sessions.create(tenant_id, consent, subject_ref).id
 
     def say(
         self,
@@ -60,7 +60,7 @@ class House:
             tenant_id = transaction.accounts.ensure_tenant(tenant)
             recording_id = None
             if spoken:
-                recording_id = transaction.recordings.claim(
+                recording_id = transaction.recordings.add(
                     session_id,
                     uri=str(uuid4()),
                     sha256="0" * 64,
@@ -69,7 +69,7 @@ class House:
                     channels=1,
                     retention=None,
                 ).id
-            turn = transaction.conversations.add_turn(
+            turn = transaction.turns.add(
                 tenant_id, session_id, speaker=speaker, role=role, text=text, recording_id=recording_id
             )
             new = NewJob(turn_id=turn.id, lane=Lane.interactive)
@@ -86,7 +86,7 @@ class House:
     def succeed(self, work: TurnWork, bundle_id: str = "bundle", heard: str = "") -> list[UUID] | None:
         """The jobs that are sent for, None where the claim was void; the turn's id stands for its voice's summary."""
         transcript = Transcript.provided(work.turn.text or heard)
-        reading = READING.model_copy(update={"baseline_turns": len(work.earlier)})
+        reading = READING.model_copy(update={"baseline_turns": len(work.earlier_summaries)})
         with self.database.transaction() as transaction:
             summary = work.turn.id.bytes if work.turn.recording_id else None
             messages = end_with(transaction, work.job, transcript, reading, summary, bundle_id)
@@ -114,10 +114,10 @@ class House:
     def sweep(self, max_attempts: int = 5) -> list[UUID]:
         """The jobs that the sweeper sends for; what was sent for before is forgotten."""
         with self.database.transaction() as transaction:
-            transaction.jobs.sent(transaction.jobs.unsent(NO_TIME))
+            transaction.outbox.remove(transaction.outbox.unsent(NO_TIME))
             transaction.jobs.sweep(lease=LEASE, retries=Settings(max_attempts=max_attempts).retries)
         with self.database.transaction() as transaction:
-            return [message.job_id for message in transaction.jobs.unsent(NO_TIME)]
+            return [message.job_id for message in transaction.outbox.unsent(NO_TIME)]
 
     def let_leases_run_out(self) -> None:
         with psycopg.connect(self._url) as connection:
@@ -141,8 +141,8 @@ def test_a_voice_is_read_against_its_speakers_earlier_turns_alone(house: House) 
     written = house.write(session, "I wrote this")
     last = house.say(session)
     for job in (first, agent, other, written):
-        assert house.done(job).earlier == ()
-    assert house.done(last).earlier == turn_ids(first)
+        assert house.done(job).earlier_summaries == ()
+    assert house.done(last).earlier_summaries == turn_ids(first)
 
 
 def test_a_subjects_voice_is_known_from_their_other_sessions(house: House) -> None:
@@ -151,15 +151,15 @@ def test_a_subjects_voice_is_known_from_their_other_sessions(house: House) -> No
     spoken = [house.say(monday), house.say(tuesday), house.say(monday)]
     agents = [house.say(session, speaker="Tom", role=SpeakerRole.agent) for session in (monday, tuesday)]
     others = [house.say(stranger), house.say(elsewhere, tenant="globex")]
-    assert [house.done(job).earlier for job in spoken] == [turn_ids(*spoken[:count]) for count in range(3)]
-    assert [house.done(job).earlier for job in agents + others] == [()] * 4
+    assert [house.done(job).earlier_summaries for job in spoken] == [turn_ids(*spoken[:count]) for count in range(3)]
+    assert [house.done(job).earlier_summaries for job in agents + others] == [()] * 4
 
 
 def test_only_the_newest_turns_are_read_against(house: House) -> None:
     session = house.session()
     spoken = [house.say(session) for _ in range(MAX_BASELINE_TURNS + 3)]
     read = [house.done(job) for job in spoken]
-    assert read[-1].earlier == turn_ids(*spoken[2:-1])
+    assert read[-1].earlier_summaries == turn_ids(*spoken[2:-1])
     prediction = read_turn(house.database, house.tenant_id, spoken[-1].turn_id).prediction
     assert prediction is not None
     assert prediction.baseline_turns == MAX_BASELINE_TURNS
@@ -169,16 +169,16 @@ def test_a_bundle_knows_only_the_summaries_that_it_made(house: House) -> None:
     session = house.session()
     first, second, third = (house.say(session) for _ in range(3))
     house.done(first, "old")
-    assert house.done(second, "new").earlier == ()
-    assert house.done(third, "new").earlier == turn_ids(second)
+    assert house.done(second, "new").earlier_summaries == ()
+    assert house.done(third, "new").earlier_summaries == turn_ids(second)
 
 
 def test_without_consent_no_summary_is_kept_and_none_is_used(house: House, settings: Settings) -> None:
     asked, not_asked = house.session("p-17"), house.session("p-17", keep=False)
     house.done(house.say(asked))
-    assert [house.done(house.say(not_asked)).earlier for _ in range(2)] == [(), ()]
+    assert [house.done(house.say(not_asked)).earlier_summaries for _ in range(2)] == [(), ()]
     assert summaries_kept(settings) == 1
-    assert len(house.done(house.say(asked)).earlier) == 1
+    assert len(house.done(house.say(asked)).earlier_summaries) == 1
 
 
 def test_a_summary_is_written_once_and_goes_with_its_session(house: House, settings: Settings) -> None:
@@ -192,7 +192,7 @@ def test_a_summary_is_written_once_and_goes_with_its_session(house: House, setti
     assert house.succeed(slow) is None
     assert summaries_kept(settings) == 1
     with house.database.transaction() as transaction:
-        transaction.conversations.delete_session(house.tenant_id, session)
+        transaction.sessions.delete(house.tenant_id, session)
     assert summaries_kept(settings) == 0
 
 
@@ -214,7 +214,7 @@ def test_a_spoken_turn_waits_for_those_before_it_without_spending_an_attempt(hou
     assert house.succeed(work) == [second.id]
     assert house.claim(third) is None
     assert house.fail(house.claim(second) or pytest.fail("it still waits")) == [third.id]
-    assert house.done(third).earlier == turn_ids(first)
+    assert house.done(third).earlier_summaries == turn_ids(first)
 
 
 def test_a_subjects_turn_waits_for_their_earlier_turns_in_other_sessions(house: House) -> None:
@@ -226,7 +226,7 @@ def test_a_subjects_turn_waits_for_their_earlier_turns_in_other_sessions(house: 
     work = house.claim(first)
     assert work is not None
     assert house.succeed(work) == [second.id]
-    assert house.done(second).earlier == turn_ids(first)
+    assert house.done(second).earlier_summaries == turn_ids(first)
 
 
 def test_a_written_turn_neither_waits_nor_is_waited_for(house: House) -> None:
@@ -248,7 +248,7 @@ def test_who_has_no_attempt_left_keeps_nobody_waiting(house: House) -> None:
     assert house.claim(second) is None
     assert house.sweep(max_attempts=1) == [second.id]
     assert house.status(first)[0] is JobStatus.quarantined
-    assert house.done(second).earlier == ()
+    assert house.done(second).earlier_summaries == ()
 
 
 def test_a_turn_that_waits_for_one_that_is_dropped_goes_on(house: House) -> None:
@@ -257,10 +257,10 @@ def test_a_turn_that_waits_for_one_that_is_dropped_goes_on(house: House) -> None
     late = house.claim(first)
     assert late is not None
     with house.database.transaction() as transaction:
-        sent = transaction.jobs.drop(first, lease=LEASE)
+        sent = transaction.job_admin.drop(first, lease=LEASE)
     assert [message.job_id for message in sent] == [second.id]
     assert house.succeed(late) is None
-    assert house.done(second).earlier == ()
+    assert house.done(second).earlier_summaries == ()
 
 
 def test_a_turn_tried_again_is_read_against_those_before_it_and_those_after_it_wait(house: House) -> None:
@@ -270,10 +270,10 @@ def test_a_turn_tried_again_is_read_against_those_before_it_and_those_after_it_w
     assert house.claim(second, lease=NO_TIME) is not None
     house.sweep(max_attempts=1)
     with house.database.transaction() as transaction:
-        transaction.jobs.requeue(second, lease=LEASE)
+        transaction.job_admin.requeue(second, lease=LEASE)
     assert house.claim(third) is None
-    assert house.done(second).earlier == turn_ids(first)
-    assert house.done(third).earlier == turn_ids(first, second)
+    assert house.done(second).earlier_summaries == turn_ids(first)
+    assert house.done(third).earlier_summaries == turn_ids(first, second)
 
 
 def test_a_deleted_session_keeps_nobody_waiting(house: House) -> None:
@@ -282,10 +282,10 @@ def test_a_deleted_session_keeps_nobody_waiting(house: House) -> None:
     second, third = house.say(tuesday), house.say(tuesday)
     assert house.claim(second) is None
     with house.database.transaction() as transaction:
-        transaction.conversations.delete_session(house.tenant_id, monday)
+        transaction.sessions.delete(house.tenant_id, monday)
     assert house.sweep() == [second.id]
-    assert house.done(second).earlier == ()
-    assert house.done(third).earlier == turn_ids(second)
+    assert house.done(second).earlier_summaries == ()
+    assert house.done(third).earlier_summaries == turn_ids(second)
 
 
 def test_the_sweeper_sends_for_a_turn_only_once_it_need_not_wait(house: House) -> None:
@@ -300,7 +300,7 @@ def test_the_sweeper_sends_for_a_turn_only_once_it_need_not_wait(house: House) -
     with house.database.transaction() as transaction:  # and its worker dies before it sends for the next
         assert end_with(transaction, work.job, None, READING)
     with house.database.transaction() as transaction:
-        assert second.id in [message.job_id for message in transaction.jobs.unsent(NO_TIME)]
+        assert second.id in [message.job_id for message in transaction.outbox.unsent(NO_TIME)]
 
 
 def test_words_are_read_after_those_of_the_two_turns_before_whoever_spoke(house: House) -> None:
@@ -367,7 +367,7 @@ def test_any_order_of_execution_gives_the_same_baselines(house: House, places: l
         dies = chance.random() < 0.2
         work = house.claim(message, lease=NO_TIME if dies else LEASE)
         if work is not None:
-            read[work.turn.id].add(work.earlier)
+            read[work.turn.id].add(work.earlier_summaries)
             messages += [message] if dies else house.succeed(work) or []
     assert {job.turn_id: {baseline} for job, baseline in zip(spoken, expected(spoken, places), strict=True)} == read
     assert all(house.status(job)[0] is JobStatus.succeeded for job in spoken)
@@ -414,7 +414,7 @@ class Fleet:
         work = self.house.claim(message, lease=NO_TIME if dies else LEASE)
         if work is None:
             return
-        self.read[work.turn.id].add(work.earlier)
+        self.read[work.turn.id].add(work.earlier_summaries)
         time.sleep(chance.random() * 0.005)
         if dies and chance.random() < 0.5:
             return
@@ -477,8 +477,8 @@ def test_workers_that_die_change_no_baseline(house: House, settings: Settings) -
             assert time.monotonic() < deadline, "waited in vain"
             with house.database.transaction() as transaction:
                 transaction.jobs.sweep(lease=LEASE, retries=Settings(max_attempts=1000).retries)
-                messages = transaction.jobs.unsent(NO_TIME)
-                transaction.jobs.sent(messages)
+                messages = transaction.outbox.unsent(NO_TIME)
+                transaction.outbox.remove(messages)
             for message in messages:
                 fleet.messages.put(message.job_id)
 
@@ -497,7 +497,7 @@ def test_sessions_deleted_amid_the_work_keep_nobody_waiting(house: House) -> Non
     def delete(session_id: UUID) -> None:
         time.sleep(random.random() * 0.1)
         with house.database.transaction() as transaction:
-            transaction.conversations.delete_session(house.tenant_id, session_id)
+            transaction.sessions.delete(house.tenant_id, session_id)
 
     def meanwhile(pool: ThreadPoolExecutor) -> None:
         list(pool.map(delete, doomed))
@@ -509,5 +509,5 @@ def test_sessions_deleted_amid_the_work_keep_nobody_waiting(house: House) -> Non
 
     fleet.run(4, meanwhile)
     with house.database.transaction() as transaction:
-        history = transaction.conversations.history(house.tenant_id, kept, -1, 100)
+        history = transaction.turns.history(house.tenant_id, kept, -1, 100)
     assert [turn.job.status for turn in history] == [JobStatus.succeeded] * 6

@@ -50,12 +50,10 @@ def add_job(database: Database) -> AddJob:
     def add(lane: Lane = Lane.interactive) -> Job:
         with database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant("acme")
-            session = transaction.conversations.create_session(tenant_id, Consent())
-            turn = transaction.conversations.add_turn(
-                tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="x"
-            )
+            session = transaction.sessions.create(tenant_id, Consent())
+            turn = transaction.turns.add(tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="x")
             ((job, message),) = transaction.jobs.enqueue([NewJob(turn_id=turn.id, lane=lane)], lease=LEASE)
-            transaction.jobs.sent([cast("Message", message)])
+            transaction.outbox.remove([cast("Message", message)])
         return job
 
     return add
@@ -88,7 +86,7 @@ def test_jobs_that_no_message_was_sent_for_are_left_alone(
     with database.transaction() as transaction:
         for job in (running, tried):
             assert transaction.jobs.claim(job.id, LEASE)
-        claimed = next(job for job in transaction.jobs.listed(ids=[tried.id]))
+        claimed = next(job for job in transaction.job_admin.find(ids=[tried.id]))
         assert transaction.jobs.retry(claimed, TenorError("internal error"), LEASE)
     watch.check()
     assert (waiting(broker), waiting(broker, Lane.bulk)) == (0, 0)
@@ -122,7 +120,7 @@ def test_what_could_not_be_sent_goes_out_as_soon_as_the_broker_is_back(
     with pytest.raises(Unavailable):
         watch.check()
     with database.transaction() as transaction:
-        transaction.jobs.requeue(quarantined(database, add_job()), lease=LEASE)
+        transaction.job_admin.requeue(quarantined(database, add_job()), lease=LEASE)
     own_broker.start()
     wait_for(lambda: checks(watch))
     all_sent()

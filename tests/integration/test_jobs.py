@@ -68,10 +68,8 @@ def tenant_id(database: Database) -> UUID:
 def add_turn(database: Database, tenant_id: UUID) -> AddTurn:
     def add(lease: timedelta = LEASE, lane: Lane = Lane.interactive) -> Job:
         with database.transaction() as transaction:
-            session = transaction.conversations.create_session(tenant_id, Consent())
-            turn = transaction.conversations.add_turn(
-                tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="good news"
-            )
+            session = transaction.sessions.create(tenant_id, Consent())
+            turn = transaction.turns.add(tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="good news")
             new = NewJob(turn_id=turn.id, lane=lane)
             ((job, _),) = transaction.jobs.enqueue([new], lease=lease)
             return job
@@ -101,12 +99,12 @@ def sweep(database: Database, max_attempts: int = 5) -> int:
 
 def unsent(database: Database) -> list[UUID]:
     with database.transaction() as transaction:
-        return [message.job_id for message in transaction.jobs.unsent(NO_TIME)]
+        return [message.job_id for message in transaction.outbox.unsent(NO_TIME)]
 
 
 def forget_outbox(database: Database) -> None:
     with database.transaction() as transaction:
-        transaction.jobs.sent(transaction.jobs.unsent(NO_TIME))
+        transaction.outbox.remove(transaction.outbox.unsent(NO_TIME))
 
 
 def test_the_result_is_read_back_as_it_was_written(database: Database, add_turn: AddTurn, tenant_id: UUID) -> None:
@@ -199,8 +197,8 @@ def test_a_dead_workers_job_is_sent_again(database: Database, add_turn: AddTurn)
 def test_a_job_is_sent_and_sent_again_into_its_lane(database: Database, add_turn: AddTurn, lane: Lane) -> None:
     def queues() -> list[str]:
         with database.transaction() as transaction:
-            messages = transaction.jobs.unsent(NO_TIME)
-            transaction.jobs.sent(messages)
+            messages = transaction.outbox.unsent(NO_TIME)
+            transaction.outbox.remove(messages)
             return [message.queue for message in messages]
 
     job = add_turn(lease=NO_TIME, lane=lane)
@@ -211,7 +209,7 @@ def test_a_job_is_sent_and_sent_again_into_its_lane(database: Database, add_turn
     claimed = claim(database, job)
     assert claimed is not None
     with database.transaction() as transaction:
-        (message,) = transaction.jobs.give_back([claimed], lease=LEASE)
+        (message,) = transaction.jobs.release([claimed], lease=LEASE)
     assert (message.queue, queues()) == (lane.value, [lane.value])
     quarantined(database, job)
     requeue(database, job)
@@ -258,7 +256,7 @@ def quarantined(database: Database, job: Job) -> Job:
 
 def requeue(database: Database, job: Job) -> None:
     with database.transaction() as transaction:
-        transaction.jobs.requeue(job, lease=LEASE)
+        transaction.job_admin.requeue(job, lease=LEASE)
 
 
 def test_a_quarantined_job_is_nobodys_until_it_is_put_back_with_fresh_attempts(
@@ -288,12 +286,12 @@ def test_what_is_dropped_ends_for_good_and_keeps_its_turn(
 ) -> None:
     job = quarantined(database, add_turn())
     with database.transaction() as transaction:
-        transaction.jobs.drop(job, lease=LEASE)
+        transaction.job_admin.drop(job, lease=LEASE)
     found = read(database, tenant_id, job)
     assert (found.job.status, found.job.error_code) == (JobStatus.failed, "job_dropped")
     assert found.turn.text == "good news"
     with pytest.raises(WrongJobStatus), database.transaction() as transaction:
-        transaction.jobs.drop(job, lease=LEASE)
+        transaction.job_admin.drop(job, lease=LEASE)
     with pytest.raises(WrongJobStatus):
         requeue(database, job)
 
@@ -305,46 +303,46 @@ def test_a_turn_deleted_while_it_is_analysed_leaves_nothing(
     assert job is not None
     session_id = read(database, tenant_id, job).turn.session_id
     with database.transaction() as transaction:
-        transaction.conversations.delete_session(tenant_id, session_id)
+        transaction.sessions.delete(tenant_id, session_id)
     assert not succeed(database, job)
 
 
 def test_a_person_is_forgotten_with_their_last_session(database: Database, tenant_id: UUID) -> None:
     def subject_of_new_session() -> tuple[UUID, UUID | None]:
         with database.transaction() as transaction:
-            session = transaction.conversations.create_session(tenant_id, Consent(), subject_ref="p-17")
+            session = transaction.sessions.create(tenant_id, Consent(), subject_ref="p-17")
             return session.id, session.subject_id
 
     (first, subject), (second, same) = subject_of_new_session(), subject_of_new_session()
     assert subject == same
     for session_id in (first, second):
         with database.transaction() as transaction:
-            transaction.conversations.delete_session(tenant_id, session_id)
+            transaction.sessions.delete(tenant_id, session_id)
     assert subject_of_new_session()[1] != subject
 
 
 def test_a_person_whose_next_session_is_being_opened_is_not_forgotten(database: Database, tenant_id: UUID) -> None:
     with database.transaction() as transaction:
-        last = transaction.conversations.create_session(tenant_id, Consent(), subject_ref="p-17").id
+        last = transaction.sessions.create(tenant_id, Consent(), subject_ref="p-17").id
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as opening:
-            new = opening.conversations.create_session(tenant_id, Consent(), subject_ref="p-17").id
+            new = opening.sessions.create(tenant_id, Consent(), subject_ref="p-17").id
             deletion = pool.submit(_delete_session, database, tenant_id, last)
             time.sleep(0.3)  # by then it waits for us
         deletion.result(10)
     with database.transaction() as transaction:
-        assert transaction.conversations.session(tenant_id, new).subject_id is not None
+        assert transaction.sessions.get(tenant_id, new).subject_id is not None
 
 
 def test_an_upload_claimed_while_its_session_is_deleted_is_doomed_with_it(
     database: Database, tenant_id: UUID, settings: Settings
 ) -> None:
     with database.transaction() as transaction:
-        session_id = transaction.conversations.create_session(tenant_id, Consent()).id
+        session_id = transaction.sessions.create(tenant_id, Consent()).id
     uri = new_uri(tenant_id, session_id)
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as claiming:
-            claiming.conversations.hold(tenant_id, session_id)
+            claiming.sessions.lock_session(tenant_id, session_id)
             deletion = pool.submit(_delete_session, database, tenant_id, session_id)
             time.sleep(0.3)
             _claim_recording(claiming, session_id, uri, None)
@@ -353,13 +351,13 @@ def test_an_upload_claimed_while_its_session_is_deleted_is_doomed_with_it(
 
 def _delete_session(database: Database, tenant_id: UUID, session_id: UUID) -> Sequence[str]:
     with database.transaction() as transaction:
-        return transaction.conversations.delete_session(tenant_id, session_id)
+        return transaction.sessions.delete(tenant_id, session_id)
 
 
 def _claim_recording(
     transaction: Transaction, session_id: UUID, uri: str, retention: timedelta | None, sha256: str = "0" * 64
 ) -> Recording:
-    return transaction.recordings.claim(
+    return transaction.recordings.add(
         session_id,
         uri=uri,
         sha256=sha256,
@@ -372,13 +370,11 @@ def _claim_recording(
 
 def test_indexes_are_gapless_when_many_turns_arrive_at_once(database: Database, tenant_id: UUID) -> None:
     with database.transaction() as transaction:
-        session_id = transaction.conversations.create_session(tenant_id, Consent()).id
+        session_id = transaction.sessions.create(tenant_id, Consent()).id
 
     def add(_: int) -> int:
         with database.transaction() as transaction:
-            return transaction.conversations.add_turn(
-                tenant_id, session_id, speaker="Ana", role=SpeakerRole.user, text="x"
-            ).index
+            return transaction.turns.add(tenant_id, session_id, speaker="Ana", role=SpeakerRole.user, text="x").index
 
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(add, range(40))) == list(range(40))
@@ -388,13 +384,13 @@ def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
     database: Database, tenant_id: UUID
 ) -> None:
     with database.transaction() as transaction:
-        mine = [transaction.conversations.create_session(tenant_id, Consent()).id for _ in range(2)]
+        mine = [transaction.sessions.create(tenant_id, Consent()).id for _ in range(2)]
         other_tenant = transaction.accounts.ensure_tenant("globex")
-        theirs = transaction.conversations.create_session(other_tenant, Consent()).id
+        theirs = transaction.sessions.create(other_tenant, Consent()).id
     places = [mine[0], mine[1], theirs, mine[0], uuid4(), mine[0]]
     with database.transaction() as transaction:
         new = [NewTurn(tenant_id, place, "Ana", SpeakerRole.user, text=str(n)) for n, place in enumerate(places)]
-        added = transaction.conversations.add_turns(new)
+        added = transaction.turns.add_all(new)
         turns = [turn for turn in added if isinstance(turn, Turn)]
         assert [(turn.session_id, turn.index, turn.text) for turn in turns] == [
             (mine[0], 0, "0"),
@@ -413,7 +409,7 @@ def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
     ]
     assert all(message and (message.job_id, message.queue) == (job.id, job.lane) for job, message in queued)
     with database.transaction() as transaction:
-        (turn,) = transaction.conversations.add_turns([new[0]])
+        (turn,) = transaction.turns.add_all([new[0]])
     assert isinstance(turn, Turn)
     assert turn.index == 3
 
@@ -432,7 +428,7 @@ def upkeep(settings: Settings, database: Database, sweeper: Sweeper) -> Callable
     def upkeep() -> None:
         sweeper.sweep()
         with database.transaction() as transaction:
-            waiting = transaction.jobs.listed(statuses=OPEN)
+            waiting = transaction.job_admin.find(statuses=OPEN)
         for job in waiting:
             if job.lane is Lane.maintenance:
                 engine.run(job.id)
@@ -445,12 +441,12 @@ def test_whoever_strikes_off_does_not_wait_for_a_sweeper_at_the_same_messages(
 ) -> None:
     add_turn()
     with database.transaction() as sweeping:
-        messages = sweeping.jobs.unsent(NO_TIME)
+        messages = sweeping.outbox.unsent(NO_TIME)
         with database.transaction() as transaction:
-            transaction.jobs.sent(messages)
-        sweeping.jobs.sent(messages)
+            transaction.outbox.remove(messages)
+        sweeping.outbox.remove(messages)
     with database.transaction() as transaction:
-        assert not transaction.jobs.unsent(NO_TIME)
+        assert not transaction.outbox.unsent(NO_TIME)
 
 
 def test_turns_that_are_read_together_are_each_their_own_tenants(
@@ -460,7 +456,7 @@ def test_turns_that_are_read_together_are_each_their_own_tenants(
     assert mine.turn_id is not None
     with database.transaction() as transaction:
         stranger = transaction.accounts.ensure_tenant("globex")
-        found, hidden = transaction.conversations.turns([(tenant_id, mine.turn_id), (stranger, mine.turn_id)])
+        found, hidden = transaction.turns.get_all([(tenant_id, mine.turn_id), (stranger, mine.turn_id)])
     assert isinstance(found, AnalyzedTurn)
     assert found.job.id == mine.id
     assert isinstance(hidden, TurnNotFound)
@@ -494,7 +490,7 @@ def test_a_flushed_broker_can_be_sent_to_at_once(
     for _ in range(2):
         add_turn()
         with database.transaction() as transaction:
-            messages = transaction.jobs.unsent(NO_TIME)
+            messages = transaction.outbox.unsent(NO_TIME)
             assert queue.send(messages)
         assert broker.llen(Lane.interactive.value) == len(messages)
         broker.flushall()
@@ -506,7 +502,7 @@ def test_an_upload_that_was_never_claimed_is_deleted(
     blobs = BlobFolder(settings.blob_dir)
     uri = new_uri(uuid4(), uuid4())
     with database.transaction() as transaction:
-        transaction.recordings.announce(uri, NO_TIME)
+        transaction.pending_deletions.add(uri, NO_TIME)
     source = tmp_path / "voice"
     source.write_bytes(b"voice")
     with source.open("rb") as file:
@@ -530,12 +526,12 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
     source = tmp_path / "voice"
     source.write_bytes(b"voice")
     with database.transaction() as transaction:
-        session = transaction.conversations.create_session(tenant_id, Consent())
+        session = transaction.sessions.create(tenant_id, Consent())
         uri = new_uri(tenant_id, session.id)
         with source.open("rb") as file:
             sha256 = BlobFolder(settings.blob_dir).put(uri, file)
         recording = _claim_recording(transaction, session.id, uri, retention, sha256)
-        turn = transaction.conversations.add_turn(
+        turn = transaction.turns.add(
             tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text=None, recording_id=recording.id
         )
         new = NewJob(turn_id=turn.id, lane=Lane.interactive)
@@ -557,7 +553,7 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
         assert path.exists() is (retention != NO_TIME)
         if outcome == "is dropped":
             with database.transaction() as transaction:
-                transaction.jobs.drop(job, lease=LEASE)
+                transaction.job_admin.drop(job, lease=LEASE)
         else:
             _age(settings, job, timedelta(days=8))
     upkeep()
@@ -570,14 +566,14 @@ def test_a_recording_that_cannot_be_deleted_does_not_keep_the_others(
     uris = [new_uri(uuid4(), uuid4()) for _ in range(2)]
     with database.transaction() as transaction:
         for uri in uris:
-            transaction.recordings.announce(uri, NO_TIME)
+            transaction.pending_deletions.add(uri, NO_TIME)
             (settings.blob_dir / uri).parent.mkdir(parents=True)
     (settings.blob_dir / uris[0]).mkdir()  # no file, so it cannot be deleted as one
     (settings.blob_dir / uris[1]).touch()
     upkeep()
     assert not (settings.blob_dir / uris[1]).exists()
     with database.transaction() as transaction:
-        assert list(transaction.recordings.doomed()) == [uris[0]]
+        assert list(transaction.pending_deletions.due()) == [uris[0]]
 
 
 def test_workers_are_counted_while_they_give_signs_of_life(
@@ -585,7 +581,7 @@ def test_workers_are_counted_while_they_give_signs_of_life(
 ) -> None:
     def alive() -> int:
         with database.transaction() as transaction:
-            return transaction.jobs.workers(seen_within=settings.lease)
+            return transaction.workers.count(seen_within=settings.lease)
 
     assert alive() == 0
     sweeper.start()

@@ -36,10 +36,8 @@ def add_job(database: Database) -> AddJob:
     def add(tenant: str = "acme", quarantined: bool = True) -> Job:
         with database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant(tenant)
-            session = transaction.conversations.create_session(tenant_id, Consent())
-            turn = transaction.conversations.add_turn(
-                tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="x"
-            )
+            session = transaction.sessions.create(tenant_id, Consent())
+            turn = transaction.turns.add(tenant_id, session.id, speaker="Ana", role=SpeakerRole.user, text="x")
             new = NewJob(turn_id=turn.id, lane=Lane.interactive, correlation_id="call-17")
             ((job, _),) = transaction.jobs.enqueue([new], lease=LEASE)
             if quarantined:

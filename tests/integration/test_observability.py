@@ -239,7 +239,7 @@ def test_waiting_jobs_are_counted_without_reading_every_job(
         plan = "\n".join(str(row) for row in connection.execute(f"EXPLAIN {oldest}"))  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert "ix_jobs_lane_created_at" in plan
     with database.transaction() as transaction:
-        assert {waiting.lane: waiting.jobs for waiting in transaction.jobs.waiting()} == {
+        assert {waiting.lane: waiting.jobs for waiting in transaction.job_admin.queue_depths()} == {
             lane: int(lane is Lane.interactive) for lane in Lane
         }
 

@@ -53,7 +53,7 @@ def work(database: Database, engine: JobRunner) -> Callable[[], None]:
 
     def work() -> None:
         with database.transaction() as transaction:
-            waiting = transaction.jobs.listed(statuses=OPEN)
+            waiting = transaction.job_admin.find(statuses=OPEN)
         for job in waiting:
             if job.lane in (Lane.ingest, Lane.maintenance):
                 engine.run(job.id)
@@ -124,7 +124,11 @@ def test_each_turn_has_its_own_sound_exactly_as_it_was(
     (settings.data_dir / "whole").write_bytes(sound)
     turns = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
     with database.transaction() as transaction:
-        works = [transaction.analyses.work(job, "bundle") for job in transaction.jobs.listed() if job.lane is Lane.bulk]
+        works = [
+            transaction.turn_results.read_work(job, "bundle")
+            for job in transaction.job_admin.find()
+            if job.lane is Lane.bulk
+        ]
     heard = {str(work.turn.id): work.recording for work in works}
     for turn in turns:
         recording = heard[turn["id"]]
@@ -216,7 +220,7 @@ def test_only_the_first_turn_of_a_call_is_sent_for_and_each_other_by_the_one_bef
     work()
     assert broker.llen(Lane.bulk.value) == 1
     with database.transaction() as transaction:
-        turns = [job for job in transaction.jobs.listed() if job.lane is Lane.bulk]
+        turns = [job for job in transaction.job_admin.find() if job.lane is Lane.bulk]
         first = min(turns, key=lambda job: job.lease_until)
         claimed = transaction.jobs.claim(first.id, LEASE)
         assert claimed is not None
@@ -255,7 +259,7 @@ def test_a_cut_outlives_the_cutting_however_short_it_may_be_kept(
     work()
     assert len(blobs(settings)) == 4
     with database.transaction() as transaction:
-        assert transaction.recordings.doomed() == []
+        assert transaction.pending_deletions.due() == []
 
 
 def damaged() -> bytes:
@@ -376,7 +380,7 @@ def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
 
     def the_job() -> Job:
         with database.transaction() as transaction:
-            (job,) = (job for job in transaction.jobs.listed(tenant="acme") if job.lane is Lane.ingest)
+            (job,) = (job for job in transaction.job_admin.find(tenant="acme") if job.lane is Lane.ingest)
             assert job.session_id == UUID(session_id)
             return job
 
@@ -384,7 +388,7 @@ def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
     assert api.get(location).json()["error"]["code"] == "attempts_exhausted"
     assert len(blobs(settings)) == 2
     with database.transaction() as transaction:
-        transaction.jobs.requeue(the_job(), lease=settings.lease)
+        transaction.job_admin.requeue(the_job(), lease=settings.lease)
     task._blobs = BlobFolder(settings.blob_dir)
     engine.run(the_job().id)
     assert sum(api.get(location).json()["turns"].values()) == 3

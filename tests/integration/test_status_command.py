@@ -35,7 +35,7 @@ def tenor(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenor
 
 def see_worker(database: Database) -> None:
     with database.transaction() as transaction:
-        transaction.jobs.worker_seen(WORKER, "compact-0123", host="node-3", device="NVIDIA H200")
+        transaction.workers.record_heartbeat(WORKER, "compact-0123", host="node-3", device="NVIDIA H200")
 
 
 def add_turn(api: TestClient, session_id: str, lane: str = "interactive") -> None:
@@ -81,7 +81,7 @@ def test_jobs_and_turns_are_counted(
     change(settings, "UPDATE jobs SET created_at = now() - interval '10 minutes' WHERE lane = 'bulk'")
     with database.transaction() as transaction:
         lease = timedelta(seconds=30)
-        claimed = transaction.jobs.claim(transaction.jobs.listed()[0].id, lease)
+        claimed = transaction.jobs.claim(transaction.job_admin.find()[0].id, lease)
         assert claimed is not None
         assert transaction.jobs.quarantine(claimed, TenorError("internal error"), lease=lease) is not None
     stored = found(tenor("--format", "json"))["stored"]

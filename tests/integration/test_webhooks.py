@@ -30,7 +30,7 @@ from shared.errors import AudioUndecodable, TenorError, WebhookForbidden
 from shared.messaging.broker import Broker
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
-from shared.store.webhooks import MOST
+from shared.store.webhooks import MAX_WEBHOOKS
 from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey
 from tests.receiver import Receiver
@@ -146,7 +146,7 @@ def deliver(make_lane: MakeLane, database: Database, settings: Settings) -> Deli
 
 def jobs(database: Database) -> list[ListedJob]:
     with database.transaction() as transaction:
-        return transaction.jobs.listed()
+        return transaction.job_admin.find()
 
 
 def deliveries(database: Database) -> list[ListedJob]:
@@ -224,7 +224,7 @@ def test_a_turn_that_an_operator_or_the_sweeper_ends_is_told_too(
     sweep(settings.model_copy(update={"max_attempts": 1}), database)
     deliver()
     with database.transaction() as transaction:
-        transaction.jobs.drop(add_turn(), lease=LEASE)
+        transaction.job_admin.drop(add_turn(), lease=LEASE)
     deliver()
     told = [(event["type"], event["data"]["error_code"]) for event in receiver.events]
     assert told == [("turn.quarantined", "attempts_exhausted"), ("turn.failed", "job_dropped")]
@@ -338,7 +338,7 @@ def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again
     assert "the receiver answered 503" in shown["undelivered"]["error_message"]
     receiver.answer = 200
     with database.transaction() as transaction:
-        transaction.jobs.requeue(stuck, lease=LEASE)
+        transaction.job_admin.requeue(stuck, lease=LEASE)
     assert deliver() is None
     assert len(set(receiver.ids)) == 1
     assert api.get("/v1/webhooks").json()["webhooks"][0]["undelivered"] is None
@@ -408,7 +408,7 @@ def test_a_webhook_may_be_deleted_while_it_is_told(
             ending.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=False)
             deletion = pool.submit(api.delete, f"/v1/webhooks/{webhook['id']}")
             time.sleep(0.3)  # by then it waits for us
-            assert ending.deliveries.delivered(told)
+            assert ending.deliveries.succeed(told)
         assert deletion.result(10).status_code == 204
     assert deliveries(database) == []
 
@@ -418,7 +418,7 @@ def test_a_turn_that_could_not_be_ended_tells_nobody(
 ) -> None:
     slow = claim(database, add_turn())
     with database.transaction() as transaction:
-        transaction.jobs.give_back([slow], lease=LEASE)
+        transaction.jobs.release([slow], lease=LEASE)
     quick = claim(database, slow)
     ended: list[list[Message] | None] = []
     for claimed in (slow, quick, quick):
@@ -701,7 +701,7 @@ def test_an_event_waits_a_day_for_a_paused_webhook_without_using_attempts_and_is
         assert (waiting.status, waiting.attempts) == (status, 0)
     assert "its webhook was paused for 24 hours" in state(api)["undelivered"]["error_message"]
     with database.transaction() as transaction:
-        transaction.jobs.requeue(waiting, lease=LEASE)
+        transaction.job_admin.requeue(waiting, lease=LEASE)
     sweep(settings, database)
     assert [job.status for job in deliveries(database)] == [JobStatus.queued]
     assert deliver() is None
@@ -1004,8 +1004,8 @@ def test_a_webhook_that_is_not_there_cannot_be_deleted(api: TestClient) -> None:
 
 
 def test_a_tenant_has_only_so_many_webhooks(api: TestClient) -> None:
-    answers = [api.post("/v1/webhooks", json={"url": "https://example.com/"}) for _ in range(MOST + 1)]
-    assert [answer.status_code for answer in answers] == [201] * MOST + [409]
+    answers = [api.post("/v1/webhooks", json={"url": "https://example.com/"}) for _ in range(MAX_WEBHOOKS + 1)]
+    assert [answer.status_code for answer in answers] == [201] * MAX_WEBHOOKS + [409]
     assert answers[-1].json()["code"] == "webhooks_too_many"
 
 

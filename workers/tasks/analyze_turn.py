@@ -44,7 +44,7 @@ class AnalyzeTurn:
 
     def read(self, transaction: Transaction, job: Job) -> TurnWork:
         """What the turn is, and what came before it."""
-        return transaction.analyses.work(job, self._pipeline.bundle.id)
+        return transaction.turn_results.read_work(job, self._pipeline.bundle.id)
 
     def do(self, job: Job, work: TurnWork, enter: Enter) -> Write:
         """Put the turn through the models."""
@@ -53,7 +53,7 @@ class AnalyzeTurn:
                 samples=self._samples(work, enter),
                 text=work.turn.text,
                 language=work.language_hint,
-                earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier],
+                earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier_summaries],
                 context=work.context,
                 submit=_entering(enter, submit),
             )
@@ -61,7 +61,7 @@ class AnalyzeTurn:
 
         def write(transaction: Transaction) -> Sequence[Message]:
             result = (analysis.transcript, analysis.reading, summary)
-            transaction.analyses.write(work.turn.id, self._pipeline.bundle.id, *result)
+            transaction.turn_results.write(work.turn.id, self._pipeline.bundle.id, *result)
             return ()
 
         return write

@@ -34,7 +34,7 @@ class DeleteAudio:
                     break
 
         def write(transaction: Transaction) -> Sequence[Message]:
-            transaction.jobs.forget(job)
+            transaction.jobs.delete(job)
             return ()
 
         return write
@@ -42,9 +42,9 @@ class DeleteAudio:
     def _deleted_batch(self, threads: ThreadPoolExecutor) -> bool:
         """Delete some; whether all of them went, and there may be more."""
         with self._database.transaction() as transaction:
-            doomed = transaction.recordings.doomed(_BATCH)
+            doomed = transaction.pending_deletions.due(_BATCH)
             gone = [uri for uri, deleted in zip(doomed, threads.map(self._deleted, doomed), strict=True) if deleted]
-            transaction.recordings.forget(gone)
+            transaction.pending_deletions.remove(gone)
         return len(gone) == _BATCH
 
     def _deleted(self, uri: str) -> bool:

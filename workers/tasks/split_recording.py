@@ -50,7 +50,7 @@ class SplitRecording:
 
     def read(self, transaction: Transaction, job: Job) -> RecordingWork:
         """The recording, and who is heard on its channels."""
-        return transaction.calls.work(job)
+        return transaction.recordings.read_work(job)
 
     def do(self, job: Job, call: RecordingWork, enter: Enter) -> Write:
         """Store every utterance by itself; they become turns all at once, when the recording has been heard to its end.
@@ -62,7 +62,7 @@ class SplitRecording:
         cuts.sort(key=lambda cut: (cut.start, cut.end))
 
         def write(transaction: Transaction) -> Sequence[Message]:
-            turns = transaction.conversations.add_turns([_turn(call, cut) for cut in cuts])
+            turns = transaction.turns.add_all([_turn(call, cut) for cut in cuts])
             new = [_analysis(call, turn) for turn in turns]
             return [message for _, message in transaction.jobs.enqueue(new, lease=self._settings.lease) if message]
 
@@ -85,7 +85,7 @@ class SplitRecording:
 
     def _begin(self, call: RecordingWork) -> None:
         with self._held(call) as transaction:
-            transaction.calls.doom_cuts(call.recording.id)
+            transaction.recordings.delete_unused_parts(call.recording.id)
 
     @contextmanager
     def _held(self, call: RecordingWork) -> Generator[Transaction]:
@@ -95,7 +95,7 @@ class SplitRecording:
             ClaimLost: that has happened.
         """
         with self._database.transaction() as transaction:
-            if not transaction.jobs.hold(call.job):
+            if not transaction.jobs.lock_claim(call.job):
                 raise ClaimLost("the recording was deleted, or is cut by another worker")
             yield transaction
 
@@ -106,7 +106,7 @@ class SplitRecording:
             staged_upload(source, uri, _PATIENCE, self._database, self._blobs) as sha256,
             self._held(call) as transaction,
         ):
-            recording = transaction.recordings.claim(
+            recording = transaction.recordings.add(
                 call.recording.session_id,
                 uri=uri,
                 sha256=sha256,

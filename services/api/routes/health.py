@@ -20,7 +20,7 @@ def readyz(res: Res) -> Readiness:
     res.queue.ping()
     _check_room(res.database)
     with res.database.transaction() as transaction:
-        workers = transaction.jobs.workers(seen_within=res.settings.lease)
+        workers = transaction.workers.count(seen_within=res.settings.lease)
     return Readiness(database="ok", queue="ok", workers=workers)
 
 

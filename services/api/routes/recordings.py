@@ -56,7 +56,7 @@ async def add_recording(session_id: UUID, request: Request, res: Res, key: Write
 @router.get("/recordings/{recording_id}", summary="Read how far a long recording is")
 def read_recording(recording_id: UUID, res: Res, key: ReadKey) -> RecordingOut:
     with res.database.transaction() as transaction:
-        return RecordingOut.of(transaction.calls.progress(key.tenant_id, recording_id))
+        return RecordingOut.of(transaction.recordings.progress(key.tenant_id, recording_id))
 
 
 def _accept(
@@ -73,7 +73,7 @@ def _accept(
         raise InvalidRequest(f"voices: name one voice, or one for each of the {info.channels} channels, not {count}")
 
     def add(transaction: Transaction, recording: Recording) -> tuple[Answer, Sequence[Message]]:
-        transaction.calls.add(recording.id, body.voices, body.lane, body.began_at)
+        transaction.recordings.add_long(recording.id, body.voices, body.lane, body.began_at)
         new = NewJob(
             lane=Lane.ingest,
             recording_id=recording.id,

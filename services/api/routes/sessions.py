@@ -25,7 +25,7 @@ def create_session(body: SessionIn, request: Request, res: Res, key: WriteKey) -
     with res.database.transaction() as transaction:
         answer = transaction.idempotency.find(idempotent)
         if answer is None:
-            session = transaction.conversations.create_session(
+            session = transaction.sessions.create(
                 key.tenant_id, body.consent, body.subject_ref, body.external_ref, body.language_hint
             )
             content = SessionOut.of(session).model_dump_json()
@@ -37,13 +37,13 @@ def create_session(body: SessionIn, request: Request, res: Res, key: WriteKey) -
 @router.get("/{session_id}", summary="Read a session")
 def read_session(session_id: UUID, res: Res, key: ReadKey) -> SessionOut:
     with res.database.transaction() as transaction:
-        return SessionOut.of(transaction.conversations.session(key.tenant_id, session_id))
+        return SessionOut.of(transaction.sessions.get(key.tenant_id, session_id))
 
 
 @router.delete("/{session_id}", status_code=204, summary="Delete a session: its rows and its recordings")
 def delete_session(session_id: UUID, res: Res, key: DeleteKey) -> None:
     with res.database.transaction() as transaction:
-        uris = transaction.conversations.delete_session(key.tenant_id, session_id)
+        uris = transaction.sessions.delete(key.tenant_id, session_id)
         transaction.accounts.audit("session.delete", (key, session_id))
     res.delete_sound(uris)
 
@@ -58,8 +58,8 @@ def read_history(
 ) -> HistoryOut:
     after = -1 if cursor is None else _index(cursor)
     with res.database.transaction() as transaction:
-        transaction.conversations.session(key.tenant_id, session_id)
-        found = transaction.conversations.history(key.tenant_id, session_id, after, limit + 1)
+        transaction.sessions.get(key.tenant_id, session_id)
+        found = transaction.turns.history(key.tenant_id, session_id, after, limit + 1)
         transaction.accounts.audit("history.read", (key, session_id))
     page = [TurnOut.of(turn) for turn in found[:limit]]
     return HistoryOut(turns=page, next_cursor=_cursor(page[-1].index) if len(found) > limit else None)

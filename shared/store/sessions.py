@@ -1,0 +1,121 @@
+"""Sessions: created, read, locked and deleted, always through the tenant that they belong to."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from shared.domain.job import JobStatus
+from shared.domain.session import Consent, Session
+from shared.errors import SessionNotFound
+from shared.store.pending_deletions import insert_due
+from shared.store.tables import doomed_blobs, jobs, recordings, sessions, subjects, turns
+
+
+class Sessions:
+    """Reads and writes sessions and their subjects."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def create(
+        self,
+        tenant_id: UUID,
+        consent: Consent,
+        subject_ref: str | None = None,
+        external_ref: str | None = None,
+        language_hint: str | None = None,
+    ) -> Session:
+        """Create a session and return it.
+
+        Args:
+            subject_ref: the tenant's own name for the person, the same in every session of theirs.
+        """
+        row = self._connection.execute(
+            insert(sessions)
+            .values(
+                tenant_id=tenant_id,
+                subject_id=None if subject_ref is None else self._ensure_subject(tenant_id, subject_ref),
+                external_ref=external_ref,
+                language_hint=language_hint,
+                consent=consent.model_dump(),
+            )
+            .returning(sessions)
+        ).one()
+        return Session.model_validate(row)
+
+    def get(self, tenant_id: UUID, session_id: UUID) -> Session:
+        """Return a session of the tenant.
+
+        Raises:
+            SessionNotFound: the tenant has no such session.
+        """
+        row = self._connection.execute(
+            select(sessions).where(sessions.c.id == session_id, sessions.c.tenant_id == tenant_id)
+        ).one_or_none()
+        if row is None:
+            raise SessionNotFound(f"there is no session {session_id}")
+        return Session.model_validate(row)
+
+    def lock_session(self, tenant_id: UUID, session_id: UUID) -> None:
+        """Lock a session until this transaction ends, so that nobody deletes it or adds to it.
+
+        Raises:
+            SessionNotFound: the tenant has no such session.
+        """
+        wanted = select(sessions.c.id).where(sessions.c.id == session_id, sessions.c.tenant_id == tenant_id)
+        if self._connection.execute(wanted.with_for_update()).one_or_none() is None:
+            raise SessionNotFound(f"there is no session {session_id}")
+
+    def delete(self, tenant_id: UUID, session_id: UUID) -> Sequence[str]:
+        """Delete a session with all its rows, and its subject if the subject has no other session.
+
+        The blobs of its recordings become pending deletions in the same transaction.
+
+        Returns:
+            The URIs of these blobs, for the caller to delete after the commit. If the caller dies before that, the
+            next maintenance job deletes them.
+
+        Raises:
+            SessionNotFound: the tenant has no such session.
+        """
+        # Locked before the recordings are read, so that a recording which is being added is deleted with the others.
+        self.lock_session(tenant_id, session_id)
+        subject_id = self.get(tenant_id, session_id).subject_id
+        if subject_id is not None:
+            self._lock_subject(subject_id)
+            self._expire_queued_leases(subject_id)
+        stored = (recordings.c.session_id == session_id, recordings.c.uri.is_not(None))
+        pending = insert_due(select(recordings.c.uri).where(*stored)).returning(doomed_blobs.c.uri)
+        uris = self._connection.execute(pending).scalars().all()
+        self._connection.execute(delete(sessions).where(sessions.c.id == session_id))
+        if subject_id is not None:
+            self._delete_subject_without_sessions(subject_id)
+        return uris
+
+    def _lock_subject(self, subject_id: UUID) -> None:
+        """Wait for transactions that add a session to this subject or end one of its turns, and block new ones."""
+        self._connection.execute(select(subjects.c.id).where(subjects.c.id == subject_id).with_for_update())
+
+    def _expire_queued_leases(self, subject_id: UUID) -> None:
+        """Let the next sweep look at the subject's queued turns: they may have waited for a turn that is deleted."""
+        of_subject = select(turns.c.id).where(turns.c.scope_id == subject_id)
+        self._connection.execute(
+            update(jobs)
+            .where(jobs.c.turn_id.in_(of_subject), jobs.c.status == JobStatus.queued.value)
+            .values(lease_until=func.now())
+        )
+
+    def _delete_subject_without_sessions(self, subject_id: UUID) -> None:
+        others = select(sessions.c.id).where(sessions.c.subject_id == subject_id).exists()
+        self._connection.execute(delete(subjects).where(subjects.c.id == subject_id, ~others))
+
+    def _ensure_subject(self, tenant_id: UUID, external_ref: str) -> UUID:
+        # The update changes nothing but locks the row, so that a deletion of the subject's last session waits.
+        return self._connection.execute(
+            upsert(subjects)
+            .values(tenant_id=tenant_id, external_ref=external_ref)
+            .on_conflict_do_update(index_elements=["tenant_id", "external_ref"], set_={"external_ref": external_ref})
+            .returning(subjects.c.id)
+        ).scalar_one()
