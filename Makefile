@@ -71,7 +71,7 @@ chaos: setup-dev
 	CHAOS_TURNS=500 CHAOS_RECOVERY_S=30 $(BIN)/pytest tests/acceptance/test_chaos.py
 
 scaling: setup-dev
-	$(BIN)/tenor bench stages tests/assets/*.ogg --rounds 5 --turns 200 --out services/capacity/costs.yaml
+	$(BIN)/tenor bench stages tests/assets/*.ogg --rounds 5 --turns 200 --out benchmarks/capacity/costs.yaml
 	$(BIN)/python docs/make_scaling.py
 
 constraints: setup-dev

@@ -17,6 +17,7 @@ ENV PATH=/opt/tenor/bin:$PATH \
     TENOR_DATA_DIR=/var/lib/tenor
 COPY --from=dependencies /opt/tenor /opt/tenor
 WORKDIR /srv/tenor
+COPY benchmarks benchmarks
 COPY services services
 COPY shared shared
 USER 10001:10001

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from services.capacity.costs import Costs, StageCost
-from services.capacity.simulation import Demand, Outcome, simulate, smallest_fleet
+from benchmarks.capacity.costs import Costs, StageCost
+from benchmarks.capacity.simulation import Demand, Outcome, simulate, smallest_fleet
 from shared.domain.job import Lane
 from shared.settings import Settings
 

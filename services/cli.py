@@ -39,9 +39,9 @@ from shared.storage.data_folder import check_data_folder
 from shared.store.database import Database, Transaction
 
 if TYPE_CHECKING:
+    from benchmarks.device import DeviceFigure
+    from benchmarks.figures import Figure
     from services.analyze import Analyzer, Row
-    from services.bench.figures import Figure
-    from services.bench_device import DeviceFigure
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -285,12 +285,12 @@ Rounds = Annotated[int, typer.Option(min=1, help="How often everything is measur
 def bench_clips(files: Clips, rounds: Rounds = 5, output: Output = Format.table) -> None:
     """Time per clip and text, in process and as a service, and memory."""
     with _measuring():
-        from services.bench import clips
+        from benchmarks import clips
 
         settings = get_settings()
-        figures = [clips.api_start(settings, rounds)]
-        figures += clips.as_a_service(settings, files, rounds)
-        figures += clips.in_process(settings, files, rounds)
+        figures = [clips.measure_api_start(settings, rounds)]
+        figures += clips.measure_as_service(settings, files, rounds)
+        figures += clips.measure_in_process(settings, files, rounds)
     _show(figures, output)
 
 
@@ -303,9 +303,9 @@ def bench_chain(
 ) -> None:
     """Recordings to emotions, against faster-whisper and two transformers pipelines, one clip at a time."""
     with _measuring():
-        from services.bench import chain
+        from benchmarks import chain
 
-        figures = chain.against_plain_chain(get_settings(), files, rounds, clients)
+        figures = chain.compare_with_plain_chain(get_settings(), files, rounds, clients)
     _show(figures, output)
 
 
@@ -317,10 +317,10 @@ def bench_transcripts(
     """Word error rate and time per clip, against faster-whisper's defaults; for each language."""
     with _reported():
         _need("bench")
-        from services.bench import transcripts
+        from benchmarks import transcripts
 
         clips = transcripts.read_manifest(manifest)
-        figures = list(transcripts.transcripts(get_settings(), _with_bar("Transcribing", clips, len(clips))))
+        figures = list(transcripts.compare_transcripts(get_settings(), _with_bar("Transcribing", clips, len(clips))))
     _show(figures, output)
 
 
@@ -333,9 +333,9 @@ def bench_accepts(
 ) -> None:
     """Durable accepts a second through the API, against a route that inserts one row; and both at half of that."""
     with _measuring():
-        from services.bench import accepts
+        from benchmarks import accepts
 
-        figures = list(accepts.accepts(get_settings(), connections, seconds, rounds))
+        figures = list(accepts.measure_accepts(get_settings(), connections, seconds, rounds))
     _show(figures, output)
 
 
@@ -343,9 +343,9 @@ def bench_accepts(
 def bench_lanes(files: Clips, rounds: Rounds = 5, output: Output = Format.table) -> None:
     """A spoken turn that somebody waits for, alone and while the bulk lane never runs dry."""
     with _measuring():
-        from services.bench import lanes
+        from benchmarks import lanes
 
-        figures = lanes.lanes(get_settings(), files, rounds)
+        figures = lanes.measure_lanes(get_settings(), files, rounds)
     _show(figures, output)
 
 
@@ -353,9 +353,26 @@ def bench_lanes(files: Clips, rounds: Rounds = 5, output: Output = Format.table)
 def bench_dispatch(rounds: Rounds = 3, output: Output = Format.table) -> None:
     """Tasks a second whose model is a pause of 20 ms: 32 threads in batches, against one task at a time."""
     with _measuring():
-        from services.bench import dispatch
+        from benchmarks import queue_overhead
 
-        figures = list(dispatch.dispatch(get_settings(), rounds))
+        figures = list(queue_overhead.measure_queue_overhead(get_settings(), rounds))
+    _show(figures, output)
+
+
+@benchmarks.command("deliveries", epilog="Example: `tenor bench deliveries --events 2000 --format json`")
+def bench_deliveries(
+    events: Annotated[int, typer.Option(min=1, help="Events to the webhook that answers at once.")] = 2000,
+    backlog: Annotated[
+        int, typer.Option(min=1, help="Events that wait for the webhook that answers after 30 s.")
+    ] = 300,
+    timeout: Annotated[float, typer.Option(min=1, help="Longest wait for the events, in seconds.")] = 600,
+    output: Output = Format.table,
+) -> None:
+    """Events per second to a webhook, and the latency of an event while another webhook does not answer."""
+    with _measuring():
+        from benchmarks import deliveries
+
+        figures = list(deliveries.measure_deliveries(get_settings(), events, backlog, timeout))
     _show(figures, output)
 
 
@@ -369,9 +386,9 @@ def bench_stages(
     """What a turn costs in each stage, by the size of its batch, in Postgres and in Redis: for `tenor simulate`."""
     command = f"tenor bench stages {' '.join(map(str, files))} --rounds {rounds} --turns {turns} --out {out}"
     with _measuring():
-        from services.capacity.measure import measure
+        from benchmarks.capacity.measure import measure_costs
 
-        measure(get_settings(), files, rounds, turns, command).save(out)
+        measure_costs(get_settings(), files, rounds, turns, command).save(out)
 
 
 @app.command(
@@ -396,9 +413,9 @@ def simulate(
     output: Output = Format.table,
 ) -> None:
     """Foretell how a fleet of workers will do, from measured costs; threads and batches are the settings'."""
-    from services.capacity import simulation
-    from services.capacity.costs import SHIPPED, Costs
-    from services.capacity.tables import outcome_tables
+    from benchmarks.capacity import simulation
+    from benchmarks.capacity.costs import SHIPPED, Costs
+    from benchmarks.capacity.tables import outcome_tables
 
     with _reported():
         measured, settings = Costs.load(costs or SHIPPED), get_settings()
@@ -437,10 +454,12 @@ def bench_device(
     in_flight = None if sizes is None else _numbers(sizes)
     with _reported(), _err.status("Measuring ..."):
         _need("models")
-        from services import bench_device as bench
+        from benchmarks import device as bench
 
         settings = get_settings()
-        subjects = bench.of_bundle(bundle, settings, seconds) if bundle else bench.full(settings, seconds)
+        subjects = (
+            bench.bundle_encoders(bundle, settings, seconds) if bundle else bench.full_encoders(settings, seconds)
+        )
         figures = list(bench.measure(settings, subjects, in_flight, rounds))
     if output is Format.json:
         sys.stdout.write(json.dumps([figure.model_dump() for figure in figures]) + "\n")
@@ -462,7 +481,7 @@ def device_table(figures: "Sequence[DeviceFigure]") -> Table:
         table.add_row(
             figure.encoder,
             str(figure.in_flight),
-            str(figure.together),
+            str(figure.batch_size),
             *(f"{number:.3g}" for number in numbers),
             f"{figure.share:.0%}",
         )
@@ -480,9 +499,9 @@ def _show(figures: "Sequence[Figure]", output: Format) -> None:
     if output is Format.json:
         sys.stdout.write(json.dumps([figure.model_dump() for figure in figures]) + "\n")
         return
-    table = Table("what", "median", "95 %", "99 %", "worst", "unit", "measured")
+    table = Table("what", "median", "95 %", "99 %", "max", "unit", "measured")
     for figure in figures:
-        shown = (figure.median, figure.p95, figure.p99, figure.worst)
+        shown = (figure.median, figure.p95, figure.p99, figure.max)
         values = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in shown)
         table.add_row(figure.name, *values, figure.unit, f"{figure.count} times")
     print_table(_out, table)

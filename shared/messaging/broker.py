@@ -24,8 +24,6 @@ from shared.errors import Unavailable
 from shared.observability.logging import log_context
 from shared.observability.tracing import start_as_current_span
 
-STANDIN, STANDIN_DONE = "standin", "standin_done"
-"""A benchmark's task, and the broker's key under which it counts."""
 # On the nameless exchange, whose routes are not stored in the broker: a flushed broker can be sent to at once.
 QUEUES = {lane: KombuQueue(lane.value, Exchange(""), routing_key=lane.value) for lane in Lane}
 

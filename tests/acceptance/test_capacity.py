@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.capacity import traffic
-from services.capacity.traffic import count_traffic
+from benchmarks.capacity import traffic
+from benchmarks.capacity.traffic import measure_traffic
 from shared.settings import Settings
 from tests.acceptance.conftest import ASSETS
 
@@ -13,7 +13,7 @@ from tests.acceptance.conftest import ASSETS
 def test_a_turns_traffic_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(traffic, "IDLE_S", 3.0)
     monkeypatch.setattr(traffic, "SETTLE_S", 3.0)
-    per_turn, idle = count_traffic(Settings(data_dir=tmp_path), [ASSETS / "calm.ogg"], 4)
+    per_turn, idle = measure_traffic(Settings(data_dir=tmp_path), [ASSETS / "calm.ogg"], 4)
     # A session, a turn, its job, recording, message, transcript, prediction and voice summary, at the least.
     assert 8 <= per_turn.rows < 200
     # Postgres counts late, and what the idle process did meanwhile is taken off: of four turns some are missed.

@@ -10,9 +10,9 @@ from typing import TypeVar
 import pytest
 from prometheus_client import REGISTRY
 
-from services.capacity.costs import STAGES, Costs, Size, StageCost, Traffic
-from services.capacity.simulation import Demand, simulate
-from services.capacity.stages import measure_stages
+from benchmarks.capacity.costs import Costs, Size, StageCost, Traffic, stage_names
+from benchmarks.capacity.simulation import Demand, simulate
+from benchmarks.capacity.stages import measure_stages
 from shared.domain.job import Lane
 from shared.modeling.pipeline import Pipeline, Stage
 from shared.settings import Settings
@@ -73,8 +73,9 @@ def test_a_saturated_worker_does_what_is_foretold_of_it(slow: Pipeline) -> None:
     settings = Settings(worker_threads=1, bulk_threads=THREADS)
     nothing = Traffic.model_validate(dict.fromkeys(Traffic.model_fields, 0.0))
     words = {"measured_on": "pauses", "measured_at": "2026-01-01", "command": "none", "bundle": "tiny"}
-    stages = {name: SLOW.get(name, StageCost()) for name in STAGES}
-    costs = Costs(cores=1, stages=stages, per_turn=nothing, idle=nothing, **words)
+    path = Costs.load().path
+    stages = {name: SLOW.get(name, StageCost()) for name in stage_names(path)}
+    costs = Costs(cores=1, path=path, stages=stages, per_turn=nothing, idle=nothing, **words)
     foretold = simulate(Demand(backlog=10**6, spoken_s=SOUND_S, spread=0), 1, costs, settings, turns=1000)
 
     slow.analyze(samples=tone(SOUND_S), text=None)
@@ -94,8 +95,9 @@ def test_a_saturated_worker_does_what_is_foretold_of_it(slow: Pipeline) -> None:
 
 def test_costs_are_measured_as_they_are(slow: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(tone(SOUND_S)))
-    measured = measure_stages(Settings(device="cpu"), slow, [tmp_path / "a.wav"], rounds=3)
-    assert tuple(measured) == STAGES
+    measured, path = measure_stages(Settings(device="cpu"), slow, [tmp_path / "a.wav"], rounds=3)
+    assert tuple(measured) == ("decode", "vad", "speech", "transcribe", "text", "fuse", "store")
+    assert path == Costs.load().path, "the simulation takes turns along another path than the pipeline does"
     for name, cost in SLOW.items():
         for items in (1, 16) if cost.size else (1,):
             ratio = measured[name].seconds(items, SOUND_S) / cost.seconds(items, SOUND_S)

@@ -28,7 +28,7 @@ def test_the_contract_never_loads_the_models_libraries(module: str) -> None:
 
 
 def test_every_package_marker_is_empty() -> None:
-    for package in ("services", "workers", "shared", "training"):
+    for package in ("services", "workers", "shared", "training", "benchmarks"):
         for marker in (ROOT / package).rglob("__init__.py"):
             assert marker.read_text() == "", marker
 

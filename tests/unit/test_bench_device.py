@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, WhisperConfig, XLMRobertaConfig
 
-from services import bench_device
-from services.bench_device import DeviceFigure, flops_of, full, matrix_rate, measure, of_bundle
+from benchmarks import device
+from benchmarks.device import DeviceFigure, bundle_encoders, flops_of, full_encoders, matrix_rate, measure
 from shared.errors import BundleError
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.loading import MANIFEST, read_manifest, write_manifest
@@ -36,11 +36,11 @@ WHISPER = WhisperConfig(num_mel_bins=128, d_model=16, encoder_layers=2, encoder_
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_device, "XLM_R_BASE", TEXT)
-    monkeypatch.setattr(bench_device, "XLS_R_300M", SPEECH)
-    monkeypatch.setattr(bench_device, "XLS_R_LAYERS", (1, 2))
-    monkeypatch.setattr(bench_device, "WHISPER_TURBO", WHISPER)
-    monkeypatch.setattr(bench_device, "MATRIX_SIZES", {"cpu": 64})
+    monkeypatch.setattr(device, "XLM_R_BASE", TEXT)
+    monkeypatch.setattr(device, "XLS_R_300M", SPEECH)
+    monkeypatch.setattr(device, "XLS_R_LAYERS", (1, 2))
+    monkeypatch.setattr(device, "WHISPER_TURBO", WHISPER)
+    monkeypatch.setattr(device, "MATRIX_SIZES", {"cpu": 64})
 
 
 def settings(**batches: BatchLimits) -> Settings:
@@ -49,9 +49,9 @@ def settings(**batches: BatchLimits) -> Settings:
 
 def test_every_encoder_is_measured_with_every_number_of_clips_in_flight() -> None:
     small = settings(speech=BatchLimits(items=3, budget=4))
-    figures = list(measure(small, full(small, seconds=0.5), sizes=[1, 5], rounds=2))
+    figures = list(measure(small, full_encoders(small, seconds=0.5), sizes=[1, 5], rounds=2))
     alone, together, by_twos = (1, 1), (5, 5), (5, 2)
-    assert [(f.in_flight, f.together) for f in figures] == [alone, together, alone, by_twos, alone, by_twos]
+    assert [(f.in_flight, f.batch_size) for f in figures] == [alone, together, alone, by_twos, alone, by_twos]
     assert len({figure.encoder for figure in figures}) == 3
     for figure in figures:
         assert 0 < figure.p50_s <= figure.p95_s
@@ -62,14 +62,14 @@ def test_every_encoder_is_measured_with_every_number_of_clips_in_flight() -> Non
 def test_the_operations_are_those_of_the_shapes() -> None:
     words, width, hidden, layers = 9, TEXT.hidden_size, TEXT.intermediate_size, TEXT.num_hidden_layers
     tokens = words + 2
-    (subject, *_) = full(settings(), seconds=words / bench_device.WORDS_PER_SECOND)
+    (subject, *_) = full_encoders(settings(), seconds=words / device.WORDS_PER_SECOND)
     linear = 2 * tokens * (4 * width * width + 2 * width * hidden)
     attention = 2 * 2 * tokens * tokens * width
     assert flops_of(subject.make().eval(), subject.clip) == layers * (linear + attention)
 
 
 def test_layers_that_nobody_reads_are_not_counted() -> None:
-    _, subject, _ = full(settings(), seconds=0.5)
+    _, subject, _ = full_encoders(settings(), seconds=0.5)
     whole, placed = subject.make().eval(), ON_CPU.place(subject.make().eval())
     assert flops_of(placed, subject.clip) < flops_of(whole, subject.clip)
 
@@ -83,7 +83,9 @@ def test_published_shapes_have_the_published_sizes(monkeypatch: pytest.MonkeyPat
     # XLM-R base has 278 million with the pooler, XLS-R 300M 315, and the Whisper's encoder 637.
     monkeypatch.undo()
     with torch.device("meta"):
-        sizes = [sum(weight.numel() for weight in subject.make().parameters()) for subject in full(Settings(), 1.0)]
+        sizes = [
+            sum(weight.numel() for weight in subject.make().parameters()) for subject in full_encoders(Settings(), 1.0)
+        ]
     assert [round(size / 1e6) for size in sizes] == [277, 315, 637]
 
 
@@ -94,7 +96,7 @@ def test_a_bundles_own_encoders_are_measured_by_the_command(tmp_path: Path) -> N
     assert result.returncode == 0, result.stderr
     figures = [DeviceFigure.model_validate(figure) for figure in json.loads(result.stdout)]
     assert [(f.encoder, f.in_flight) for f in figures] == [
-        (name, size) for name in ("tiny, words", "tiny, voice") for size in (1, 2)
+        (name, size) for name in ("tiny, text", "tiny, audio") for size in (1, 2)
     ]
 
 
@@ -105,5 +107,5 @@ def test_a_bundle_without_encoders_cannot_be_measured(tmp_path: Path) -> None:
     classifier = bundle.asr.model_copy(update={"kind": "audio_classification"})
     (tmp_path / MANIFEST).unlink()
     write_manifest(tmp_path, bundle.model_copy(update={**nothing, "label_space": space, "classifier": classifier}))
-    with pytest.raises(BundleError, match="'tiny' has no encoders"):
-        of_bundle(str(tmp_path), Settings(), 1.0)
+    with pytest.raises(BundleError, match="'tiny' has a classifier and no encoders"):
+        bundle_encoders(str(tmp_path), Settings(), 1.0)

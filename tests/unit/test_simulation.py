@@ -12,10 +12,10 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from services.capacity import simulation
-from services.capacity.costs import SHIPPED, STAGES, Costs, Size, StageCost, Traffic
-from services.capacity.simulation import CELL, Demand, Outcome, simulate, smallest_fleet
-from services.capacity.stages import Run, fit
+from benchmarks.capacity import simulation
+from benchmarks.capacity.costs import SHIPPED, Costs, Size, StageCost, Traffic, stage_names
+from benchmarks.capacity.simulation import CELL, Demand, Outcome, simulate, smallest_fleet
+from benchmarks.capacity.stages import Run, fit
 from services.cli import app
 from shared.domain.job import Lane
 from shared.errors import InvalidRequest, SetupError
@@ -26,11 +26,12 @@ CALM = Demand(conversations=1, every_s=10)
 
 
 def costs(cores: int = 1, **stages: StageCost) -> Costs:
-    """Those of a worker whose other stages take no time."""
-    own = {name: stages.get(name, StageCost()) for name in STAGES}
+    """The costs of a worker whose other stages take no time."""
+    path = Costs.load().path
+    own = {name: stages.get(name, StageCost()) for name in stage_names(path)}
     traffic = Traffic.model_validate(TRAFFIC)
     words = {"measured_on": "paper", "measured_at": "2026-01-01", "command": "none", "bundle": "none"}
-    return Costs(cores=cores, stages=own, per_turn=traffic, idle=traffic, **words)
+    return Costs(cores=cores, path=path, stages=own, per_turn=traffic, idle=traffic, **words)
 
 
 def batches(**limits: float) -> Batches:
@@ -230,7 +231,7 @@ def test_costs_that_cannot_be_used_name_the_file_and_what_is_wrong(tmp_path: Pat
         Costs.load(file)
     stored = Costs.load(SHIPPED).model_dump(mode="json")
     file.write_text(json.dumps(stored | {"stages": {}}))
-    with pytest.raises(SetupError, match="decode, vad, transcribe"):
+    with pytest.raises(SetupError, match="decode, vad, speech, transcribe"):
         Costs.load(file)
     file.write_text(json.dumps(stored | {"stages": stored["stages"] | {"vad": {"size": {"fixed": 1}}}}))
     with pytest.raises(SetupError, match="vad should have no size"):
@@ -250,7 +251,7 @@ def test_the_page_on_scaling_holds_the_shipped_costs() -> None:
 
 
 def test_nothing_of_it_imports_torch() -> None:
-    start = "import sys, services.capacity.tables, services.cli; sys.exit('torch' in sys.modules)"
+    start = "import sys, benchmarks.capacity.tables, services.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", start], check=False, timeout=60).returncode == 0
 
 

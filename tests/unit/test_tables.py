@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.device import DeviceFigure
 from services.analyze import Row
-from services.bench_device import DeviceFigure
 from services.cli import device_table, results_table
 from services.status import Status, Stored, tables
 from services.tables import print_table
@@ -73,7 +73,7 @@ def figures_table() -> Table:
     figure = DeviceFigure(
         encoder="facebook/wav2vec2-xls-r-300m",
         in_flight=256,
-        together=16,
+        batch_size=16,
         clips_per_s=12.34,
         p50_s=1.234,
         p95_s=2.345,

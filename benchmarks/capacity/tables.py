@@ -1,25 +1,25 @@
-"""What `tenor simulate` shows a person."""
+"""The tables of `tenor simulate`."""
 
 from collections.abc import Iterator
 
 from rich.table import Table
 
-from services.capacity.costs import Costs
-from services.capacity.simulation import LaneOutcome, Outcome
+from benchmarks.capacity.costs import Costs
+from benchmarks.capacity.simulation import LaneOutcome, Outcome
 
 
 def outcome_tables(outcome: Outcome, costs: Costs) -> Iterator[Table]:
-    """The lanes, the stages, and what all of it does to Postgres and Redis."""
+    """Yield tables of the lanes, of the stages, and of the traffic of Postgres and Redis."""
     yield _lanes(outcome, costs)
     yield _stages(outcome)
     yield _traffic(outcome)
 
 
 def _lanes(outcome: Outcome, costs: Costs) -> Table:
-    followed = "" if outcome.simulated == outcome.workers else f" ({outcome.simulated} followed)"
+    simulated = "" if outcome.simulated == outcome.workers else f" ({outcome.simulated} simulated)"
     table = Table(
         "",
-        title=f"{outcome.workers} workers{followed}: {outcome.turns_per_s:.3g} turns/s",
+        title=f"{outcome.workers} workers{simulated}: {outcome.turns_per_s:.3g} turns/s",
         caption=f"{outcome.seconds:.0f} s, at the costs of {costs.bundle} on {costs.measured_on}",
     )
     columns = [_column(lane) for lane in outcome.lanes.values() if lane.arrived]
@@ -42,7 +42,7 @@ def _column(lane: LaneOutcome) -> dict[str, str]:
 
 
 def _stages(outcome: Outcome) -> Table:
-    table = Table("stage", "runs on", "keeps it busy", "turns a batch")
+    table = Table("stage", "runs on", "load", "turns per batch")
     for name, stage in outcome.stages.items():
         table.add_row(name, stage.uses, f"{stage.busy:.1%}", f"{stage.mean_batch:.1f}")
     for name, busy in outcome.busy.items():
@@ -52,7 +52,7 @@ def _stages(outcome: Outcome) -> Table:
 
 
 def _traffic(outcome: Outcome) -> Table:
-    table = Table("in a second", "so many")
+    table = Table("traffic", "per second")
     for name, value in outcome.traffic.model_dump().items():
         table.add_row(name.replace("_cpu_s", ", busy cores").replace("_", " "), f"{value:,.3g}")
     return table

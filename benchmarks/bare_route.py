@@ -1,6 +1,6 @@
-"""`python -m services.bench.bare_route PORT`: what one would write who only wants a turn stored.
+"""`python -m benchmarks.bare_route PORT`: serves one FastAPI route that inserts a turn and does nothing else.
 
-No key is asked for, nothing is queued, and nothing says what became of it.
+It checks no API key and creates no job: the least that a service which stores turns has to do.
 """
 
 import os
@@ -23,8 +23,8 @@ CREATE TABLE IF NOT EXISTS bare_turns (
     created_at timestamptz NOT NULL DEFAULT now()
 )
 """
-URL = "BARE_DATABASE_URL"
-"""The environment variable that names its database."""
+DATABASE_URL = "BARE_DATABASE_URL"
+"""The environment variable that holds the database's URL."""
 
 
 class Turn(BaseModel):
@@ -32,6 +32,7 @@ class Turn(BaseModel):
 
 
 def create_app(pool: ConnectionPool[Connection[TupleRow]]) -> FastAPI:
+    """Return the application, which inserts into the database of `pool`."""
     app = FastAPI()
 
     @app.post("/sessions/{session_id}/turns", status_code=201)
@@ -46,7 +47,7 @@ def create_app(pool: ConnectionPool[Connection[TupleRow]]) -> FastAPI:
 
 
 if __name__ == "__main__":
-    with ConnectionPool[Connection[TupleRow]](os.environ[URL], min_size=10, max_size=20) as pool:
+    with ConnectionPool[Connection[TupleRow]](os.environ[DATABASE_URL], min_size=10, max_size=20) as pool:
         with pool.connection() as connection:
             connection.execute(TABLE)
         app = create_app(pool)
