@@ -17,9 +17,11 @@ _MIB = 2**20
 
 def measure_in_process(settings: Settings, files: list[Path], rounds: int) -> Generator[Figure]:
     """Yield the time of a clip and of a text in `tenor analyze`, one at a time and with the models loaded."""
-    from services.analyze import Analyzer  # later than the service is measured: its models are not the service's memory
+    # Imported after the service was measured, since they are not part of the service's memory.
+    from services.analyzer import Analyzer
+    from shared.modeling.pipeline import load_pipeline
 
-    analyzer = Analyzer(settings, "speaker", None)
+    analyzer = Analyzer(load_pipeline(settings), "speaker", None)
 
     def analyze(file: Path) -> None:
         for _, rows in analyzer.files([file]):

@@ -1,11 +1,12 @@
-"""Draw the pictures of the README: `python docs/make_pictures.py` from the repository's root."""
+"""Draws docs/analyze.svg, the picture of the README: `python docs/make_pictures.py` from the repository's root."""
 
 from pathlib import Path
 
 from rich.console import Console
 
-from services.analyze import Analyzer
-from services.cli import results_table
+from services.analyzer import Analyzer
+from services.cli.analyze import results_table
+from shared.modeling.pipeline import load_pipeline
 from shared.settings import get_settings
 
 ROOT = Path(__file__).parents[1]
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 if __name__ == "__main__":
     files = sorted((ROOT / "tests" / "assets").glob("*.ogg"))
     rows = []
-    for _, found in Analyzer(get_settings(), "speaker", None).files(files):
+    for _, found in Analyzer(load_pipeline(get_settings()), "speaker", None).files(files):
         assert isinstance(found, list), found
         rows += found
     console = Console(record=True, width=110)

@@ -1,7 +1,8 @@
 """A discrete-event simulation of a fleet of workers: its turns, lanes, threads and batches.
 
-Batches are formed by the workers' own scheduler (`workers.batch_scheduler`), and the time of a stage is the measured one. The
-simulation is simpler than a real fleet; all but the last three simplifications make the simulated waits longer:
+Batches are formed by the workers' own scheduler (`workers.batch_scheduler`), and the time of a stage is the measured
+one. The simulation is simpler than a real fleet. All but the last three simplifications make the simulated waits
+longer:
 
 - Turns arrive at random (Poisson), as the turns of many independent conversations do.
 - At most `CELL` workers are simulated, with their share of the turns. They share one queue; with more workers a wait

@@ -19,6 +19,7 @@ from shared.observability.tracing import start_tracing, stop_tracing
 from shared.settings import Settings, get_settings
 from shared.storage.blobs import open_blobs
 from shared.store.database import Database
+from shared.version import VERSION
 
 _DESCRIPTION = """
 Send what people say, as text or as recordings, and read back what they feel.
@@ -68,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Its pages of documentation come from here and not from a CDN, which a clinic's network may not reach.
     app = FastAPIOffline(
         title="Tenor",
-        version="0.1.0",
+        version=VERSION,
         description=_DESCRIPTION,
         lifespan=lifespan,
         responses=problems.RESPONSES,

@@ -4,14 +4,14 @@ from datetime import datetime
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl, Json, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, HttpUrl, Json
 
 from shared.domain.job import Job, JobStatus, Lane, TurnLane
 from shared.domain.prediction import StoredPrediction
 from shared.domain.recording import Channel, RecordingProgress
 from shared.domain.session import Consent, Session
 from shared.domain.speaker import SpeakerRole
-from shared.domain.text import Name, Text
+from shared.domain.text import Language, Name, Text
 from shared.domain.transcript import Transcript
 from shared.domain.turn import AnalyzedTurn
 from shared.domain.webhook import Webhook
@@ -23,7 +23,6 @@ def _of_this_age(time: datetime) -> datetime:
     return time
 
 
-Language = Annotated[str, StringConstraints(pattern="^[a-z]{2,3}(-[A-Za-z0-9]{2,6})?$")]
 Time = Annotated[AwareDatetime, AfterValidator(_of_this_age)]
 
 

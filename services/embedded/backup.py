@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Self
 
@@ -27,6 +26,7 @@ from services.embedded.servers import EmbeddedServers, running_urls
 from shared.errors import SetupError
 from shared.settings import Settings
 from shared.store.database import Database
+from shared.version import VERSION
 
 MANIFEST, DUMP, BLOBS, DIGESTS, API_KEY = "backup.json", "database.dump", "recordings", "recordings.sha256", "api-key"
 _LIBPQ = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password"}
@@ -65,7 +65,7 @@ class Backup(BaseModel):
         if not Database.knows_migration(backup.migration):
             raise SetupError(
                 f"the backup in {folder} was made by Tenor {backup.tenor}, whose tables are at {backup.migration}, and "
-                f"this is {version('tenor')}: restore it with that version or a later one"
+                f"this is {VERSION}: restore it with that version or a later one"
             )
         return backup
 
@@ -170,7 +170,7 @@ def _write(settings: Settings, url: str, folder: Path) -> Backup:
     if (settings.data_dir / API_KEY).exists():
         shutil.copyfile(settings.data_dir / API_KEY, folder / API_KEY)
     return Backup(
-        tenor=version("tenor"),
+        tenor=VERSION,
         migration=migration,
         created_at=datetime.now(UTC),
         dump_sha256=_sha256(folder / DUMP),

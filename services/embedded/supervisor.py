@@ -15,7 +15,7 @@ import httpx2 as httpx
 from services.embedded.folder import open_private_log, write_private
 from services.embedded.processes import child_environment, stop_left_over_child
 from services.embedded.servers import EmbeddedServers
-from services.listening import check_listenable, local_url
+from services.listen_address import check_listenable, local_url
 from shared.errors import EX_CONFIG, SetupError, Unavailable
 from shared.settings import Settings
 from shared.store.database import Database

@@ -1,5 +1,6 @@
 """Turns: one speaker's part of a conversation, before and after its analysis."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -16,6 +17,15 @@ MAX_BASELINE_TURNS = 50
 """A voice is read against so many of its speaker's earlier turns, the newest, at most."""
 MAX_CONTEXT_TURNS = 2
 """Words are read after those of so many turns before."""
+
+
+def context_of(earlier_texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the context of a turn: the texts of the `MAX_CONTEXT_TURNS` turns before it, without blank ones.
+
+    Args:
+        earlier_texts: of all turns before it or only the last, oldest first; empty for a turn without a text.
+    """
+    return tuple(text for text in earlier_texts[-MAX_CONTEXT_TURNS:] if text.strip())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from shared.domain.job import Job
 from shared.domain.prediction import Prediction
 from shared.domain.recording import Recording
 from shared.domain.transcript import Transcript
-from shared.domain.turn import MAX_BASELINE_TURNS, MAX_CONTEXT_TURNS, Turn, TurnWork
+from shared.domain.turn import MAX_BASELINE_TURNS, MAX_CONTEXT_TURNS, Turn, TurnWork, context_of
 from shared.store.tables import predictions, recordings, sessions, transcripts, turns, voice_summaries
 
 
@@ -95,8 +95,7 @@ class TurnResults:
         # Only a turn with audio waits for the transcripts of earlier turns. Whether a text turn finds them depends on
         # when it is analysed, so it never uses them.
         uses_transcripts = turn.recording_id is not None
-        texts = [row["provided_text"] or (_transcribed(row) if uses_transcripts else "") for row in rows]
-        return tuple(text for text in texts if text.strip())
+        return context_of([row["provided_text"] or (_transcribed(row) if uses_transcripts else "") for row in rows])
 
     def _write_summary(self, turn_id: UUID, bundle_id: str, summary: bytes) -> None:
         row = select(turns.c.id, literal(bundle_id), literal(summary))

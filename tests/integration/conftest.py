@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from services.api.app import create_app
 from services.embedded.servers import free_port
-from services.listening import local_url
+from services.listen_address import local_url
 from shared.domain.access import KeyRole
 from shared.domain.job import Job, Message
 from shared.domain.prediction import Prediction

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from services.api.app import create_app
-from services.cli import app
+from services.cli.main import app
 from services.embedded.servers import EmbeddedServers
 from shared.domain.access import KeyRole
 from shared.errors import StorageFull

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.cli import app
+from services.cli.main import app
 from shared.domain.job import Job, Lane, NewJob
 from shared.domain.session import Consent
 from shared.domain.speaker import SpeakerRole

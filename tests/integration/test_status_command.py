@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,11 +12,12 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner, Result
 
-from services.cli import app
+from services.cli.main import app
 from shared.domain.job import Lane, NewJob
 from shared.errors import TenorError
 from shared.settings import Settings, get_settings
 from shared.store.database import Database
+from shared.version import VERSION
 
 Tenor = Callable[..., Result]
 WORKER = UUID(int=7)
@@ -55,8 +55,8 @@ def test_where_all_is_well_it_says_what_is_there(tenor: Tenor, database: Databas
     see_worker(database)
     result = tenor("--format", "json")
     status = found(result)
-    assert (result.exit_code, status["wrong"], result.stderr) == (0, [], "")
-    assert (status["version"], status["database"], status["broker"]) == (version("tenor"), "ok", "ok")
+    assert (result.exit_code, status["problems"], result.stderr) == (0, [], "")
+    assert (status["version"], status["database"], status["broker"]) == (VERSION, "ok", "ok")
     assert status["stored"]["migration"] == database.revision()
     (worker,) = status["stored"]["workers"]
     assert (worker["id"], worker["host"], worker["device"]) == (str(WORKER), "node-3", "NVIDIA H200")
@@ -95,7 +95,7 @@ def test_jobs_and_turns_are_counted(
 def test_no_worker_is_wrong(tenor: Tenor, database: Database, settings: Settings) -> None:
     result = tenor("--format", "json")
     assert (result.exit_code, "no worker is alive" in result.stderr) == (1, True)
-    assert found(result)["wrong"] == result.stderr.splitlines()
+    assert found(result)["problems"] == result.stderr.splitlines()
     see_worker(database)
     change(settings, "UPDATE workers SET seen_at = now() - interval '1 hour'")
     assert tenor().exit_code == 1
@@ -122,7 +122,7 @@ def test_sound_that_nobody_deletes_is_wrong(tenor: Tenor, settings: Settings, da
     assert tenor().exit_code == 0
     change(settings, "UPDATE jobs SET created_at = now() - interval '11 minutes'")
     result = tenor()
-    assert (result.exit_code, "sound that must go has waited 660 s" in result.stderr) == (1, True)
+    assert (result.exit_code, "audio has waited 660 s to be deleted" in result.stderr) == (1, True)
 
 
 def test_a_broker_that_is_away_is_wrong_and_the_rest_is_shown(

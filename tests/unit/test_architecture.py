@@ -18,11 +18,17 @@ def test_the_import_contracts_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["services.api.app", "services.cli", "shared.messaging.broker", "shared.store.database"]
+    "module", ["services.api.app", "services.cli.main", "shared.messaging.broker", "shared.store.database"]
 )
 def test_the_contract_never_loads_the_models_libraries(module: str) -> None:
     heavy = "{'torch', 'transformers', 'faster_whisper', 'ctranslate2', 'onnxruntime'}"
     program = f"import sys, {module}; print(sorted({heavy} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_command_line_loads_the_benchmarks_only_to_run_them() -> None:
+    program = "import sys, services.cli.main; print([name for name in sys.modules if name.startswith('benchmarks')])"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -11,45 +11,74 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.device import DeviceFigure
-from services.analyze import Row
-from services.cli import device_table, results_table
-from services.status import Status, Stored, tables
-from services.tables import print_table
+from benchmarks.figures import Figure
+from services.analyzer import Row
+from services.cli.analyze import results_table
+from services.cli.audit import audit_table
+from services.cli.bench import device_table, figures_table
+from services.cli.jobs import job_table, jobs_table
+from services.cli.keys import keys_table
+from services.cli.output import print_table
+from services.cli.status import Status, StoredState, status_tables
+from shared.domain.access import ApiKey, AuditEvent, KeyRole
 from shared.domain.emotion import Modality
-from shared.domain.job import JobCount, JobStatus, Lane, QueueDepth, Worker
+from shared.domain.job import JobCount, JobStatus, Lane, ListedJob, QueueDepth, Worker
 
+NOW = datetime(2026, 11, 21, 17, 9, 53, tzinfo=UTC)
 ID = UUID("0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4")
 REASON = "it was tried 5 times and never finished; the last error was: internal error (ValueError)"
 
 
 def printed(table: Table, width: int = 80) -> str:
     out = io.StringIO()
-    print_table(Console(file=out, width=width), table)
+    print_table(table, Console(file=out, width=width))
     return out.getvalue()
 
 
-def jobs_table() -> Table:
-    table = Table("id", "tenant", "lane", "status", "attempts", "since", "reason")
-    for _ in range(2):
-        table.add_row(
-            str(ID), "north-west-clinic", "interactive", "quarantined", "5", "2026-11-21 17:09:53 UTC", REASON
-        )
-    return table
+def job() -> ListedJob:
+    return ListedJob(
+        id=ID,
+        tenant="north-west-clinic",
+        session_id=ID,
+        turn_id=ID,
+        recording_id=None,
+        delivery_id=None,
+        lane=Lane.interactive,
+        status=JobStatus.quarantined,
+        attempts=5,
+        claims=5,
+        lease_until=NOW,
+        created_at=NOW,
+        updated_at=NOW,
+        error_code="attempts_exhausted",
+        error_message=REASON,
+        correlation_id="call-17",
+        traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    )
 
 
-def keys_table() -> Table:
-    table = Table("id", "tenant", "name", "role", "state")
-    table.add_row(str(ID), "north-west-clinic", "Dr. Rahman's dashboard", "reader", "revoked 2026-11-21")
-    return table
+def jobs() -> Table:
+    return jobs_table([job(), job()])
 
 
-def audit_table() -> Table:
-    table = Table("at", "action", "tenant", "key")
-    table.add_row("2026-11-21 17:09:53 UTC", "history_read", "north-west-clinic", str(ID))
-    return table
+def one_job() -> Table:
+    return job_table(job())
 
 
-def analysis_table() -> Table:
+def keys() -> Table:
+    key = ApiKey(
+        id=ID, tenant_id=ID, name="Dr. Rahman's dashboard", role=KeyRole.reader, created_at=NOW, revoked_at=NOW
+    )
+    return keys_table([("north-west-clinic", key)])
+
+
+def audit() -> Table:
+    return audit_table(
+        [AuditEvent(at=NOW, action="history_read", tenant="north-west-clinic", key_id=ID, session_id=ID)]
+    )
+
+
+def analysis() -> Table:
     row = Row(
         file="/recordings/2026-11-21_customer_service_call_4711.wav",
         start=0.0,
@@ -69,7 +98,7 @@ def analysis_table() -> Table:
     return results_table([row], conversation=True)
 
 
-def figures_table() -> Table:
+def devices() -> Table:
     figure = DeviceFigure(
         encoder="facebook/wav2vec2-xls-r-300m",
         in_flight=256,
@@ -83,18 +112,21 @@ def figures_table() -> Table:
     return device_table([figure])
 
 
-def status_tables() -> Iterator[Table]:
-    now = datetime.now(UTC)
+def figures() -> Table:
+    return figures_table([Figure.of("interactive's 95 %, beside bulk to alone", "times", [1.234, 234.5])])
+
+
+def status() -> Iterator[Table]:
     worker = Worker(
         id=ID,
         bundle_id="compact-0123456789ab",
         host="node-3.example",
         device="NVIDIA H200",
-        started_at=now,
-        seen_at=now,
+        started_at=NOW,
+        seen_at=NOW,
         unseen_s=1,
     )
-    stored = Stored(
+    stored = StoredState(
         migration="0012",
         workers_alive=1,
         workers=[worker],
@@ -104,16 +136,16 @@ def status_tables() -> Iterator[Table]:
         turns_last_minute=0,
         turns_last_hour=0,
     )
-    yield from tables(Status(version="0.1.0", database="ok", broker="ok", stored=stored, wrong=[]))
+    yield from status_tables(Status(version="0.1.0", database="ok", broker="ok", stored=stored, problems=[]))
 
 
-@pytest.mark.parametrize("make", [jobs_table, keys_table, audit_table, analysis_table, figures_table])
+@pytest.mark.parametrize("make", [jobs, one_job, keys, audit, analysis, devices, figures])
 def test_no_word_is_broken_and_no_id_is_cut_at_80_columns(make: Callable[[], Table]) -> None:
     assert_readable(make())
 
 
 def test_the_status_is_readable_at_80_columns() -> None:
-    for table in status_tables():
+    for table in status():
         assert_readable(table)
 
 
@@ -126,8 +158,8 @@ def assert_readable(table: Table) -> None:
 
 
 def test_a_wide_terminal_shows_a_table_and_a_narrow_one_a_row_after_the_other() -> None:
-    assert printed(jobs_table(), width=160).count("┃") == 8
-    narrow = printed(jobs_table())
+    assert printed(jobs(), width=160).count("┃") == 8
+    narrow = printed(jobs())
     assert "┃" not in narrow
     first, second = narrow.split("\n\n")
     assert first.splitlines()[0].split() == ["id", str(ID)] == second.splitlines()[0].split()

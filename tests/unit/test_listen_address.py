@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.listening import check_listenable, is_unspecified, local_url
+from services.listen_address import check_listenable, is_unspecified, local_url
 from shared.errors import SetupError
 
 

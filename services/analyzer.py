@@ -1,0 +1,140 @@
+"""Runs the pipeline on audio files or a text, without a server."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel
+
+from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.audio.sandbox import AudioSandbox
+from shared.domain.emotion import Modality
+from shared.domain.turn import MAX_BASELINE_TURNS, context_of
+from shared.errors import NotFound, SetupError, TenorError
+from shared.modeling.baseline import Summary
+from shared.modeling.pipeline import Analysis, Pipeline
+from shared.modeling.vad import LONGEST_TURN_S, Span, utterances
+
+
+class Row(BaseModel):
+    """A turn and its prediction, as `tenor analyze --format jsonl` prints it. Times are seconds within the file."""
+
+    file: str | None
+    start: float | None
+    end: float | None
+    speaker: str
+    text: str
+    language: str | None
+    emotion: str | None
+    scores: dict[str, float] | None
+    valence: float | None
+    confidence: float
+    abstained: bool
+    incongruence: float | None
+    modalities_used: tuple[Modality, ...]
+    baseline_turns: int
+
+    @classmethod
+    def of(
+        cls,
+        analysis: Analysis,
+        speaker: str,
+        file: str | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> Self:
+        """Return the row of a turn."""
+        reading = analysis.reading
+        return cls(
+            file=file,
+            start=start,
+            end=end,
+            speaker=speaker,
+            text=_text(analysis),
+            language=None if analysis.transcript is None else analysis.transcript.language,
+            emotion=reading.emotion,
+            scores=None if reading.scores is None else reading.scores.categories,
+            valence=reading.valence,
+            confidence=reading.confidence,
+            abstained=reading.abstained,
+            incongruence=reading.incongruence,
+            modalities_used=reading.modalities_used,
+            baseline_turns=reading.baseline_turns,
+        )
+
+
+class Analyzer:
+    """Analyses audio files and texts with one pipeline.
+
+    Args:
+        pipeline: with the models.
+        speaker: name of the speaker.
+        language: ISO 639-1 code; None to detect it.
+        conversation: whether the turns of all files are one speaker's turns of one conversation, in order. Each turn
+            then has the baseline and the context that it would have in a session of the service. Otherwise every turn
+            stands alone.
+    """
+
+    def __init__(self, pipeline: Pipeline, speaker: str, language: str | None, conversation: bool = False) -> None:
+        self._pipeline = pipeline
+        self._sandbox = AudioSandbox()
+        self._speaker = speaker
+        self._language = language
+        self._conversation = conversation
+        self._summaries: list[Summary] = []
+        self._texts: list[str] = []
+
+    def text(self, text: str) -> list[Row]:
+        """Return the only row of a text."""
+        analysis = self._pipeline.analyze(samples=None, text=text, language=self._language)
+        return [Row.of(analysis, self._speaker)]
+
+    def files(self, files: Sequence[Path]) -> Iterator[tuple[Path, list[Row] | TenorError]]:
+        """Yield each file with the rows of its turns, or with the error that it caused.
+
+        Raises:
+            SetupError: the models cannot be loaded.
+        """
+        for file in files:
+            try:
+                yield file, self._rows(file)
+            except SetupError:
+                raise  # every file would cause it
+            except TenorError as error:
+                yield file, error
+
+    def _rows(self, file: Path) -> list[Row]:
+        if not file.is_file():
+            raise NotFound("this is a folder: name its files" if file.is_dir() else "there is no such file")
+        samples = self._sandbox.decode(file)
+        # JSON is Unicode, which a file name need not be.
+        name = str(file).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        rows = []
+        for start, end in _turns(samples):
+            analysis = self._analyze_turn(samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)])
+            rows.append(Row.of(analysis, self._speaker, name, round(start, 3), round(end, 3)))
+        return rows
+
+    def _analyze_turn(self, samples: Samples) -> Analysis:
+        analysis = self._pipeline.analyze(
+            samples=samples,
+            text=None,
+            language=self._language,
+            earlier=self._summaries[-MAX_BASELINE_TURNS:],
+            context=context_of(self._texts),
+        )
+        if self._conversation:
+            self._texts.append(_text(analysis))
+            if analysis.voice_summary is not None:
+                self._summaries.append(analysis.voice_summary)
+        return analysis
+
+
+def _text(analysis: Analysis) -> str:
+    return "" if analysis.transcript is None else analysis.transcript.text
+
+
+def _turns(samples: Samples) -> list[Span]:
+    """Return the spans of the turns of a long recording. A short one, or one without speech, is a single turn."""
+    duration = samples.size / SAMPLE_RATE
+    return (utterances(samples) if duration > LONGEST_TURN_S else []) or [(0.0, duration)]

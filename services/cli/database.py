@@ -1,0 +1,30 @@
+"""The database that a command uses."""
+
+from services.cli.extras import is_installed
+from shared.settings import Settings, get_settings
+from shared.storage.data_folder import check_data_folder
+from shared.store.database import Database
+
+
+def reachable_settings() -> Settings:
+    """Return the settings; without TENOR_DATABASE_URL, with the URLs of the servers that `tenor run` started.
+
+    Raises:
+        SetupError: no database is configured and no embedded Tenor runs.
+    """
+    settings = get_settings()
+    if "database_url" in settings.model_fields_set or not is_installed("embedded"):
+        return settings
+    from services.embedded.servers import running_urls
+
+    check_data_folder(settings.data_dir)
+    return running_urls(settings)
+
+
+def open_database() -> Database:
+    """Return the database, with one connection.
+
+    Raises:
+        SetupError: no database is configured and no embedded Tenor runs.
+    """
+    return Database(reachable_settings().database_url, pool_size=1)
