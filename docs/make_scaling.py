@@ -1,6 +1,6 @@
-"""Write the numbers of docs/scaling.md and draw its picture: `python docs/make_scaling.py` from the repository's root.
+"""Writes the numbers of docs/scaling.md and draws docs/scaling.svg, from the shipped costs.
 
-They all follow from the shipped costs, so this is run again whenever those were measured again: `make scaling`.
+`make scaling` measures the costs again and runs this script from the repository's root.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,14 @@ DAY_S = 86_400
 GPU_THREADS = 64
 
 SETTINGS = Settings(_env_file=None)  # pyright: ignore[reportCallIssue] - pydantic's own argument
-ROOM = {"transactions": 10_000.0, "wal_bytes": 200e6, "postgres_cpu_s": 8.0, "redis_cpu_s": 1.0, "api_cpu_s": 1.0}
-"""What one server is taken to bear in a second: an assumption about no machine in particular."""
+SERVER_CAPACITY = {
+    "transactions": 10_000.0,
+    "wal_bytes": 200e6,
+    "postgres_cpu_s": 8.0,
+    "redis_cpu_s": 1.0,
+    "api_cpu_s": 1.0,
+}
+"""The load per second that one server is assumed to bear; not measured on any machine."""
 
 
 def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
@@ -31,10 +37,13 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 
 def machine(costs: Costs) -> str:
+    """Return the sentence on the machine."""
     return f"Measured on {costs.measured_on}, {costs.measured_at}, with the bundle `{costs.bundle}`."
 
 
 def stages(costs: Costs) -> str:
+    """Return the table of the costs of the stages."""
+
     def rows() -> Iterator[Sequence[str]]:
         for name, cost in costs.stages.items():
             each = [cost.seconds(items, SPOKEN_S) / items * 1000 for items in (1, 16)]
@@ -49,21 +58,23 @@ def stages(costs: Costs) -> str:
                 sixteen,
             ]
 
-    head = ["stage", "uses", "of it", "a batch, ms", "a turn", "a second of sound", "4 s alone", "4 s in a batch of 16"]
+    head = ["stage", "uses", "of it", "a batch, ms", "a turn", "a second of audio", "4 s alone", "4 s in a batch of 16"]
     return table(head, rows())
 
 
 def traffic(costs: Costs) -> str:
+    """Return the table of the traffic of a turn and of an idle second."""
+
     def rows() -> Iterator[Sequence[str]]:
         idle = costs.idle.model_dump()
         for name, value in costs.per_turn.model_dump().items():
-            yield [_words(name), f"{value:,.3g}", f"{idle[name]:,.3g}"]
+            yield [_label(name), f"{value:,.3g}", f"{idle[name]:,.3g}"]
 
-    return table(["", "a turn", "a second with nothing to do"], rows())
+    return table(["", "a turn", "an idle second"], rows())
 
 
 def device(costs: Costs) -> str:
-    """What one worker does, by the arithmetic and by the simulation."""
+    """Return the table of one worker, by arithmetic and by simulation."""
     cores = {items: _core_seconds(costs, items) for items in (1, 16)}
     full = simulate(Demand(backlog=10**6), 1, costs, SETTINGS)
     calm = simulate(Demand(conversations=1), 1, costs, SETTINGS, turns=2000)
@@ -81,6 +92,8 @@ def device(costs: Costs) -> str:
 
 
 def fleets(costs: Costs) -> str:
+    """Return the table of the smallest fleets for some numbers of conversations."""
+
     def rows() -> Iterator[Sequence[str]]:
         for conversations in (10, 1000, 100_000):
             found = smallest_fleet(_demand(conversations), TARGET_S, costs, SETTINGS)
@@ -113,16 +126,19 @@ def fleets(costs: Costs) -> str:
 
 
 def ceilings(costs: Costs) -> str:
+    """Return the table of the turns per second that one database and one broker bear."""
+
     def rows() -> Iterator[Sequence[str]]:
         per_turn = costs.per_turn.model_dump()
-        for name, room in ROOM.items():
+        for name, room in SERVER_CAPACITY.items():
             turns_per_s = room / per_turn[name] if per_turn[name] else float("inf")
-            yield [_words(name), f"{room:,.3g}", f"{turns_per_s:,.3g}", f"{turns_per_s * EVERY_S:,.3g}"]
+            yield [_label(name), f"{room:,.3g}", f"{turns_per_s:,.3g}", f"{turns_per_s * EVERY_S:,.3g}"]
 
     return table(["in a second", "one server bears", "turns/s", "conversations"], rows())
 
 
 def gpus(costs: Costs) -> str:
+    """Return the table of workers with an assumed GPU."""
     settings = SETTINGS.model_copy(update={"worker_threads": GPU_THREADS, "bulk_threads": GPU_THREADS})
 
     def rows() -> Iterator[Sequence[str]]:
@@ -135,7 +151,7 @@ def gpus(costs: Costs) -> str:
 
 
 def picture(costs: Costs) -> None:
-    """p95 against conversations a worker, until the backlog grows."""
+    """Draw the 95th percentile of the latency over the conversations per worker, until the backlog grows."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     limit = simulate(Demand(backlog=10**6), 1, costs, SETTINGS).turns_per_s * EVERY_S
@@ -159,13 +175,13 @@ def _stable_p95(outcome: Outcome) -> float:
 
 
 def _core_seconds(costs: Costs, items: int) -> float:
-    """Of a turn of 4 s, where the stages that run in batches have so many turns in each."""
+    """Return the core-seconds of a turn of `SPOKEN_S` seconds, with `items` turns in each batch."""
     sizes = {name: items if cost.size else 1 for name, cost in costs.stages.items()}
     return sum(cost.share * cost.seconds(sizes[name], SPOKEN_S) / sizes[name] for name, cost in costs.stages.items())
 
 
 def _on_gpu(costs: Costs, times: float) -> Costs:
-    """As if a GPU ran the models so many times as fast as this machine does. An assumption, not a measurement."""
+    """Return the costs with a GPU that runs the models `times` times as fast: an assumption, not a measurement."""
 
     def faster(cost: StageCost) -> StageCost:
         seconds = {"fixed_s": cost.fixed_s, "per_item_s": cost.per_item_s, "per_second_s": cost.per_second_s}
@@ -176,7 +192,7 @@ def _on_gpu(costs: Costs, times: float) -> Costs:
 
 
 def _connections() -> int:
-    """That one worker keeps open: see `workers.process`."""
+    """Return the database connections of one worker."""
     return SETTINGS.worker_connections
 
 
@@ -185,18 +201,18 @@ def _latency(outcome: Outcome) -> str:
     return f"{latency.p50:.2f} s, {latency.p95:.2f} s"
 
 
-def _words(name: str) -> str:
+def _label(name: str) -> str:
     words = {"wal_bytes": "WAL bytes", "redis_cpu_s": "Redis, core-seconds", "api_cpu_s": "API, core-seconds"}
     plain = name.replace("redis", "Redis").replace("postgres", "Postgres").replace("_cpu_s", ", core-seconds")
     return words.get(name, plain.replace("_", " "))
 
 
 MEASURED = (machine, stages, traffic, ceilings)
-FORETOLD = (device, fleets, gpus)
+SIMULATED = (device, fleets, gpus)
 
 
-def written(page: str, blocks: dict[str, str]) -> str:
-    """The page with each block between its two marks."""
+def replace_blocks(page: str, blocks: dict[str, str]) -> str:
+    """Return the page with the text of each block between its two marks."""
     for name, block in blocks.items():
         head, mark, rest = page.partition(f"<!-- {name} -->\n")
         _, end, tail = rest.partition("<!-- end -->")
@@ -208,6 +224,6 @@ def written(page: str, blocks: dict[str, str]) -> str:
 if __name__ == "__main__":
     shipped = Costs.load()
     page = DOCS / "scaling.md"
-    blocks = {make.__name__: make(shipped) for make in (*MEASURED, *FORETOLD)}
-    page.write_text(written(page.read_text(), blocks))
+    blocks = {make.__name__: make(shipped) for make in (*MEASURED, *SIMULATED)}
+    page.write_text(replace_blocks(page.read_text(), blocks))
     picture(shipped)

@@ -247,7 +247,9 @@ def test_the_page_on_scaling_holds_the_shipped_costs() -> None:
     spec.loader.exec_module(scaling)
     blocks = {make.__name__: make(Costs.load()) for make in scaling.MEASURED}
     page = (docs / "scaling.md").read_text()
-    assert scaling.written(page, blocks) == page, "the costs are newer than the page: python docs/make_scaling.py"
+    assert scaling.replace_blocks(page, blocks) == page, (
+        "the costs are newer than the page: python docs/make_scaling.py"
+    )
 
 
 def test_the_simulation_imports_no_torch() -> None:

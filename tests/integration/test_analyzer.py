@@ -1,0 +1,99 @@
+"""`tenor analyze --conversation` predicts what the service predicts for the same turns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from fastapi.testclient import TestClient
+
+from services.analyzer import Analyzer, Row
+from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.domain.job import TURN_LANES
+from shared.domain.transcript import Segment, Transcript, TranscriptSource
+from shared.messaging.broker import Broker
+from shared.modeling.pipeline import Pipeline
+from shared.modeling.transcriber import Clip, Transcriber
+from shared.settings import Settings
+from shared.storage.blobs import BlobFolder
+from shared.store.database import Database
+from tests.audio_clips import tone, wav
+from tests.integration.conftest import read_turn
+from tests.unit.tiny import write_bundle
+from workers.job_runner import JobRunner
+from workers.stages import Stages
+from workers.tasks.analyze_turn import AnalyzeTurn
+
+TEXTS = {1.0: "I am happy", 1.5: "leave me alone", 2.0: "", 2.5: "what a day", 3.0: "I am so sad"}
+"""The transcript of a clip by its seconds. The third turn is speech without words, which still counts as a turn."""
+
+
+class TranscriberByLength:
+    """A transcriber whose transcript depends on the length of the clip."""
+
+    def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
+        return [self._transcript(TEXTS[round(clip.samples.size / SAMPLE_RATE, 1)]) for clip in clips]
+
+    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+        return [(0.0, 1.0)]
+
+    def _transcript(self, text: str) -> Transcript:
+        segments = (Segment(start=0.0, end=1.0, text=text),) if text else ()
+        return Transcript(language="en", language_probability=0.9, segments=segments, source=TranscriptSource.asr)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    return Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", TranscriberByLength()))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    files = [tmp_path / f"{seconds}.wav" for seconds in TEXTS]
+    for number, (file, seconds) in enumerate(zip(files, TEXTS, strict=True)):
+        file.write_bytes(wav(tone(seconds, hertz=200 + 50 * number)))
+    return files
+
+
+def analyze(pipeline: Pipeline, files: list[Path], conversation: bool) -> list[Row]:
+    rows: list[Row] = []
+    for _, result in Analyzer(pipeline, "speaker", None, conversation).files(files):
+        assert isinstance(result, list), result
+        rows += result
+    return rows
+
+
+def test_a_conversation_gets_the_predictions_that_the_service_makes(
+    pipeline: Pipeline, files: list[Path], api: TestClient, session_id: str, settings: Settings, database: Database
+) -> None:
+    stages = Stages(pipeline, settings.batches, settings.courtesy_s)
+    task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages)
+    runner = JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+
+    def serve(file: Path) -> dict[str, Any]:
+        response = api.post(f"/v1/sessions/{session_id}/turns", files={"audio": (file.name, file.read_bytes())})
+        assert response.status_code == 202, response.text
+        with database.transaction() as transaction:
+            tenant_id = transaction.accounts.ensure_tenant("acme")
+        runner.run(read_turn(database, tenant_id, UUID(response.json()["id"])).job.id)
+        return api.get(response.headers["Location"]).json()["prediction"]
+
+    served = [serve(file) for file in files]
+    stages.close()
+    rows = analyze(pipeline, files, conversation=True)
+    for row, prediction in zip(rows, served, strict=True):
+        assert row.scores == pytest.approx(prediction["scores"]["categories"], abs=1e-5)
+        assert row.incongruence == pytest.approx(prediction["incongruence"], abs=1e-5)
+        assert row.baseline_turns == prediction["baseline_turns"]
+        assert list(row.modalities_used) == prediction["modalities_used"]
+
+
+def test_the_texts_of_the_turns_before_change_the_prediction(
+    pipeline: Pipeline, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_context = analyze(pipeline, files, conversation=True)
+    monkeypatch.setattr("services.analyzer.context_of", lambda texts: ())
+    without = analyze(pipeline, files, conversation=True)
+    assert with_context[0].scores == without[0].scores
+    assert with_context[1].scores != pytest.approx(without[1].scores, abs=1e-5)
