@@ -1,4 +1,4 @@
-"""The address that the API listens on: whether it can be taken, and the URL that leads to it."""
+"""The address that the API listens on: checks that it is free, and returns its URL."""
 
 import contextlib
 import errno
@@ -11,10 +11,10 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def check_listenable(host: str, port: int) -> None:
-    """Try to listen on every address that a host name or an IP address stands for.
+    """Check that this machine can listen on a port of every address of a host.
 
     Raises:
-        SetupError: the name does not resolve, an address is not one of this machine, or the port is taken or reserved.
+        SetupError: the name does not resolve, an address is not one of this machine, or the port is in use or reserved.
     """
     listens = False
     for family, kind, protocol, _, address in _resolve(host, port):
@@ -26,7 +26,7 @@ def check_listenable(host: str, port: int) -> None:
                 trial.bind(address)
             listens = True
         except OSError as error:
-            # The event loop skips a family that the kernel lacks, too.
+            # The event loop also skips an address family that the kernel lacks.
             if error.errno != errno.EAFNOSUPPORT:
                 raise SetupError(f"cannot listen on {_netloc(host, port)}: {_reason(error, host, port)}") from None
     if not listens:
@@ -34,17 +34,17 @@ def check_listenable(host: str, port: int) -> None:
 
 
 def local_url(host: str, port: int) -> str:
-    """Return the URL by which this machine reaches a server that listens on `host`.
+    """Return the URL at which this machine reaches a server that listens on `host`.
 
-    The unspecified address, which stands for all addresses of the machine, is reached by the loopback address.
+    For the unspecified address, which stands for all addresses of the machine, it is that of the loopback address.
     """
-    with contextlib.suppress(ValueError):  # of a name
+    with contextlib.suppress(ValueError):  # a host name
         host = str(ipaddress.ip_address(host))
     return f"http://{_netloc(_LOOPBACK.get(host, host), port)}"
 
 
 def is_unspecified(host: str) -> bool:
-    """Whether `host` stands for all addresses of this machine."""
+    """Return whether `host` stands for all addresses of this machine."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
@@ -53,7 +53,7 @@ def is_unspecified(host: str) -> bool:
 
 def _resolve(host: str, port: int) -> "list[tuple[int, int, int, str, tuple[str | int, ...]]]":
     try:
-        # As the event loop does it when it listens.
+        # The same call as in the event loop.
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # pyright: ignore[reportReturnType]
     except (socket.gaierror, UnicodeError):
         raise SetupError(
@@ -67,7 +67,7 @@ def _reason(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host} is not an address of this machine: choose another --host"
     if error.errno == errno.EACCES and port < 1024:
-        return "a port below 1024 needs more rights: choose another --port"
+        return "this user may not listen on a port below 1024: choose another --port"
     return f"{error.strerror}: choose another --host or --port"
 
 

@@ -1,4 +1,4 @@
-"""Every benchmark, with the smallest load: it ends well, and tells of both sides."""
+"""Every benchmark runs with the smallest load and prints its figures."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ SAID = "I am so happy to see you again after all these years."
 
 
 def measured(*arguments: object) -> dict[str, float]:
-    """The medians that a benchmark tells, by name."""
+    """Run a benchmark and return the medians of its figures, by name."""
     result = tenor("bench", *arguments, "--format", "json", timeout=300)
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
@@ -29,7 +29,7 @@ def test_clips_are_timed_in_process_and_as_a_service() -> None:
     assert {"analyze, a clip", "service, an audio turn", "API start"} <= measured("clips", CLIP, "--rounds", 1).keys()
 
 
-def test_a_chain_of_others_is_timed_beside_tenor() -> None:
+def test_the_plain_chain_is_compared_with_tenor() -> None:
     found = measured("chain", CLIP, "--rounds", 1, "--clients", 2)
     assert found["plain chain, a clip"] == pytest.approx(1 / found["plain chain"])
     assert found["Tenor to plain chain"] == pytest.approx(found["Tenor, 2 clients"] / found["plain chain"])
@@ -46,23 +46,23 @@ def test_transcripts_are_compared_in_each_language(tmp_path: Path) -> None:
     assert found["en: Tenor, faster"] == pytest.approx(found["en: faster-whisper, a clip"] / found["en: Tenor, a clip"])
 
 
-def test_accepts_are_measured_beside_a_bare_route() -> None:
+def test_accepts_are_compared_with_a_bare_route() -> None:
     found = measured("accepts", "--connections", 2, "--seconds", 0.5, "--rounds", 1)
     assert found["accepts to inserts"] == pytest.approx(found["accepts"] / found["inserts of the bare route"])
     assert sum("a second" in name for name in found) == 2
 
 
-def test_an_interactive_turn_is_timed_alone_and_beside_bulk() -> None:
+def test_interactive_turns_are_timed_alone_and_beside_bulk_turns() -> None:
     assert {"interactive, alone", "interactive, beside bulk"} <= measured("lanes", CLIP, "--rounds", 1).keys()
 
 
-def test_deliveries_are_measured_beside_a_webhook_that_does_not_answer() -> None:
+def test_deliveries_are_measured_beside_a_slow_webhook() -> None:
     found = measured("deliveries", "--events", 50, "--backlog", 20, "--timeout", 60)
     assert found["deliveries"] > 1
     assert found["an event, beside 20 of a slow webhook"] < 30
 
 
-def test_many_threads_get_more_through_the_queue_than_one() -> None:
+def test_many_threads_do_more_tasks_than_one() -> None:
     assert measured("dispatch", "--rounds", 1)["dispatch, 32 to 1"] > 2
 
 
@@ -75,7 +75,7 @@ def test_many_threads_get_more_through_the_queue_than_one() -> None:
         ("path,text,language\n", "names no clip"),
     ],
 )
-def test_a_manifest_that_is_none_says_what_is_wrong(tmp_path: Path, content: str, said: str) -> None:
+def test_an_invalid_manifest_is_refused_with_the_reason(tmp_path: Path, content: str, said: str) -> None:
     manifest = tmp_path / "clips.csv"
     manifest.write_text(content)
     result = tenor("bench", "transcripts", manifest)

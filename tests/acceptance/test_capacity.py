@@ -1,4 +1,4 @@
-"""What a turn makes the database and the queue do, counted on a real run."""
+"""The traffic of a turn in the database and the broker, counted on an embedded run."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ def test_a_turns_traffic_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(traffic, "IDLE_S", 3.0)
     monkeypatch.setattr(traffic, "SETTLE_S", 3.0)
     per_turn, idle = measure_traffic(Settings(data_dir=tmp_path), [ASSETS / "calm.ogg"], 4)
-    # A session, a turn, its job, recording, message, transcript, prediction and voice summary, at the least.
+    # At least a session, a turn, its job, recording, outbox row, transcript, prediction and audio summary.
     assert 8 <= per_turn.rows < 200
-    # Postgres counts late, and what the idle process did meanwhile is taken off: of four turns some are missed.
+    # Postgres reports late and the idle traffic is subtracted, so some transactions of four turns are missed.
     assert 1 <= per_turn.transactions < 200
     assert per_turn.wal_bytes > 1000
     assert 1 <= per_turn.redis_commands < 100

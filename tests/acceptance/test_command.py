@@ -1,4 +1,4 @@
-"""The `tenor` command on real recordings and real models."""
+"""The `tenor` command with real audio and real models."""
 
 import contextlib
 import json
@@ -61,7 +61,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def test_every_format_gives_the_same_words_and_nearly_the_same_reading(tmp_path: Path) -> None:
+def test_every_audio_format_gives_the_same_text_and_nearly_the_same_scores(tmp_path: Path) -> None:
     files = recordings(tmp_path)
     result = tenor("analyze", *files, "--speaker", "Ada", "--format", "jsonl")
     assert (result.returncode, result.stderr) == (0, "")
@@ -81,7 +81,7 @@ def test_every_format_gives_the_same_words_and_nearly_the_same_reading(tmp_path:
         assert list(row["scores"].values()) == pytest.approx(list(first["scores"].values()), abs=0.25)
 
 
-def test_the_turns_of_a_conversation_are_read_against_those_before_them(tmp_path: Path) -> None:
+def test_the_turns_of_a_conversation_have_the_earlier_turns_as_their_baseline(tmp_path: Path) -> None:
     broken, spoken = tmp_path / "broken.wav", [ASSETS / f"{name}.ogg" for name in ("calm", "english", "angry")]
     broken.write_bytes(b"this is not a recording" * 100)
     result = tenor("analyze", "--conversation", spoken[0], broken, *spoken[1:], "--format", "jsonl")
@@ -91,12 +91,12 @@ def test_the_turns_of_a_conversation_are_read_against_those_before_them(tmp_path
     assert [json.loads(line)["baseline_turns"] for line in strangers.stdout.splitlines()] == [0, 0, 0]
 
 
-def test_the_table_of_a_conversation_shows_its_baselines() -> None:
+def test_the_table_of_a_conversation_has_a_baseline_column() -> None:
     result = tenor("analyze", "--conversation", ASSETS / "english.ogg")
     assert "baseline" in result.stdout
 
 
-def test_what_fails_is_named_and_the_rest_is_done(tmp_path: Path) -> None:
+def test_files_that_fail_are_named_on_stderr_and_the_others_are_analysed(tmp_path: Path) -> None:
     broken, missing = tmp_path / "broken.wav", tmp_path / "missing.wav"
     broken.write_bytes(b"this is not a recording" * 100)
     result = tenor("analyze", broken, ASSETS / "english.ogg", missing, "--format", "jsonl")
@@ -108,7 +108,7 @@ def test_what_fails_is_named_and_the_rest_is_done(tmp_path: Path) -> None:
     ]
 
 
-def test_the_progress_bar_keeps_out_of_the_rows(tmp_path: Path) -> None:
+def test_the_progress_bar_is_not_written_to_stdout(tmp_path: Path) -> None:
     (tmp_path / "silence.wav").write_bytes(wav(np.zeros(SAMPLE_RATE, np.float32)))
     terminal, stderr = pty.openpty()
     command = [sys.executable, "-m", "services.cli", "analyze", tmp_path / "silence.wav", tmp_path / "silence.wav"]
@@ -124,7 +124,7 @@ def test_the_progress_bar_keeps_out_of_the_rows(tmp_path: Path) -> None:
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_name_that_is_not_unicode_is_written_all_the_same(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_unicode_is_escaped_in_the_json(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/caf\xe9.wav"
     Path(os.fsdecode(name)).write_bytes(wav(np.zeros(SAMPLE_RATE, np.float32)))
     result = tenor("analyze", os.fsdecode(name), "--format", "jsonl")
@@ -132,7 +132,7 @@ def test_a_name_that_is_not_unicode_is_written_all_the_same(tmp_path: Path) -> N
     assert json.loads(result.stdout)["file"].endswith("caf\\xe9.wav")
 
 
-def test_silence_and_noise_have_no_words_and_no_emotion(tmp_path: Path) -> None:
+def test_silence_and_noise_have_no_text_and_no_emotion(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sounds = {
         "silence": np.zeros(4 * SAMPLE_RATE, np.float32),
@@ -149,7 +149,7 @@ def test_silence_and_noise_have_no_words_and_no_emotion(tmp_path: Path) -> None:
         assert (row.confidence, row.modalities_used) == (0, ())
 
 
-def test_the_table_is_for_people() -> None:
+def test_without_a_format_the_rows_are_a_table() -> None:
     result = tenor("analyze", ASSETS / "english.ogg")
     assert result.returncode == 0, result.stderr
     header, row = (line for line in result.stdout.splitlines() if "│" in line or "┃" in line)
@@ -164,7 +164,7 @@ def test_the_table_is_for_people() -> None:
     assert row.strip("│ ").startswith("english.ogg")
 
 
-def test_a_text_is_read_without_whisper(tmp_path: Path) -> None:
+def test_a_text_is_analysed_without_whisper(tmp_path: Path) -> None:
     env = {"TENOR_WHISPER_DIR": str(tmp_path / "nowhere")}
     result = tenor("analyze", "--text", "I am so happy, this is wonderful!", "--format", "jsonl", env=env)
     assert result.returncode == 0, result.stderr
@@ -183,9 +183,9 @@ def test_a_text_is_read_without_whisper(tmp_path: Path) -> None:
         ["analyze", "a.wav", "--format", "xml"],
         ["analyse"],
     ],
-    ids=["nothing", "both", "written conversation", "format", "command"],
+    ids=["nothing", "both", "text with --conversation", "format", "command"],
 )
-def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
+def test_a_wrong_command_line_exits_with_status_2(arguments: list[str]) -> None:
     result = tenor(*arguments)
     assert result.returncode == 2
     assert "Usage" in result.stderr
@@ -201,13 +201,13 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str]) -> None:
         ("TENOR_WHISPER_COMPUTE", "int4", "'int8'"),
     ],
 )
-def test_a_wrong_setting_is_status_78(setting: str, value: str, said: str) -> None:
+def test_a_wrong_setting_exits_with_status_78(setting: str, value: str, said: str) -> None:
     result = tenor("analyze", "--text", "hello", env={setting: value})
     assert result.returncode == 78
     assert said in result.stderr
 
 
-def test_missing_weights_are_said_once(tmp_path: Path) -> None:
+def test_missing_weights_end_the_command_with_one_message(tmp_path: Path) -> None:
     recording = ASSETS / "calm.ogg"
     result = tenor("analyze", recording, recording, env={"TENOR_WHISPER_DIR": str(tmp_path)})
     assert result.returncode == 78
@@ -254,30 +254,30 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert "Example" in result.stdout
 
 
-def nowhere(folder: Path) -> dict[str, str]:
-    """The environment of a user whose home cannot exist, whoever runs the tests: it lies below a file."""
+def without_home(folder: Path) -> dict[str, str]:
+    """Return an environment whose home folder cannot be created, even by root, because its parent is a file."""
     (folder / "file").touch()
     return {"HOME": str(folder / "file" / "home"), "XDG_DATA_HOME": "", "TENOR_DATA_DIR": ""}
 
 
 @pytest.mark.parametrize("command", ["run", "status", "keys list", "jobs list"])
-def test_without_a_home_a_command_says_which_setting_to_change(tmp_path: Path, command: str) -> None:
-    result = tenor(*command.split(), env=nowhere(tmp_path))
+def test_without_a_home_folder_a_command_names_the_setting_to_change(tmp_path: Path, command: str) -> None:
+    result = tenor(*command.split(), env=without_home(tmp_path))
     assert result.returncode == 78
     (line,) = result.stderr.splitlines()
     assert str(tmp_path / "file" / "home") in line
     assert "TENOR_DATA_DIR" in line
 
 
-def test_without_a_home_a_recording_is_analysed_all_the_same(tmp_path: Path) -> None:
-    result = tenor("analyze", ASSETS / "english.ogg", "--format", "jsonl", env=nowhere(tmp_path))
+def test_without_a_home_folder_an_audio_file_is_analysed(tmp_path: Path) -> None:
+    result = tenor("analyze", ASSETS / "english.ogg", "--format", "jsonl", env=without_home(tmp_path))
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["text"]
     (line,) = result.stderr.splitlines()
     assert "TENOR_DATA_DIR" in line
 
 
-def test_keys_are_made_listed_and_revoked(settings: Settings) -> None:
+def test_keys_are_created_listed_and_revoked(settings: Settings) -> None:
     env = {"TENOR_DATABASE_URL": settings.database_url.get_secret_value()}
     assert tenor("migrate", env=env).returncode == 0
     made = tenor("keys", "create", "--tenant", "clinic", "--role", "reader", "--name", "Dr. Rahman", env=env)
@@ -294,7 +294,7 @@ def test_keys_are_made_listed_and_revoked(settings: Settings) -> None:
     assert "revoked" in tenor("keys", "list", env=env).stdout
 
 
-def test_a_training_is_configured_by_a_file_and_the_options_behind_it(tmp_path: Path) -> None:
+def test_the_options_after_the_config_override_it(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("corpora: [ravdess]\nepochs: 1\n")
     places = [f"--data={tmp_path}", f"--cache={tmp_path}", f"--out={tmp_path / 'run'}"]
@@ -305,7 +305,7 @@ def test_a_training_is_configured_by_a_file_and_the_options_behind_it(tmp_path: 
 
 
 @pytest.mark.parametrize("command", ["train config.yaml", "evaluate"])
-def test_a_recipe_that_fails_fails_the_command(command: str) -> None:
+def test_the_exit_status_of_a_recipe_is_that_of_the_command(command: str) -> None:
     result = tenor(*command.split(), "--nonesuch=1")
     assert result.returncode == 2
     assert "python -m training" in result.stderr
@@ -323,7 +323,9 @@ def test_a_recipe_that_fails_fails_the_command(command: str) -> None:
         (["run"], "transformers", "models"),
     ],
 )
-def test_without_an_extra_the_command_says_what_to_install(command: list[str], missing: str, extra: str) -> None:
+def test_without_the_packages_of_an_extra_the_command_names_the_extra_to_install(
+    command: list[str], missing: str, extra: str
+) -> None:
     start = f"""
 import importlib.metadata as metadata
 installed = metadata.Distribution.from_name.__func__

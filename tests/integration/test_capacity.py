@@ -1,4 +1,4 @@
-"""What is foretold of a worker, against what the workers' own stages, batches and threads do."""
+"""The simulation of a worker, compared with the stages, batches and threads of a real worker."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,22 +24,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 TURNS, THREADS = 60, 6
-SOUND_S = 2.0
+AUDIO_S = 2.0
 SLOW = {
     "vad": StageCost(share=0.01, fixed_s=0.02),
-    "transcribe": StageCost(share=0.01, fixed_s=0.08, per_item_s=0.02, size=Size(fixed=SOUND_S + 3)),
+    "transcribe": StageCost(share=0.01, fixed_s=0.08, per_item_s=0.02, size=Size(fixed=AUDIO_S + 3)),
     "text": StageCost(share=0.01, fixed_s=0.03, per_item_s=0.01, size=Size(fixed=20)),
-    "speech": StageCost(share=0.01, fixed_s=0.05, per_item_s=0.01, size=Size(fixed=SOUND_S + 1)),
+    "speech": StageCost(share=0.01, fixed_s=0.05, per_item_s=0.01, size=Size(fixed=AUDIO_S + 1)),
     "fuse": StageCost(share=0.01, fixed_s=0.02, per_item_s=0.005, size=Size(fixed=30)),
 }
-"""Pauses, which are as long on a busy machine, and far longer than what the tiny models take beside them."""
+"""Pauses: a busy machine does not change them, and they are far longer than the tiny models take."""
 
 
 def slowed(stage: Stage[Item, Result]) -> Stage[Item, Result]:
-    """The same stage, after a pause."""
+    """Return the stage with a pause before each batch."""
 
     def run(items: Sequence[Item]) -> list[Result]:
-        time.sleep(SLOW[stage.name].seconds(len(items), SOUND_S))
+        time.sleep(SLOW[stage.name].seconds(len(items), AUDIO_S))
         return stage.run(items)
 
     return replace(stage, run=run)
@@ -55,7 +55,7 @@ def slow(tmp_path: Path) -> Pipeline:
 
 
 def batch_sizes() -> Callable[[str], float]:
-    """The mean size of the batches that a stage runs from now on."""
+    """Return a function that returns the mean size of the batches that a stage has run since this call."""
 
     def counted(name: str, what: str) -> float:
         return REGISTRY.get_sample_value(f"tenor_batch_size_{what}", {"stage": name}) or 0.0
@@ -69,39 +69,39 @@ def batch_sizes() -> Callable[[str], float]:
     return mean
 
 
-def test_a_saturated_worker_does_what_is_foretold_of_it(slow: Pipeline) -> None:
+def test_a_saturated_worker_has_the_simulated_rate_and_batch_sizes(slow: Pipeline) -> None:
     settings = Settings(worker_threads=1, bulk_threads=THREADS)
-    nothing = Traffic.model_validate(dict.fromkeys(Traffic.model_fields, 0.0))
+    no_traffic = Traffic.model_validate(dict.fromkeys(Traffic.model_fields, 0.0))
     words = {"measured_on": "pauses", "measured_at": "2026-01-01", "command": "none", "bundle": "tiny"}
     path = Costs.load().path
     stages = {name: SLOW.get(name, StageCost()) for name in stage_names(path)}
-    costs = Costs(cores=1, path=path, stages=stages, per_turn=nothing, idle=nothing, **words)
-    foretold = simulate(Demand(backlog=10**6, spoken_s=SOUND_S, spread=0), 1, costs, settings, turns=1000)
+    costs = Costs(cores=1, path=path, stages=stages, per_turn=no_traffic, idle=no_traffic, **words)
+    simulated = simulate(Demand(backlog=10**6, spoken_s=AUDIO_S, spread=0), 1, costs, settings, turns=1000)
 
-    slow.analyze(samples=tone(SOUND_S), text=None)
+    slow.analyze(samples=tone(AUDIO_S), text=None)
     running, mean = Stages(slow, settings.batches, settings.courtesy_s), batch_sizes()
     submit = running.lane(Lane.bulk)
     started = time.monotonic()
     with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(lambda _: slow.analyze(samples=tone(SOUND_S), text=None, submit=submit), range(TURNS)))
+        list(threads.map(lambda _: slow.analyze(samples=tone(AUDIO_S), text=None, submit=submit), range(TURNS)))
     rate = TURNS / (time.monotonic() - started)
     running.close()
 
-    # A busy machine only makes it slower, and a batch begins a little sooner or later than on paper.
-    assert 0.1 < rate / foretold.turns_per_s < 1.4
+    # A busy machine only makes the worker slower, and its batches start a little earlier or later than simulated.
+    assert 0.1 < rate / simulated.turns_per_s < 1.4
     for name in ("transcribe", "text", "speech", "fuse"):
-        assert 0.3 < mean(name) / foretold.stages[name].mean_batch < 3
+        assert 0.3 < mean(name) / simulated.stages[name].mean_batch < 3
 
 
-def test_costs_are_measured_as_they_are(slow: Pipeline, tmp_path: Path) -> None:
-    (tmp_path / "a.wav").write_bytes(wav(tone(SOUND_S)))
+def test_the_measured_costs_are_those_of_the_stages(slow: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(tone(AUDIO_S)))
     measured, path = measure_stages(Settings(device="cpu"), slow, [tmp_path / "a.wav"], rounds=3)
     assert tuple(measured) == ("decode", "vad", "speech", "transcribe", "text", "fuse", "store")
     assert path == Costs.load().path, "the simulation takes turns along another path than the pipeline does"
     for name, cost in SLOW.items():
         for items in (1, 16) if cost.size else (1,):
-            ratio = measured[name].seconds(items, SOUND_S) / cost.seconds(items, SOUND_S)
+            ratio = measured[name].seconds(items, AUDIO_S) / cost.seconds(items, AUDIO_S)
             assert 0.8 < ratio < 8, (name, items, ratio)
     assert measured["speech"].size == Size(fixed=1, per_second=1)
     assert (measured["vad"].size, measured["store"].uses) == (None, "interpreter")
-    assert 0 < measured["store"].seconds(1, SOUND_S) < 5
+    assert 0 < measured["store"].seconds(1, AUDIO_S) < 5

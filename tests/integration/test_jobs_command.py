@@ -1,4 +1,4 @@
-"""`tenor jobs`: what an operator sees of the jobs that ended in quarantine, and can do about them."""
+"""`tenor jobs`: list, show, retry and drop jobs."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def listed(tenor: Tenor, *arguments: str) -> set[UUID]:
     return {UUID(job["id"]) for job in json.loads(result.stdout)}
 
 
-def test_what_is_in_quarantine_is_listed_with_its_reason(tenor: Tenor, add_job: AddJob) -> None:
+def test_quarantined_jobs_are_listed_with_their_reason(tenor: Tenor, add_job: AddJob) -> None:
     job, _ = add_job(), add_job(quarantined=False)
     (found,) = json.loads(tenor("list", "--format", "json").stdout)
     assert (found["id"], found["turn_id"], found["tenant"]) == (str(job.id), str(job.turn_id), "acme")
@@ -83,7 +83,7 @@ def test_jobs_are_listed_by_status_and_tenant(tenor: Tenor, add_job: AddJob) -> 
     assert (unknown.exit_code, "there is no tenant 'clinik'" in unknown.stderr) == (1, True)
 
 
-def test_all_of_a_tenants_jobs_are_tried_again(tenor: Tenor, add_job: AddJob, database: Database) -> None:
+def test_all_quarantined_jobs_of_a_tenant_are_retried(tenor: Tenor, add_job: AddJob, database: Database) -> None:
     ours, theirs = add_job(), add_job("clinic")
     result = tenor("retry", "--all", "--tenant", "clinic", "--format", "json")
     assert (result.exit_code, json.loads(result.stdout)) == (0, [str(theirs.id)])
@@ -100,7 +100,9 @@ def test_a_dropped_job_fails_for_good(tenor: Tenor, add_job: AddJob, database: D
     assert tenor("retry", job.id).exit_code == 1
 
 
-def test_what_cannot_be_tried_again_is_named_and_the_rest_is(tenor: Tenor, add_job: AddJob, database: Database) -> None:
+def test_jobs_that_cannot_be_retried_are_named_and_the_others_are_retried(
+    tenor: Tenor, add_job: AddJob, database: Database
+) -> None:
     stuck, waiting = add_job(), add_job(quarantined=False)
     result = tenor("retry", waiting.id, stuck.id)
     assert (result.exit_code, result.stdout) == (1, f"{stuck.id}\n")
@@ -109,26 +111,26 @@ def test_what_cannot_be_tried_again_is_named_and_the_rest_is(tenor: Tenor, add_j
 
 
 @pytest.mark.parametrize("command", ["show", "retry", "drop"])
-def test_a_job_that_is_not_there_is_named(tenor: Tenor, command: str) -> None:
+def test_a_job_that_does_not_exist_is_named(tenor: Tenor, command: str) -> None:
     nobody = uuid4()
     result = tenor(command, nobody)
     assert result.exit_code == 1
     assert str(nobody) in result.stderr
 
 
-def test_another_tenants_job_is_not_touched(tenor: Tenor, add_job: AddJob, database: Database) -> None:
+def test_a_job_of_another_tenant_is_not_changed(tenor: Tenor, add_job: AddJob, database: Database) -> None:
     job = add_job("clinic")
     add_job()
     assert tenor("drop", job.id, "--tenant", "acme").exit_code == 1
     assert read(database, job, "clinic").job.status == "quarantined"
 
 
-def test_either_jobs_or_all_are_tried_again(tenor: Tenor) -> None:
+def test_retry_takes_either_job_ids_or_all(tenor: Tenor) -> None:
     assert tenor("retry").exit_code == 2
     assert tenor("retry", uuid4(), "--all").exit_code == 2
 
 
-def test_without_a_database_the_command_says_what_to_start(
+def test_without_a_database_the_message_says_what_to_start(
     tenor: Tenor, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     monkeypatch.delenv("TENOR_DATABASE_URL")

@@ -1,4 +1,4 @@
-"""`tenor status`: whether Tenor works, and what does not."""
+"""`tenor status`: the state of Tenor and its problems."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def found(result: Result) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def test_where_all_is_well_it_says_what_is_there(tenor: Tenor, database: Database) -> None:
+def test_without_problems_the_status_is_ok(tenor: Tenor, database: Database) -> None:
     see_worker(database)
     result = tenor("--format", "json")
     status = found(result)
@@ -64,7 +64,7 @@ def test_where_all_is_well_it_says_what_is_there(tenor: Tenor, database: Databas
     assert worker["unseen_s"] < 60
 
 
-def test_a_person_sees_the_same(tenor: Tenor, database: Database, api: TestClient, session_id: str) -> None:
+def test_the_tables_show_the_same_status(tenor: Tenor, database: Database, api: TestClient, session_id: str) -> None:
     see_worker(database)
     add_turn(api, session_id)
     result = tenor()
@@ -92,7 +92,7 @@ def test_jobs_and_turns_are_counted(
     assert max(lane["oldest_s"] for lane in stored["waiting"]) >= 600
 
 
-def test_no_worker_is_wrong(tenor: Tenor, database: Database, settings: Settings) -> None:
+def test_no_live_worker_is_a_problem(tenor: Tenor, database: Database, settings: Settings) -> None:
     result = tenor("--format", "json")
     assert (result.exit_code, "no worker is alive" in result.stderr) == (1, True)
     assert found(result)["problems"] == result.stderr.splitlines()
@@ -101,7 +101,7 @@ def test_no_worker_is_wrong(tenor: Tenor, database: Database, settings: Settings
     assert tenor().exit_code == 1
 
 
-def test_a_turn_that_somebody_has_waited_for_too_long_is_wrong_and_a_bulk_one_is_not(
+def test_an_interactive_turn_that_waits_too_long_is_a_problem_and_a_bulk_turn_is_not(
     tenor: Tenor, api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
     see_worker(database)
@@ -115,7 +115,7 @@ def test_a_turn_that_somebody_has_waited_for_too_long_is_wrong_and_a_bulk_one_is
     assert (result.exit_code, "the oldest interactive turn has waited 30 s" in result.stderr) == (1, True)
 
 
-def test_sound_that_nobody_deletes_is_wrong(tenor: Tenor, settings: Settings, database: Database) -> None:
+def test_audio_that_is_not_deleted_is_a_problem(tenor: Tenor, settings: Settings, database: Database) -> None:
     see_worker(database)
     with database.transaction() as transaction:
         transaction.jobs.enqueue([NewJob(lane=Lane.maintenance)], lease=timedelta(seconds=30))
@@ -125,7 +125,7 @@ def test_sound_that_nobody_deletes_is_wrong(tenor: Tenor, settings: Settings, da
     assert (result.exit_code, "audio has waited 660 s to be deleted" in result.stderr) == (1, True)
 
 
-def test_a_broker_that_is_away_is_wrong_and_the_rest_is_shown(
+def test_an_unreachable_broker_is_a_problem_and_the_rest_is_shown(
     tenor: Tenor, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see_worker(database)
@@ -135,7 +135,7 @@ def test_a_broker_that_is_away_is_wrong_and_the_rest_is_shown(
     assert (found(result)["database"], len(found(result)["stored"]["workers"])) == ("ok", 1)
 
 
-def test_a_database_that_is_away_is_wrong(tenor: Tenor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_database_is_a_problem(tenor: Tenor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENOR_DATABASE_URL", "postgresql://127.0.0.1:1/none")
     result = tenor("--format", "json")
     assert (result.exit_code, result.stderr) == (1, "the database cannot be reached\n")
@@ -143,13 +143,13 @@ def test_a_database_that_is_away_is_wrong(tenor: Tenor, monkeypatch: pytest.Monk
     assert tenor().exit_code == 1
 
 
-def test_tables_of_an_earlier_version_are_a_matter_of_setting_up(tenor: Tenor, settings: Settings) -> None:
+def test_tables_of_an_earlier_version_exit_with_status_78(tenor: Tenor, settings: Settings) -> None:
     change(settings, "UPDATE alembic_version SET version_num = '0004'")
     result = tenor()
     assert (result.exit_code, "run `tenor migrate`" in result.stderr) == (78, True)
 
 
-def test_where_nothing_runs_it_is_said_what_to_start(
+def test_without_a_running_tenor_the_message_says_what_to_start(
     tenor: Tenor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("TENOR_DATABASE_URL")

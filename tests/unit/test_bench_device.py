@@ -1,4 +1,4 @@
-"""What `tenor bench device` counts, on encoders as small as the tests' own."""
+"""The figures of `tenor bench device`, on tiny encoders."""
 
 import json
 import subprocess
@@ -59,19 +59,19 @@ def test_every_encoder_is_measured_with_every_number_of_clips_in_flight() -> Non
         assert figure.share > 0
 
 
-def test_the_operations_are_those_of_the_shapes() -> None:
+def test_the_operations_follow_from_the_shapes() -> None:
     words, width, hidden, layers = 9, TEXT.hidden_size, TEXT.intermediate_size, TEXT.num_hidden_layers
     tokens = words + 2
-    (subject, *_) = full_encoders(settings(), seconds=words / device.WORDS_PER_SECOND)
+    (spec, *_) = full_encoders(settings(), seconds=words / device.WORDS_PER_SECOND)
     linear = 2 * tokens * (4 * width * width + 2 * width * hidden)
     attention = 2 * 2 * tokens * tokens * width
-    assert flops_of(subject.make().eval(), subject.clip) == layers * (linear + attention)
+    assert flops_of(spec.make().eval(), spec.clip) == layers * (linear + attention)
 
 
-def test_layers_that_nobody_reads_are_not_counted() -> None:
-    _, subject, _ = full_encoders(settings(), seconds=0.5)
-    whole, placed = subject.make().eval(), ON_CPU.place(subject.make().eval())
-    assert flops_of(placed, subject.clip) < flops_of(whole, subject.clip)
+def test_layers_whose_output_is_unused_are_not_counted() -> None:
+    _, spec, _ = full_encoders(settings(), seconds=0.5)
+    whole, placed = spec.make().eval(), ON_CPU.place(spec.make().eval())
+    assert flops_of(placed, spec.clip) < flops_of(whole, spec.clip)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -83,13 +83,11 @@ def test_published_shapes_have_the_published_sizes(monkeypatch: pytest.MonkeyPat
     # XLM-R base has 278 million with the pooler, XLS-R 300M 315, and the Whisper's encoder 637.
     monkeypatch.undo()
     with torch.device("meta"):
-        sizes = [
-            sum(weight.numel() for weight in subject.make().parameters()) for subject in full_encoders(Settings(), 1.0)
-        ]
+        sizes = [sum(weight.numel() for weight in spec.make().parameters()) for spec in full_encoders(Settings(), 1.0)]
     assert [round(size / 1e6) for size in sizes] == [277, 315, 637]
 
 
-def test_a_bundles_own_encoders_are_measured_by_the_command(tmp_path: Path) -> None:
+def test_the_command_measures_the_encoders_of_a_bundle(tmp_path: Path) -> None:
     options = ["--bundle", str(write_bundle(tmp_path)), "--sizes", "1,2", "--rounds", "1", "--seconds", "0.5"]
     command = [sys.executable, "-m", "services.cli", "bench", "device", *options, "--format", "json"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

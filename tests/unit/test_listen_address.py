@@ -1,4 +1,4 @@
-"""Which addresses the API may listen on, and the URLs that lead there."""
+"""The addresses that the API can listen on, and their URLs."""
 
 import errno
 import socket
@@ -22,18 +22,18 @@ from shared.errors import SetupError
         ("fe80::1%eth0", "http://[fe80::1%25eth0]:8000"),
     ],
 )
-def test_the_url_leads_to_where_the_server_listens(host: str, url: str) -> None:
+def test_the_url_is_that_of_the_listening_address(host: str, url: str) -> None:
     assert local_url(host, 8000) == url
 
 
 @pytest.mark.parametrize(("host", "every"), [("0.0.0.0", True), ("::", True), ("::1", False), ("localhost", False)])
-def test_the_unspecified_address_stands_for_all(host: str, every: bool) -> None:
+def test_only_the_unspecified_address_stands_for_all(host: str, every: bool) -> None:
     assert is_unspecified(host) is every
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
 def listener(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
-    """The address of a socket that somebody listens on."""
+    """The address of a socket that is listening."""
     host = request.param
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
         try:
@@ -44,7 +44,7 @@ def listener(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
         yield host, taken.getsockname()[1]
 
 
-def test_a_free_port_is_listenable_and_a_taken_one_is_not(listener: tuple[str, int], unused_port: int) -> None:
+def test_a_free_port_is_accepted_and_a_used_one_is_not(listener: tuple[str, int], unused_port: int) -> None:
     host, port = listener
     check_listenable(host, unused_port)
     with pytest.raises(SetupError, match="another --port"):
@@ -66,7 +66,7 @@ def unused_port() -> int:
         ("x" * 64 + ".invalid", "does not resolve"),
     ],
 )
-def test_a_host_that_cannot_be_listened_on_is_one_line(host: str, reason: str, unused_port: int) -> None:
+def test_an_unusable_host_is_refused_with_the_reason(host: str, reason: str, unused_port: int) -> None:
     with pytest.raises(SetupError, match=reason) as caught:
         check_listenable(host, unused_port)
     assert "--host" in caught.value.detail

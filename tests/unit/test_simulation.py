@@ -1,4 +1,4 @@
-"""The laws that a foretold fleet keeps, and the closed forms that it comes down to where it is simple enough."""
+"""The simulation obeys the laws of queueing theory, and its closed forms where the fleet is simple enough."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ LIKE_A_WORKER = costs(
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
-def test_one_thread_is_the_queue_of_pollaczek_and_khinchine(spread: float) -> None:
+def test_one_thread_follows_the_pollaczek_khinchine_formula(spread: float) -> None:
     load = 0.7
     demand = Demand(conversations=7, every_s=10, spoken_s=1, spread=spread)
     one = simulate(demand, 1, costs(decode=StageCost(per_second_s=1)), threads(1), turns=15_000)
@@ -65,21 +65,21 @@ def test_one_thread_is_the_queue_of_pollaczek_and_khinchine(spread: float) -> No
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])
-def test_many_threads_on_one_core_share_it_whatever_the_lengths(spread: float) -> None:
+def test_many_threads_on_one_core_follow_the_processor_sharing_formula(spread: float) -> None:
     # The mean number in an M/G/1 queue with processor sharing (Kleinrock 1976): load / (1 - load).
     demand = Demand(conversations=7, every_s=10, spoken_s=1, spread=spread)
     shared = simulate(demand, 1, costs(decode=StageCost(per_second_s=1)), threads(200), turns=15_000)
     assert shared.lanes[Lane.interactive].in_system == pytest.approx(0.7 / 0.3, rel=0.2)
 
 
-def test_two_cores_do_two_things_at_their_full_speed() -> None:
+def test_two_cores_run_two_turns_at_full_speed() -> None:
     both = costs(2, decode=StageCost(fixed_s=1))
     work = {workers: simulate(Demand(backlog=10_000), 1, both, threads(1, workers), turns=500) for workers in (1, 2, 4)}
     assert [round(work[bulk].turns_per_s, 1) for bulk in (1, 2, 4)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("items", [1, 4, 16])
-def test_a_saturated_stage_does_full_batches(items: int) -> None:
+def test_a_saturated_stage_runs_full_batches(items: int) -> None:
     cost = StageCost(fixed_s=0.1, per_item_s=0.01, size=Size())
     demand = Demand(backlog=100_000, spread=0)
     full = simulate(demand, 1, costs(transcribe=cost), threads(1, 16, items=items, wait_s=0.001), turns=1000)
@@ -102,7 +102,7 @@ tried = trying(deadline=None, max_examples=8)
 
 @given(demands, st.integers(1, 4), st.integers(0, 5))
 @tried
-def test_every_turn_that_came_is_done_or_left(demand: Demand, workers: int, seed: int) -> None:
+def test_every_turn_that_arrived_is_done_or_left(demand: Demand, workers: int, seed: int) -> None:
     outcome = simulate(demand, workers, LIKE_A_WORKER, Settings(), turns=300, seed=seed)
     for lane in outcome.lanes.values():
         assert lane.arrived == lane.done + lane.left
@@ -110,7 +110,7 @@ def test_every_turn_that_came_is_done_or_left(demand: Demand, workers: int, seed
 
 @given(demands.map(lambda demand: demand.model_copy(update={"backlog": 0, "bulk_per_s": 0})), st.integers(1, 4))
 @tried
-def test_littles_law(demand: Demand, workers: int) -> None:
+def test_the_mean_latency_follows_littles_law(demand: Demand, workers: int) -> None:
     lane = simulate(demand, workers, LIKE_A_WORKER, Settings(), turns=500).lanes[Lane.interactive]
     if lane.stable and lane.in_system > 0.2 and lane.latency.p50 is not None and lane.latency.p95 is not None:
         mean_s = lane.in_system / lane.per_s
@@ -119,7 +119,7 @@ def test_littles_law(demand: Demand, workers: int) -> None:
 
 @given(demands.map(lambda demand: demand.model_copy(update={"backlog": 0})), st.integers(1, 4))
 @tried
-def test_what_is_busy_is_the_rate_times_the_cost(demand: Demand, workers: int) -> None:
+def test_the_load_is_the_rate_times_the_cost(demand: Demand, workers: int) -> None:
     cost = StageCost(fixed_s=0.05, share=0.7)
     outcome = simulate(demand, workers, costs(2, decode=cost), Settings(), turns=500)
     assert outcome.busy["cpu"] == pytest.approx(outcome.turns_per_s * 0.05 * 0.7 / (2 * workers), abs=0.02)
@@ -145,7 +145,7 @@ def interactive_p95(outcome: Outcome) -> float:
     return p95
 
 
-def test_who_is_waited_for_hardly_feels_a_bulk_lane_that_never_runs_dry() -> None:
+def test_a_full_bulk_lane_hardly_delays_interactive_turns() -> None:
     demand = Demand(conversations=10)
     alone = simulate(demand, 1, LIKE_A_WORKER, Settings(), turns=1000)
     beside = simulate(demand.model_copy(update={"backlog": 10**6}), 1, LIKE_A_WORKER, Settings(), turns=6000)
@@ -154,7 +154,7 @@ def test_who_is_waited_for_hardly_feels_a_bulk_lane_that_never_runs_dry() -> Non
     assert beside.busy["cpu"] > 0.9
 
 
-def test_bulk_moves_also_where_more_is_waited_for_than_can_be_done() -> None:
+def test_bulk_turns_progress_even_when_interactive_turns_overload_the_worker() -> None:
     outcome = simulate(Demand(conversations=2000, backlog=1000), 1, LIKE_A_WORKER, Settings(), turns=2000)
     assert not outcome.stable
     assert outcome.lanes[Lane.interactive].growth_per_s == pytest.approx(
@@ -163,7 +163,7 @@ def test_bulk_moves_also_where_more_is_waited_for_than_can_be_done() -> None:
     assert outcome.lanes[Lane.bulk].per_s > 0.1
 
 
-def test_the_smallest_fleet_is_enough_and_one_fewer_is_not() -> None:
+def test_the_smallest_fleet_is_enough_and_one_worker_fewer_is_not() -> None:
     demand = Demand(conversations=400)
     found = smallest_fleet(demand, 1.0, LIKE_A_WORKER, Settings(), turns=1500)
     fewer = simulate(demand, found.workers - 1, LIKE_A_WORKER, Settings(), turns=1500)
@@ -171,7 +171,7 @@ def test_the_smallest_fleet_is_enough_and_one_fewer_is_not() -> None:
     assert interactive_p95(found) <= 1.0 < interactive_p95(fewer)
 
 
-def test_what_no_fleet_can_do_is_said() -> None:
+def test_an_impossible_demand_is_refused_with_the_reason() -> None:
     with pytest.raises(InvalidRequest, match=r"within 0\.01 s"):
         smallest_fleet(CALM, 0.01, LIKE_A_WORKER, Settings(), turns=100)
     with pytest.raises(InvalidRequest, match="--conversations"):
@@ -180,14 +180,14 @@ def test_what_no_fleet_can_do_is_said() -> None:
         simulate(Demand(), 1, LIKE_A_WORKER, Settings())
 
 
-def test_a_hundred_thousand_conversations_are_followed_in_part() -> None:
+def test_a_hundred_thousand_conversations_are_simulated_in_part() -> None:
     outcome = simulate(Demand(conversations=100_000), 1600, LIKE_A_WORKER, Settings(), turns=2000)
     assert outcome.simulated == CELL
     assert outcome.lanes[Lane.interactive].arrived * CELL / 1600 == pytest.approx(2000, rel=0.1)
     assert outcome.turns_per_s == pytest.approx(5000, rel=0.1)
 
 
-def test_a_fleet_followed_in_part_is_foretold_no_shorter_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partly_simulated_fleet_has_no_shorter_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     demand = Demand(conversations=64 * 70)
     part = simulate(demand, 64, LIKE_A_WORKER, Settings(), turns=1500)
     monkeypatch.setattr(simulation, "CELL", 64)
@@ -205,18 +205,18 @@ lines = st.tuples(*[st.floats(1e-4, 1)] * 3)
 
 
 @given(lines)
-def test_costs_that_lie_on_a_line_are_found_again(line: tuple[float, float, float]) -> None:
+def test_costs_that_lie_on_a_line_are_fitted_exactly(line: tuple[float, float, float]) -> None:
     cost = StageCost(fixed_s=line[0], per_item_s=line[1], per_second_s=line[2])
     runs = [Run(n, s, cost.seconds(n, s), 1) for n in (1, 2, 4, 8, 16) for s in (1.0, 2.0, 4.0)]
     assert fit(runs) == pytest.approx(line, rel=1e-5)
 
 
 @given(st.lists(st.tuples(st.integers(1, 16), st.floats(0.5, 10), st.floats(0.001, 5)), min_size=1, max_size=20))
-def test_no_cost_is_negative_whatever_was_measured(measured: list[tuple[int, float, float]]) -> None:
+def test_no_fitted_cost_is_negative(measured: list[tuple[int, float, float]]) -> None:
     assert min(fit([Run(items, longest_s, wall_s, 1) for items, longest_s, wall_s in measured])) >= 0
 
 
-def test_the_shipped_costs_were_measured_by_a_command(tmp_path: Path) -> None:
+def test_the_shipped_costs_name_their_command_and_survive_a_round_trip(tmp_path: Path) -> None:
     shipped = Costs.load()
     assert "tenor bench stages" in shipped.command
     shipped.save(tmp_path / "costs.yaml")
@@ -225,7 +225,7 @@ def test_the_shipped_costs_were_measured_by_a_command(tmp_path: Path) -> None:
     assert Costs.load(tmp_path / "costs.json") == shipped
 
 
-def test_costs_that_cannot_be_used_name_the_file_and_what_is_wrong(tmp_path: Path) -> None:
+def test_an_invalid_costs_file_is_refused_with_the_reason(tmp_path: Path) -> None:
     file = tmp_path / "costs.yaml"
     with pytest.raises(SetupError, match=r"costs\.yaml"):
         Costs.load(file)
@@ -238,7 +238,7 @@ def test_costs_that_cannot_be_used_name_the_file_and_what_is_wrong(tmp_path: Pat
         Costs.load(file)
 
 
-def test_the_page_on_scaling_holds_the_shipped_costs() -> None:
+def test_the_scaling_page_shows_the_shipped_costs() -> None:
     docs = Path(__file__).parents[2] / "docs"
     spec = spec_from_file_location("make_scaling", docs / "make_scaling.py")
     assert spec is not None
@@ -257,7 +257,7 @@ def test_the_simulation_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", start], check=False, timeout=60).returncode == 0
 
 
-def test_the_command_tells_programs_and_people() -> None:
+def test_the_command_prints_json_and_tables() -> None:
     asked = ["simulate", "--conversations", "10", "--backlog", "5", "--turns", "200", "--workers", "2"]
     told = CliRunner().invoke(app, [*asked, "--format", "json"])
     assert told.exit_code == 0, told.output
@@ -267,7 +267,7 @@ def test_the_command_tells_programs_and_people() -> None:
     assert all(word in shown.stdout for word in ("latency, p95", "interactive", "bulk", "transcribe", "wal bytes"))
 
 
-def test_the_command_finds_the_fleet_and_says_what_is_wrong() -> None:
+def test_the_command_finds_the_smallest_fleet_and_reports_errors() -> None:
     slow = CliRunner().invoke(app, ["simulate", "--conversations", "9", "--target-p95", "60", "--format", "json"])
     assert json.loads(slow.stdout)["workers"] >= 1
     none = CliRunner().invoke(app, ["simulate", "--costs", "nowhere.yaml"])

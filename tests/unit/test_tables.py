@@ -1,4 +1,4 @@
-"""What a person sees on a terminal of 80 columns, or fewer."""
+"""The tables of the commands on a terminal of 80 columns or fewer."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -157,7 +157,7 @@ def assert_readable(table: Table) -> None:
     assert "…" not in shown
 
 
-def test_a_wide_terminal_shows_a_table_and_a_narrow_one_a_row_after_the_other() -> None:
+def test_a_wide_terminal_shows_a_table_and_a_narrow_one_shows_row_by_row() -> None:
     assert printed(jobs(), width=160).count("┃") == 8
     narrow = printed(jobs())
     assert "┃" not in narrow
@@ -165,7 +165,7 @@ def test_a_wide_terminal_shows_a_table_and_a_narrow_one_a_row_after_the_other() 
     assert first.splitlines()[0].split() == ["id", str(ID)] == second.splitlines()[0].split()
 
 
-def test_a_word_longer_than_the_terminal_goes_on_in_the_next_line() -> None:
+def test_a_word_longer_than_the_terminal_continues_on_the_next_line() -> None:
     table = Table(show_header=False)
     table.add_row("traceparent", Text("x" * 100))
     assert printed(table, width=60).count("x") == 100
