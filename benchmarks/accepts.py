@@ -3,7 +3,7 @@
 import statistics
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
@@ -78,7 +78,7 @@ def _latency_at_half_rate(name: str, target: Target, rates: list[float], seconds
 
 
 @contextmanager
-def _tenor(settings: Settings, servers: EmbeddedServers, connections: int) -> Iterator[Target]:
+def _tenor(settings: Settings, servers: EmbeddedServers, connections: int) -> Generator[Target]:
     headers = admin_headers(servers)
     with serve_api(settings, servers) as url:
         with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as http:
@@ -87,7 +87,7 @@ def _tenor(settings: Settings, servers: EmbeddedServers, connections: int) -> It
 
 
 @contextmanager
-def _bare_route(servers: EmbeddedServers, connections: int) -> Iterator[Target]:
+def _bare_route(servers: EmbeddedServers, connections: int) -> Generator[Target]:
     env = {bare_route.DATABASE_URL: servers.database_url.get_secret_value()}
     with serve(["benchmarks.bare_route"], env) as url:
         yield Target([f"{url}/sessions/{uuid4()}/turns" for _ in range(connections)], {})

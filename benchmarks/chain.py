@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -76,7 +76,7 @@ def _clips_per_second(clients: list[Client], files: list[Path]) -> float:
 
 
 @contextmanager
-def _plain_chain() -> Iterator[TimeFiles]:
+def _plain_chain() -> Generator[TimeFiles]:
     """Start the plain chain in a separate process, with its models loaded."""
     command = [sys.executable, "-m", "benchmarks.plain_chain"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

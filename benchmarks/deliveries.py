@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -147,7 +147,7 @@ def measure_deliveries(settings: Settings, events: int, backlog: int, timeout_s:
 
 
 @contextmanager
-def _delivery_worker(servers: EmbeddedServers) -> Iterator[None]:
+def _delivery_worker(servers: EmbeddedServers) -> Generator[None]:
     urls = {"TENOR_DATABASE_URL": servers.database_url, "TENOR_BROKER_URL": servers.broker_url}
     env = {**os.environ, **WORKER, **{name: url.get_secret_value() for name, url in urls.items()}}
     worker = subprocess.Popen([sys.executable, "-m", "workers"], env=env)

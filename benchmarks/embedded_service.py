@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class Service:
         return httpx.Client(base_url=self.url, headers=self.headers, timeout=60, trust_env=False)  # through no proxy
 
     @contextmanager
-    def client(self) -> Iterator["Client"]:
+    def client(self) -> Generator["Client"]:
         """A client with a connection and a session of its own."""
         with self.connect() as http:
             yield Client(http)

@@ -6,6 +6,9 @@ The weights of the classifiers are random, since they do not change the speed; t
 Each line on stdin is a JSON list of files, and each line on stdout the list of their seconds.
 """
 
+# faster-whisper is not fully typed.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
 import json
 import sys
 from pathlib import Path

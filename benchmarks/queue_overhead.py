@@ -1,5 +1,8 @@
 """`tenor bench dispatch`: tasks per second through Celery, the threads and the micro-batches, with a stub model."""
 
+# Celery and redis are not fully typed.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
+
 import os
 import subprocess
 import sys

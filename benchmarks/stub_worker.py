@@ -5,6 +5,9 @@ hand their items to one micro-batcher; a single thread runs the model by itself.
 done in the broker.
 """
 
+# Celery and redis are not fully typed.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
+
 import sys
 import time
 from collections.abc import Callable, Sequence

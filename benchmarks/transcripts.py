@@ -1,5 +1,8 @@
 """`tenor bench transcripts`: word error rate and time per clip, compared with faster-whisper's defaults."""
 
+# faster-whisper is not fully typed.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
@@ -39,9 +42,9 @@ class ReferenceClip:
 class SystemResult:
     """What one system made of the clips of one language: normalised texts, and seconds per clip."""
 
-    references: list[str] = field(default_factory=list)
-    hypotheses: list[str] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    references: list[str] = field(default_factory=list[str])
+    hypotheses: list[str] = field(default_factory=list[str])
+    seconds: list[float] = field(default_factory=list[float])
 
     @property
     def word_error_rate(self) -> float:
@@ -122,7 +125,7 @@ def _add_clip(result: SystemResult, clip: ReferenceClip, samples: Samples, trans
 
 
 def _normalised(text: str, language: str) -> str:
-    normalise: Any = EnglishTextNormalizer({}) if language == "en" else BasicTextNormalizer()
+    normalise: Any = EnglishTextNormalizer(dict[str, str]()) if language == "en" else BasicTextNormalizer()
     return normalise(text).strip()
 
 

@@ -109,7 +109,7 @@ class Analyzer:
         samples = self._sandbox.decode(file)
         # JSON is Unicode, which a file name need not be.
         name = str(file).encode(errors="surrogateescape").decode(errors="backslashreplace")
-        rows = []
+        rows: list[Row] = []
         for start, end in _turns(samples):
             analysis = self._analyze_turn(samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)])
             rows.append(Row.of(analysis, self._speaker, name, round(start, 3), round(end, 3)))

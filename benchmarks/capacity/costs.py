@@ -1,5 +1,8 @@
 """The cost of a turn in each stage, as `tenor bench stages` measures it and `tenor simulate` uses it."""
 
+# PyYAML is not fully typed.
+# pyright: reportUnknownMemberType=false
+
 from pathlib import Path
 from typing import Literal, Self
 

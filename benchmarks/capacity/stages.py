@@ -217,11 +217,19 @@ class _StoredSession:
 
     def add_turn(self) -> Job:
         """Insert an audio turn and its job. No audio is stored, since none is decoded."""
-        audio = {"sha256": 64 * "0", "media_type": "audio/ogg", "duration_s": None, "channels": None}
-        speaker = {"speaker": "A", "role": SpeakerRole.user, "text": None}
         with self._database.transaction() as transaction:
-            recording = transaction.recordings.add(self._id, uri=f"bench/{uuid4()}", retention=None, **audio)
-            turn = transaction.turns.add(self._tenant_id, self._id, recording_id=recording.id, **speaker)
+            recording = transaction.recordings.add(
+                self._id,
+                uri=f"bench/{uuid4()}",
+                sha256=64 * "0",
+                media_type="audio/ogg",
+                duration_s=None,
+                channels=None,
+                retention=None,
+            )
+            turn = transaction.turns.add(
+                self._tenant_id, self._id, recording_id=recording.id, speaker="A", role=SpeakerRole.user, text=None
+            )
             new = NewJob(turn_id=turn.id, lane=Lane.interactive)
             ((job, _),) = transaction.jobs.enqueue([new], lease=self._lease)
         return job
@@ -241,7 +249,7 @@ class _StoredSession:
 
 def _median_times(action: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Run `action` and return the medians of its wall time and of its CPU time on all cores, in seconds."""
-    seconds = []
+    seconds: list[tuple[float, float]] = []
     for _ in range(rounds):
         wall, cpu = time.perf_counter(), time.process_time()
         action()

@@ -1,5 +1,8 @@
 """Counts the work of Postgres, Redis and the processes for one audio turn, on an embedded run."""
 
+# redis is not fully typed.
+# pyright: reportUnknownMemberType=false
+
 import time
 from collections.abc import Sequence
 from contextlib import suppress

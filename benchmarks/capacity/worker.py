@@ -1,5 +1,8 @@
 """A simulated worker: its resources, its stages, and the threads that take turns through the stages."""
 
+# simpy is not fully typed.
+# pyright: reportUnknownMemberType=false
+
 import heapq
 import math
 from collections import deque

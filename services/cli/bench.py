@@ -1,7 +1,7 @@
 """`tenor bench`: the benchmarks of the package `benchmarks`."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -192,7 +192,7 @@ def device_table(figures: "Sequence[DeviceFigure]") -> Table:
 
 
 @contextmanager
-def _measuring(extra: str) -> Iterator[None]:
+def _measuring(extra: str) -> Generator[None]:
     """Check that an extra is installed, and show on stderr that a measurement is running."""
     with exit_on_error(), stderr.status("Measuring ..."):
         require_extras(extra)

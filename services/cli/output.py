@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, TypeVar
@@ -35,7 +35,7 @@ Output = Annotated[Format, typer.Option("--format", help="`table` for people, `j
 
 
 @contextmanager
-def exit_on_error() -> Iterator[None]:
+def exit_on_error() -> Generator[None]:
     """Turn an error of Tenor into one line on stderr and an exit status: 78 for a SetupError, 1 for all others."""
     try:
         yield
