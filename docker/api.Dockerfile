@@ -1,4 +1,4 @@
-# The API, `tenor migrate` and `tenor keys`. No model and no model library is in it.
+# The API, `tenor migrate` and `tenor keys`. The image contains no model and no model library.
 #   docker build -f docker/api.Dockerfile -t tenor-api .
 FROM python:3.11.13-slim-bookworm AS dependencies
 ENV PIP_CACHE_DIR=/pip-cache

@@ -1,4 +1,4 @@
-# The recipes, for CPU or CUDA. Corpora, caches and runs are mounted.
+# The training recipes, for CPU or CUDA. Mount the corpora, caches and runs.
 #   docker build -f docker/training.Dockerfile -t tenor-training --build-arg TORCH=cu126 .
 #   docker run --gpus all -v /corpora:/data:ro -v /runs:/runs tenor-training \
 #       train training/configs/compact.yaml --data /data --cache /runs/cache --out /runs/compact
@@ -8,7 +8,7 @@ ENV PIP_CACHE_DIR=/pip-cache
 RUN python -m venv /opt/tenor
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE constraints.txt ./
-# PyTorch alone, as its index has only some versions of what it needs; the rest comes with the second command.
+# PyTorch alone: its package index lacks some of the pinned versions, which the second command installs.
 RUN --mount=type=cache,target=/pip-cache \
     /opt/tenor/bin/pip install --constraint constraints.txt --no-deps --index-url https://download.pytorch.org/whl/${TORCH} torch && \
     /opt/tenor/bin/pip install --constraint constraints.txt ".[training,offline]"
@@ -27,7 +27,7 @@ WORKDIR /srv/tenor
 COPY shared shared
 COPY training training
 USER 10001:10001
-# A job that ends by itself has an exit status and no health.
+# A training run ends by itself, so its exit status is enough.
 HEALTHCHECK NONE
 ENTRYPOINT ["python", "-m", "training"]
 CMD ["--help"]
