@@ -1,6 +1,6 @@
 """Backups of an embedded run: its database, its recordings and its API key in one folder.
 
-A backup is written below a temporary name and renamed at the end, so that a folder with a manifest is a whole backup.
+A backup is written under a temporary name and renamed at the end, so every folder with a manifest is complete.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _BINARIES = PACKAGE / "pginstall" / "bin"
 
 
 class Backup(BaseModel):
-    """The manifest of a backup. `missing` counts recordings whose file was deleted while the backup was made."""
+    """The manifest of a backup. `missing` counts the recordings that a client deleted while the backup was made."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,10 +49,10 @@ class Backup(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the manifest of the backup in `folder`, and check every file that it stands for.
+        """Read the manifest of the backup in `folder`, and check the digest of every file.
 
         Raises:
-            SetupError: there is no backup, it is damaged, or a later version of Tenor made it.
+            SetupError: The folder contains no backup, it is damaged, or a later version of Tenor made it.
         """
         try:
             backup = cls.model_validate_json((folder / MANIFEST).read_bytes())
@@ -73,10 +73,10 @@ class Backup(BaseModel):
 def write_backup(settings: Settings, folder: Path) -> Backup:
     """Write a backup of the data folder of `settings` to `folder`, whether or not Tenor runs on it.
 
-    The database is dumped as it is at one moment. Workers delete no recording until all are copied.
+    The dump contains the database at one moment. Workers delete no recording until all are copied.
 
     Raises:
-        SetupError: `folder` exists, there is nothing to back up, the recordings are in a bucket, or there is no room.
+        SetupError: `folder` exists, there is nothing to back up, the recordings are in a bucket, or the disk is full.
         Unavailable: Postgres cannot be reached.
     """
     _check_local(settings)
@@ -97,13 +97,13 @@ def write_backup(settings: Settings, folder: Path) -> Backup:
 
 
 def restore_backup(settings: Settings, folder: Path) -> Backup:
-    """Fill the empty data folder of `settings` from the backup in `folder`, with tables of this version.
+    """Restore the backup in `folder` into the empty data folder of `settings`, and migrate its tables.
 
-    A restore that was interrupted is begun anew by the next call; until then `tenor run` refuses the data folder.
+    After an interrupted restore, the next call starts again. Until then, `tenor run` refuses the data folder.
 
     Raises:
-        SetupError: `folder` holds no backup that this version can read, the data folder holds data or is in use, or
-            there is no room.
+        SetupError: `folder` contains no backup that this version can read, the data folder contains data or is in
+            use, or the disk is full.
     """
     _check_local(settings)
     backup = Backup.read(folder)
@@ -129,14 +129,14 @@ def restore_backup(settings: Settings, folder: Path) -> Backup:
 def _check_local(settings: Settings) -> None:
     if settings.s3_url is not None:
         raise SetupError(
-            f"the recordings are in the bucket {settings.s3_url}, which a backup of the data folder does not hold: see "
-            "docs/operations.md for backups of a production database"
+            f"the recordings are in the bucket {settings.s3_url}, which a backup of the data folder does not contain: "
+            "docs/backup.md says how to back up a production database"
         )
 
 
 @contextmanager
 def _running(settings: Settings) -> Generator[str]:
-    """The URL of the database in the data folder, whose servers are started if they do not run."""
+    """Yield the URL of the database in the data folder. Starts its servers if they do not run."""
     try:
         url = running_urls(settings).database_url.get_secret_value()
     except SetupError:
@@ -164,7 +164,7 @@ def _write(settings: Settings, url: str, folder: Path) -> Backup:
         missing = _copy_all(uris, settings.blob_dir, folder / BLOBS)
     database.close()
     copied = [uri for uri in uris if uri not in missing]
-    # In the form of sha256sum, which can check them as well.
+    # In the format of sha256sum, so that sha256sum can check them too.
     lines = [f"{_sha256(folder / BLOBS / uri)}  {uri}\n" for uri in copied]
     (folder / DIGESTS).write_text("".join(lines))
     if (settings.data_dir / API_KEY).exists():
@@ -181,7 +181,7 @@ def _write(settings: Settings, url: str, folder: Path) -> Backup:
 
 
 def _restore_database(servers: EmbeddedServers, dump: Path) -> None:
-    """Replace the database by a dump of one, all of it or nothing, and bring its tables to this version."""
+    """Replace the database by a dump, completely or not at all, and migrate its tables."""
     with psycopg.connect(servers.url_of("postgres"), autocommit=True) as connection:
         connection.execute("DROP DATABASE tenor WITH (FORCE)")
         connection.execute("CREATE DATABASE tenor")
@@ -195,7 +195,7 @@ def _restore_database(servers: EmbeddedServers, dump: Path) -> None:
 
 
 def _copy_all(uris: Iterable[str], source: Path, target: Path) -> set[str]:
-    """Copy blobs from one folder to another, and return those that are not there."""
+    """Copy blobs from one folder to another, and return the URIs of those that are missing."""
     console = Console(stderr=True)
     missing = set[str]()
     for uri in track(
@@ -210,26 +210,26 @@ def _copy_all(uris: Iterable[str], source: Path, target: Path) -> set[str]:
 
 
 def _read_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each recording in a backup, by its URI."""
+    """Return a dictionary from the URI of each recording in a backup to its SHA-256."""
     lines = (line.partition("  ") for line in (folder / DIGESTS).read_text().splitlines())
     return {uri: digest for digest, _, uri in lines}
 
 
 def _check_file(folder: Path, name: str, digest: str) -> None:
-    """Raises SetupError unless a file of a backup is the one that was written."""
+    """Raise SetupError if a file of a backup is missing or has another digest."""
     try:
-        whole = _sha256(folder / name) == digest
+        matches = _sha256(folder / name) == digest
     except OSError:
-        whole = False
-    if not whole:
+        matches = False
+    if not matches:
         raise SetupError(f"the backup in {folder} is damaged: {name} is missing or not the file that was written")
 
 
 def _run_tool(url: str, tool: str, *arguments: object) -> None:
-    """Run one of Postgres' programs on a database. Its environment holds the password, which arguments would show.
+    """Run a program of Postgres on a database. The password is in its environment, where other users cannot see it.
 
     Raises:
-        SetupError: it failed.
+        SetupError: The program failed.
     """
     target = conninfo_to_dict(url)
     env = {f"PG{name}": str(target[key]) for name, key in _LIBPQ.items() if target.get(key)}
@@ -249,7 +249,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Generator[None]:
-    """Turn an error of the file system into a SetupError that names what could not be written."""
+    """Convert an error of the file system to a SetupError that names the path."""
     try:
         yield
     except OSError as error:
@@ -258,7 +258,7 @@ def _disk_errors(folder: Path) -> Generator[None]:
 
 @contextmanager
 def _private_files() -> Generator[None]:
-    """Create files with mode 0600 and folders with mode 0700, also those of child processes."""
+    """Within this context, this process and its children create files with mode 0600 and folders with mode 0700."""
     before = os.umask(0o077)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Processes of an embedded run: their environment, and how one that an earlier run left behind is found and ended."""
+"""Processes of an embedded run: their environment, and finding and stopping those that an earlier run left behind."""
 
 import contextlib
 import locale
@@ -14,14 +14,14 @@ import psutil
 
 
 def child_environment() -> dict[str, str]:
-    """Return this process's environment with a UTF-8 locale that the machine has, whatever `LANG` and `LC_...` name."""
+    """Return the environment of this process, with `LANG` and `LC_...` replaced by an installed UTF-8 locale."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LANG", "LC_"))}
     return kept | {"LC_ALL": _utf8_locale()}
 
 
 @cache
 def _utf8_locale() -> str:
-    """Return the name of an installed UTF-8 locale, or "C" where there is none."""
+    """Return the name of an installed UTF-8 locale, or "C" if there is none."""
     before = locale.setlocale(locale.LC_CTYPE)
     try:
         for name in ("C.UTF-8", "en_US.UTF-8"):
@@ -41,7 +41,7 @@ def package_folder(package: str) -> Path:
 
 
 def folder_tag(folder: Path) -> str:
-    """Return a word that names a folder by device and inode, for the title of a process that works in it."""
+    """Return a tag of a folder, made of its device and inode, for the titles of the processes that work in it."""
     found = folder.stat()
     return f"tenor-{found.st_dev}-{found.st_ino}"
 
@@ -49,23 +49,23 @@ def folder_tag(folder: Path) -> str:
 def processes_in(folder: Path, name: str) -> list[psutil.Process]:
     """Return the running processes called `name` that `works_in` finds in `folder`.
 
-    The `info` of each process has the number of its parent, "ppid".
+    The `info` of each process contains the id of its parent, "ppid".
     """
     return [process for process in psutil.process_iter(["ppid"]) if works_in(process, name, folder)]
 
 
 def works_in(process: psutil.Process, name: str, folder: Path) -> bool | None:
-    """Return whether a process is called `name` and its working directory is `folder`; None: it cannot be found out.
+    """Return whether a process is called `name` and its working directory is `folder`, or None if that is unknown.
 
-    The folders are compared by device and inode, so the servers of a copied or moved folder are never confused. Root
-    in a container may not read the working directory of another user's process: then the `folder_tag` in the title of
-    the process counts.
+    Folders are compared by device and inode, so a copied or moved folder is never mistaken for another. Root in a
+    container may not read the working directory of another user's process; then the `folder_tag` in the title of the
+    process decides.
     """
     try:
         if process.name() != name:
             return False
         try:
-            # psutil returns the current path also after the folder was moved.
+            # After the folder was moved, psutil returns its new path.
             return os.path.samefile(process.cwd(), folder)
         except psutil.AccessDenied:
             tag = re.search(r"\btenor-\d+-\d+\b", " ".join(process.cmdline()))
@@ -75,17 +75,17 @@ def works_in(process: psutil.Process, name: str, folder: Path) -> bool | None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Return whether a process runs. One that has ended and that its parent has not yet reaped does not."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
-def stop_processes(processes: Iterable[psutil.Process], gently: signal.Signals, patience_s: float) -> None:
-    """Send each process the signal `gently`, wait for `patience_s` seconds, then kill those that still run."""
+def stop_processes(processes: Iterable[psutil.Process], stop_signal: signal.Signals, patience_s: float) -> None:
+    """Send `stop_signal` to each process, wait up to `patience_s` seconds, then kill those that still run."""
     running = [process for process in processes if is_alive(process)]
-    for number, wait_s in ((gently, patience_s), (signal.SIGKILL, 10)):
+    for number, wait_s in ((stop_signal, patience_s), (signal.SIGKILL, 10)):
         for process in running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
@@ -94,12 +94,15 @@ def stop_processes(processes: Iterable[psutil.Process], gently: signal.Signals, 
 
 
 def stop_left_over_child(pidfile: Path, module: str, data_dir: Path) -> None:
-    """End the API or worker that a killed run on `data_dir` left behind, if the process in `pidfile` is that.
+    """Stop the API or the worker that a killed run on `data_dir` left behind.
+
+    Does nothing if the process in `pidfile` is another one: a copy of a data folder contains the pid files of the
+    original.
 
     Args:
-        pidfile: begins with the number of the process. A copy of a data folder has the pid files of the original.
-        module: that the process runs, as its command line names it.
-        data_dir: the folder that `TENOR_DATA_DIR` in the environment of the process has to lead to.
+        pidfile: Contains the id of the process.
+        module: The module in the command line of the process.
+        data_dir: The folder to which `TENOR_DATA_DIR` in the environment of the process must lead.
     """
     try:
         process = psutil.Process(int(pidfile.read_text()))

@@ -1,4 +1,4 @@
-"""The private Postgres and Valkey of an embedded run, below one data folder. No other user reaches them."""
+"""The private Postgres and Valkey of an embedded run, in one data folder. Other users cannot connect to them."""
 
 import json
 import logging
@@ -26,17 +26,18 @@ _log = logging.getLogger(__name__)
 
 
 class EmbeddedServers:
-    """Starts both servers on entering and stops them on leaving. All they keep is below `data_dir`.
+    """A context manager that starts Postgres and Valkey on entry and stops them on exit.
 
-    Both listen on Unix sockets only, each in its own folder of mode 0700 below the data folder. Where that path is too
-    long for a socket, clients take a short one, through a link in a private folder of the temporary files. Servers
-    that an earlier run on the same folder left behind when it was killed are stopped first.
+    All their data are in the data folder. Both listen on Unix sockets only, each in its own folder of mode 0700 in the
+    data folder. If that path is too long for a socket, clients connect through a link in a private temporary folder.
+    On entry, servers that a killed run left behind in the same folder are stopped.
 
     Args:
-        data_dir: the data folder, or one that is open already. It is closed on leaving.
+        data_dir: The path of the data folder, or an open `DataFolder`. The folder is closed on exit.
 
     Raises:
-        SetupError: the folder is another user's, another run uses it, its disk is full, or a server does not start.
+        SetupError: The folder belongs to another user, another run uses it, its disk is full, or a server does not
+            start.
     """
 
     def __init__(self, data_dir: Path | DataFolder) -> None:
@@ -57,7 +58,7 @@ class EmbeddedServers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A second Ctrl-C would leave a server running.
+        # Otherwise a second Ctrl-C would interrupt the exit and leave a server running.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
             self._stack.close()
@@ -93,48 +94,52 @@ class EmbeddedServers:
 
     @property
     def database_url(self) -> SecretStr:
+        """The URL of Tenor's database."""
         return SecretStr(self.url_of(_DATABASE))
 
     @property
     def broker_url(self) -> SecretStr:
+        """The URL of the broker, with its password."""
         return SecretStr(self._valkey.url)
 
     def url_of(self, database: str) -> str:
-        """The URL of one database of this Postgres."""
+        """Return the URL of a database of this Postgres."""
         return self._postgres.url(database)
 
     @property
     def pids(self) -> list[int]:
-        """The main processes of Postgres and Valkey."""
+        """The ids of the main processes of Postgres and Valkey."""
         return [pid for pid in (self._postgres.pid, self._valkey.pid) if pid is not None]
 
-    def revive(self) -> None:
-        """Start again whichever server has died, at its old address.
+    def restart_dead(self) -> None:
+        """Restart each server that has died, with the same URL.
 
         Raises:
-            SetupError: it does not start.
+            SetupError: A server does not start.
         """
         try:
             self._folder.repair()
         except OSError as error:
-            raise SetupError(f"the short path to the data folder is gone and cannot be made again: {error}") from error
+            raise SetupError(
+                f"the short path to {self._folder.path} is gone and cannot be created again: {error}"
+            ) from error
         if not self._valkey.is_running:
-            _log.warning("Valkey died: starting it again")
+            _log.warning("Valkey died and is restarted")
             self._valkey.start()
-        self._postgres.revive()
+        self._postgres.restart_if_dead()
 
 
 def running_urls(settings: Settings) -> Settings:
-    """Return the settings with the addresses of the embedded servers that run on their data folder.
+    """Return the settings with the URLs of the embedded servers that run on their data folder.
 
     Raises:
-        SetupError: none run, or another user runs them.
+        SetupError: No servers run on it, or another user runs them.
     """
     try:
         if not is_locked(settings.data_dir):
-            raise FileNotFoundError  # what a killed run left
+            raise FileNotFoundError  # a killed run may have left the file
         addresses = json.loads((settings.data_dir / _ADDRESSES).read_text())
-        # A copy of a data folder has the addresses of the original.
+        # A copy of a data folder contains the addresses of the original.
         if addresses.pop("folder", None) != _identity(settings.data_dir):
             raise FileNotFoundError
     except (FileNotFoundError, NotADirectoryError):
@@ -152,9 +157,9 @@ def _identity(folder: Path) -> list[int]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and neither on the next one.
+    """Return a port that is free, and so is the next one.
 
-    It is none of those that the system gives to whoever asks for any, so it is still free some seconds later.
+    It is outside the range from which the system picks ports, so it is very likely still free some seconds later.
     """
     while True:
         port = secrets.choice(_PORTS)

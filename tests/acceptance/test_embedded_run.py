@@ -239,7 +239,7 @@ def test_stopping_says_what_it_waits_for_and_stops_at_once_when_asked_again(tmp_
         tenor.send_signal(signal.SIGINT)
         assert tenor.wait(30 * PATIENCE) == 0
         said = tenor.stdout.read()
-        assert "Stopped at once: 1 running job will be done again after the next start." in said
+        assert "Stopped at once: 1 running job will run again after the next start." in said
         assert "Traceback" not in said
 
 

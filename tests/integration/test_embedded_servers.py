@@ -184,7 +184,7 @@ def test_a_long_path_is_reached_through_a_private_short_one(initialized: Path, t
         # As the system does with what is old below /tmp.
         (temporary / "data").unlink()
         temporary.rmdir()
-        servers.revive()
+        servers.restart_dead()
         assert mode(temporary) == 0o700
         Broker(servers.broker_url).ping()
     assert not temporary.exists()
@@ -428,7 +428,7 @@ def test_servers_that_die_are_started_again_at_their_old_addresses(data_dir: Pat
             process.kill()
 
         def works() -> bool:
-            servers.revive()
+            servers.restart_dead()
             with suppress(psycopg.OperationalError):
                 return database(servers, "SELECT 1") == [(1,)]
             return False
@@ -446,8 +446,8 @@ def test_a_postgres_that_dies_again_before_it_is_ready_is_started_again_after_a_
         for _ in range(2):
             (postgres, _) = servers.pids
             psutil.Process(postgres).send_signal(signal.SIGKILL)
-            wait_for(lambda: (servers.revive(), servers.pids[0] != postgres)[1])  # noqa: B023 - called at once
-        wait_for(lambda: (servers.revive(), answers_queries(servers))[1], 30)
+            wait_for(lambda: (servers.restart_dead(), servers.pids[0] != postgres)[1])  # noqa: B023 - called at once
+        wait_for(lambda: (servers.restart_dead(), answers_queries(servers))[1], 30)
 
 
 def answers_queries(servers: EmbeddedServers) -> bool:
