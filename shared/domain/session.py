@@ -36,3 +36,10 @@ class Session(BaseModel):
     consent: Consent
     created_at: datetime
     closed_at: datetime | None
+
+
+class LockedSession(Session):
+    """A session whose row a transaction has locked, with the number of its turns and the transaction's time."""
+
+    turn_count: int
+    now: datetime

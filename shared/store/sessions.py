@@ -7,8 +7,8 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.job import JobStatus
-from shared.domain.session import Consent, Session
-from shared.errors import SessionNotFound
+from shared.domain.session import Consent, LockedSession, Session
+from shared.errors import SessionClosed, SessionNotFound, TenorError
 from shared.store.pending_deletions import insert_due
 from shared.store.tables import doomed_blobs, jobs, recordings, sessions, subjects, turns
 
@@ -68,6 +68,20 @@ class Sessions:
         if self._connection.execute(wanted.with_for_update()).one_or_none() is None:
             raise SessionNotFound(f"there is no session {session_id}")
 
+    def lock_open(self, wanted: Sequence[tuple[UUID, UUID]]) -> list[LockedSession | TenorError]:
+        """Lock the sessions with these tenant and session ids against transactions that add or end turns.
+
+        Returns:
+            The sessions, in order, with SessionNotFound where the tenant has no such session, and SessionClosed where
+            the session takes no more turns.
+        """
+        # Locked in the order of their ids, so that two transactions with the same sessions cannot deadlock.
+        ids = {session_id for _, session_id in wanted}
+        rows = select(sessions, func.now().label("now")).where(sessions.c.id.in_(ids)).order_by(sessions.c.id)
+        locked = map(LockedSession.model_validate, self._connection.execute(rows.with_for_update(key_share=True)))
+        found = {session.id: session for session in locked}
+        return [_open_session(*ids, found.get(ids[1])) for ids in wanted]
+
     def delete(self, tenant_id: UUID, session_id: UUID) -> Sequence[str]:
         """Delete a session with all its rows, and its subject if the subject has no other session.
 
@@ -119,3 +133,11 @@ class Sessions:
             .on_conflict_do_update(index_elements=["tenant_id", "external_ref"], set_={"external_ref": external_ref})
             .returning(subjects.c.id)
         ).scalar_one()
+
+
+def _open_session(tenant_id: UUID, session_id: UUID, session: LockedSession | None) -> LockedSession | TenorError:
+    if session is None or session.tenant_id != tenant_id:
+        return SessionNotFound(f"there is no session {session_id}")
+    if session.closed_at is not None:
+        return SessionClosed(f"session {session_id} was closed at {session.closed_at.isoformat()}")
+    return session

@@ -1,25 +1,23 @@
 """Turns: added to their sessions in order, and read with their jobs, transcripts and predictions."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, RowMapping, Select, bindparam, func, insert, select, tuple_, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, insert, select, tuple_, update
 
 from shared.domain.job import Job
 from shared.domain.prediction import StoredPrediction
-from shared.domain.session import Consent
+from shared.domain.session import LockedSession
 from shared.domain.speaker import SpeakerRole
 from shared.domain.transcript import Transcript
 from shared.domain.turn import AnalyzedTurn, NewTurn, Turn
-from shared.errors import SessionClosed, SessionNotFound, TenorError, TurnNotFound
+from shared.errors import TenorError, TurnNotFound
+from shared.store.sessions import Sessions
 from shared.store.tables import jobs, predictions, sessions, subjects, transcripts, turns
-
-_AcceptedTurn = tuple[NewTurn, Row[Any]]
-"""A new turn and the locked row of its session."""
 
 
 class Turns:
@@ -53,16 +51,29 @@ class Turns:
     def add_all(self, new: Sequence[NewTurn]) -> list[Turn | TenorError]:
         """Append turns to their sessions, which stay locked until this transaction ends.
 
-        The index of each turn is the next one of its session, also when many transactions add turns at once.
-
         Returns:
             For each new turn, in order, the turn as stored, or the error that `add` would raise for it.
         """
-        locked = self._lock_sessions({turn.session_id for turn in new})
-        refusals = [_refusal(turn, locked.get(turn.session_id)) for turn in new]
-        accepted = [(turn, locked[turn.session_id]) for turn, no in zip(new, refusals, strict=True) if no is None]
-        added = iter(self._insert(accepted) if accepted else ())
-        return [next(added) if refusal is None else refusal for refusal in refusals]
+        locked = Sessions(self._connection).lock_open([(turn.tenant_id, turn.session_id) for turn in new])
+        pairs = zip(new, locked, strict=True)
+        added = iter(self.append([(turn, session) for turn, session in pairs if not isinstance(session, TenorError)]))
+        return [session if isinstance(session, TenorError) else next(added) for session in locked]
+
+    def append(self, new: Sequence[tuple[NewTurn, LockedSession]]) -> list[Turn]:
+        """Append turns to sessions that this transaction has locked by `Sessions.lock_open`; the turns, in order.
+
+        The index of each turn is the next one of its session, also when many transactions add turns at once.
+        """
+        if not new:
+            return []
+        positions = self._reserve_positions(new)
+        indexes = {session.id: count(session.turn_count) for _, session in new}
+        rows = [_row(turn, session, next(indexes[session.id]), positions) for turn, session in new]
+        self._count_turns(Counter(turn.session_id for turn, _ in new))
+        # Postgres may return the rows in another order.
+        inserted = map(Turn.model_validate, self._connection.execute(insert(turns).returning(turns), rows))
+        added = {(turn.session_id, turn.index): turn for turn in inserted}
+        return [added[row["session_id"], row["index"]] for row in rows]
 
     def get_all(self, wanted: Sequence[tuple[UUID, UUID]]) -> list[AnalyzedTurn | TenorError]:
         """Return the turns with these tenant and turn ids, in order, with TurnNotFound where the tenant has no such
@@ -84,35 +95,19 @@ class Turns:
         ).mappings()
         return [_analyzed_turn(row) for row in rows]
 
-    def _lock_sessions(self, ids: Collection[UUID]) -> dict[UUID, Row[Any]]:
-        """Lock sessions against other transactions that add or end turns; their rows, each with the time as `now`."""
-        # Locked in the order of their ids, so that two transactions with the same sessions cannot deadlock.
-        wanted = select(sessions, func.now().label("now")).where(sessions.c.id.in_(ids)).order_by(sessions.c.id)
-        return {row.id: row for row in self._connection.execute(wanted.with_for_update(key_share=True))}
-
-    def _insert(self, accepted: Sequence[_AcceptedTurn]) -> list[Turn]:
-        positions = self._reserve_positions(accepted)
-        indexes = {session.id: count(session.turn_count) for _, session in accepted}
-        rows = [_row(turn, session, next(indexes[session.id]), positions) for turn, session in accepted]
-        self._count_turns(Counter(turn.session_id for turn, _ in accepted))
-        # Postgres may return the rows in another order.
-        inserted = map(Turn.model_validate, self._connection.execute(insert(turns).returning(turns), rows))
-        added = {(turn.session_id, turn.index): turn for turn in inserted}
-        return [added[row["session_id"], row["index"]] for row in rows]
-
     def _count_turns(self, added: Mapping[UUID, int]) -> None:
         counted = update(sessions).where(sessions.c.id == bindparam("session_id"))
         counted = counted.values(turn_count=sessions.c.turn_count + bindparam("added"))
         self._connection.execute(counted, [{"session_id": id_, "added": number} for id_, number in added.items()])
 
-    def _reserve_positions(self, accepted: Sequence[_AcceptedTurn]) -> dict[UUID, Iterator[int]]:
+    def _reserve_positions(self, new: Sequence[tuple[NewTurn, LockedSession]]) -> dict[UUID, Iterator[int]]:
         """The next positions of each subject whose speakers have a baseline across sessions.
 
         The subject's row, which counts, stays locked until the turns are committed: no turn becomes visible before
         another with a lower position.
         """
-        scopes = (_scope(turn, session) for turn, session in accepted)
-        session_ids = {session.id for _, session in accepted}
+        scopes = (_scope(turn, session) for turn, session in new)
+        session_ids = {session.id for _, session in new}
         needed = Counter(scope for scope in scopes if scope is not None and scope not in session_ids)
         positions: dict[UUID, Iterator[int]] = {}
         # Locked in the order of their ids, so that two transactions with the same subjects cannot deadlock.
@@ -127,23 +122,14 @@ class Turns:
         return positions
 
 
-def _refusal(turn: NewTurn, session: Row[Any] | None) -> TenorError | None:
-    """The reason why a turn cannot be added to the session that it names; None if it can."""
-    if session is None or session.tenant_id != turn.tenant_id:
-        return SessionNotFound(f"there is no session {turn.session_id}")
-    if session.closed_at is not None:
-        return SessionClosed(f"session {turn.session_id} was closed at {session.closed_at.isoformat()}")
-    return None
-
-
-def _scope(turn: NewTurn, session: Row[Any]) -> UUID | None:
+def _scope(turn: NewTurn, session: LockedSession) -> UUID | None:
     """The id of the subject or session whose earlier turns are the turn's baseline; None where it may have none."""
-    if turn.recording_id is None or not Consent.model_validate(session.consent).keep_voice_summary:
+    if turn.recording_id is None or not session.consent.keep_voice_summary:
         return None
     return session.subject_id if session.subject_id is not None and turn.role.is_subject else session.id
 
 
-def _row(turn: NewTurn, session: Row[Any], index: int, positions: Mapping[UUID, Iterator[int]]) -> dict[str, Any]:
+def _row(turn: NewTurn, session: LockedSession, index: int, positions: Mapping[UUID, Iterator[int]]) -> dict[str, Any]:
     scope_id = _scope(turn, session)
     return {
         "session_id": turn.session_id,
