@@ -1,4 +1,4 @@
-"""Recordings at rest: in a folder that only Tenor reads, or in a bucket of an S3-compatible store."""
+"""Stores audio files as blobs: in a folder that only Tenor reads, or in a bucket of an S3-compatible store."""
 
 import errno
 import hashlib
@@ -23,45 +23,45 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
-_CHUNK = 2**20
-_PART = 5 * 2**20
-"""The smallest part that S3 takes of a multipart upload. What is shorter is sent by one request."""
-_PARTS_AT_ONCE = 2
-_IN_MEMORY = 8 * 2**20
+_CHUNK_BYTES = 2**20
+_PART_BYTES = 5 * 2**20
+"""The smallest part of a multipart upload that S3 accepts. A smaller blob is uploaded by one request."""
+_MAX_PARALLEL_PARTS = 2
+_MAX_IN_MEMORY_BYTES = 8 * 2**20
 _RETRIES: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def new_uri(tenant_id: UUID, session_id: UUID) -> str:
-    """A name for a new blob: nobody can guess it, and it says whose it is."""
+    """Return an unguessable name for a new blob, below a folder of its tenant and session."""
     return f"{tenant_id}/{session_id}/{uuid4()}"
 
 
 class Blobs(Protocol):
-    """Where recordings lie, named by their URI."""
+    """A store of blobs, each named by its URI."""
 
     def put(self, uri: str, source: IO[bytes]) -> str:
-        """Store everything that `source`, which can be rewound, holds; its sha256, in hex.
+        """Store the whole content of a seekable file, and return its SHA-256 in hex.
 
-        When this returns, the bytes are at rest. A blob is there whole or not at all.
+        The bytes survive a power failure once this returns. A blob exists with its whole content, or not at all.
 
         Raises:
-            StorageFull: there is no room for it.
+            StorageFull: there is no room for the blob.
             Unavailable: the store fails or cannot be reached.
         """
         ...
 
     def open(self, uri: str) -> IO[bytes]:
-        """The blob as a local file, for the caller to close.
+        """Return a blob as a local file, which the caller closes.
 
         Raises:
-            RecordingGone: there is none.
+            RecordingGone: there is no such blob.
             Unavailable: the store fails or cannot be reached.
         """
         ...
 
     def delete(self, uri: str) -> None:
-        """Delete a blob, or what a crash left of it; nothing happens where there is none.
+        """Delete a blob, or the part of it that a crash left behind. A blob that does not exist is no error.
 
         Raises:
             Unavailable: the store fails or cannot be reached; the blob may still be there.
@@ -69,17 +69,17 @@ class Blobs(Protocol):
         ...
 
     def check(self) -> None:
-        """Find out, without a recording, whether the promises above can be kept.
+        """Store and delete a probe, to find out whether the blob store works.
 
         Raises:
-            SetupError: what is deleted would not be gone.
+            SetupError: the store keeps copies of deleted blobs.
             Unavailable: nothing can be stored now.
         """
         ...
 
 
 def open_blobs(settings: Settings) -> Blobs:
-    """The place that `blob_url` names. Nothing is asked of it yet."""
+    """Return the blob store that the setting `blob_url` names, without connecting to it."""
     if settings.s3_url is None:
         return BlobFolder(settings.blob_dir)
     url = urlsplit(settings.s3_url)
@@ -93,7 +93,7 @@ def open_blobs(settings: Settings) -> Blobs:
 
 
 class BlobFolder:
-    """Blobs as files below `root`."""
+    """Stores blobs as files below `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -106,7 +106,7 @@ class BlobFolder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with partial.open("wb") as file:
-                while chunk := source.read(_CHUNK):
+                while chunk := source.read(_CHUNK_BYTES):
                     digest.update(chunk)
                     file.write(chunk)
                 file.flush()
@@ -147,14 +147,14 @@ class BlobFolder:
 
 
 class BlobBucket:
-    """Blobs as objects of an S3 bucket, below a prefix.
+    """Stores blobs as objects of an S3 bucket, below a prefix.
 
-    Credentials that `config` lacks are looked for as AWS's own tools do: in the environment, a web identity, the
-    machine's role.
+    Credentials that `config` lacks are looked up as AWS's own tools do: in the environment, a web identity, the
+    role of the machine.
     """
 
     def __init__(self, bucket: str, prefix: str, config: "S3Config") -> None:
-        # Not every S3-compatible store knows the deletion of many objects by one request.
+        # Not every S3-compatible store implements the deletion of many objects by one request.
         config = {**config, "disable_bulk_delete": True}
         client: ClientConfig = {"allow_http": config.get("endpoint", "").startswith("http://")}
         self._bucket = bucket
@@ -163,38 +163,38 @@ class BlobBucket:
         )
 
     def put(self, uri: str, source: IO[bytes]) -> str:
-        with self._said("the recording cannot be stored"):
+        with self._translated_errors("the recording cannot be stored"):
             source.seek(0)
             digest = hashlib.file_digest(source, "sha256")  # pyright: ignore[reportArgumentType]: it only reads
             source.seek(0)
-            obstore.put(self._store, uri, source, chunk_size=_PART, max_concurrency=_PARTS_AT_ONCE)
+            obstore.put(self._store, uri, source, chunk_size=_PART_BYTES, max_concurrency=_MAX_PARALLEL_PARTS)
         return digest.hexdigest()
 
     def open(self, uri: str) -> IO[bytes]:
-        local = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
-        with self._said("the recording cannot be read"):
-            local.writelines(obstore.get(self._store, uri).stream(min_chunk_size=_CHUNK))
+        local = SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115
+        with self._translated_errors("the recording cannot be read"):
+            local.writelines(obstore.get(self._store, uri).stream(min_chunk_size=_CHUNK_BYTES))
         local.seek(0)
         return cast("IO[bytes]", local)
 
     def delete(self, uri: str) -> None:
-        with suppress(RecordingGone), self._said("a recording cannot be deleted"):
+        with suppress(RecordingGone), self._translated_errors("a recording cannot be deleted"):
             obstore.delete(self._store, uri)
 
     def check(self) -> None:
         probe = f"{uuid4()}.probe"
-        with self._said(f"no recording can be stored in the bucket {self._bucket}"):
+        with self._translated_errors(f"no recording can be stored in the bucket {self._bucket}"):
             version = obstore.put(self._store, probe, b"")["version"]
             obstore.delete(self._store, probe)
         if version not in (None, "null"):
             raise SetupError(
-                f"the bucket {self._bucket} keeps the versions of what is deleted, so a deleted recording would not "
-                "be gone: name a bucket without versioning by TENOR_BLOB_URL"
+                f"the bucket {self._bucket} keeps versions of deleted objects, so a deleted recording would still "
+                "exist: set TENOR_BLOB_URL to a bucket without versioning"
             )
 
     @contextmanager
-    def _said(self, what: str) -> Generator[None]:
-        """Turn what the store or the local disk says into Tenor's errors, without the URL and keys in it."""
+    def _translated_errors(self, what: str) -> Generator[None]:
+        """Raise the errors of the store and the local disk as Tenor's errors, without the URL and the keys in them."""
         try:
             yield
         except FileNotFoundError as error:
@@ -210,5 +210,5 @@ class BlobBucket:
 
 
 def _full_or_failed(error: OSError) -> Unavailable:
-    kind = StorageFull if error.errno in _FULL else Unavailable
+    kind = StorageFull if error.errno in _DISK_FULL else Unavailable
     return kind(f"the recording cannot be stored: {error.strerror}")

@@ -1,4 +1,4 @@
-"""The data folder of this machine's user, which may be missing, read-only or no folder at all."""
+"""Creates and checks the data folder, which may be missing, read-only or not a folder."""
 
 import contextlib
 import errno
@@ -9,13 +9,13 @@ from shared.errors import SetupError
 
 
 def create_data_folder(folder: Path) -> None:
-    """Create the data folder with mode 0700, and its parents, where it is missing.
+    """Create the data folder with mode 0700, and its parents, if it does not exist.
 
-    A folder of another user is not checked here: `DataFolder.open` reports it.
+    A folder that belongs to another user is not checked here: `DataFolder.open` reports it.
 
     Raises:
-        SetupError: it cannot be created, this user may not write to it, or root would create it in another user's
-            folder.
+        SetupError: the folder cannot be created, this user may not write to it, or root would create it in a folder
+            of another user.
     """
     _check_parent(folder)
     try:
@@ -31,7 +31,7 @@ def check_data_folder(folder: Path) -> None:
     """Check that the data folder can be read, if it exists.
 
     Raises:
-        SetupError: it cannot.
+        SetupError: it exists and cannot be read.
     """
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -41,7 +41,7 @@ def check_data_folder(folder: Path) -> None:
 
 
 def _check_parent(folder: Path) -> None:
-    """Raises SetupError where root would create folders of its own in another user's, whom they would lock out."""
+    """Raise SetupError if root would create the folder inside another user's: that user could not write to it."""
     parent = next(path for path in folder.absolute().parents if path.exists())
     owner = parent.stat().st_uid
     if os.geteuid() == 0 and owner != 0 and not folder.exists():
@@ -52,7 +52,7 @@ def _check_parent(folder: Path) -> None:
 
 
 def unusable_data_folder(folder: Path, error: OSError) -> SetupError:
-    """Return the error that names the data folder, why it cannot be used, and what to set instead."""
+    """Return the error for a data folder that cannot be used: it names the folder, the reason and the setting."""
     return SetupError(
         f"the data folder {folder} cannot be used ({error.strerror}): set TENOR_DATA_DIR to a folder that you may "
         "write to"

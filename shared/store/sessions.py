@@ -80,7 +80,7 @@ class Sessions:
         rows = select(sessions, func.now().label("now")).where(sessions.c.id.in_(ids)).order_by(sessions.c.id)
         locked = map(LockedSession.model_validate, self._connection.execute(rows.with_for_update(key_share=True)))
         found = {session.id: session for session in locked}
-        return [_open_session(*ids, found.get(ids[1])) for ids in wanted]
+        return [_open_session(*pair, found.get(pair[1])) for pair in wanted]
 
     def delete(self, tenant_id: UUID, session_id: UUID) -> Sequence[str]:
         """Delete a session with all its rows, and its subject if the subject has no other session.

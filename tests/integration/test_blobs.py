@@ -206,7 +206,7 @@ def test_a_missing_bucket_is_named_and_no_recording_is_called_deleted_for_it(s3:
 
 
 def test_a_bucket_that_keeps_versions_is_refused(s3: str) -> None:
-    with pytest.raises(SetupError, match="keeps the versions of what is deleted"):
+    with pytest.raises(SetupError, match="keeps versions of deleted objects"):
         bucket_of(s3, "versioned").check()
 
 
