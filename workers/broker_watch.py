@@ -4,8 +4,8 @@ import logging
 import threading
 
 from shared.errors import Unavailable
-from shared.messaging import publish
 from shared.messaging.broker import Broker
+from shared.messaging.publish import publish_outbox
 from shared.observability.logging import type_and_traceback
 from shared.settings import Settings
 from shared.store.database import Database
@@ -58,7 +58,7 @@ class BrokerWatch:
             if count:
                 _log.warning("the queue was empty: %d jobs are sent again", count)
         if self._lost or self._away:
-            publish.flush(self._database, self._queue)
+            publish_outbox(self._database, self._queue)
         self._lost = self._away = False
 
     def _run(self) -> None:

@@ -15,8 +15,8 @@ from opentelemetry.trace import Span, SpanKind
 
 from shared.domain.job import Job, Lane, Message
 from shared.errors import ClaimLost, RequestError, StageTimeout, StorageFull, TenorError, Unavailable
-from shared.messaging import publish
 from shared.messaging.broker import Broker
+from shared.messaging.publish import publish_messages
 from shared.observability.logging import log_context, type_and_traceback
 from shared.observability.metrics import JOB_SECONDS, JOBS_TOTAL, QUEUE_WAIT_SECONDS
 from shared.observability.tracing import record_error, start_as_current_span
@@ -115,7 +115,7 @@ class JobRunner:
         """
         with self._database.transaction() as transaction:
             messages = transaction.jobs.release(jobs, lease=self._settings.lease)
-        publish.send(messages, self._database, self._queue)
+        publish_messages(messages, self._database, self._queue)
 
     def record_failure(self, job: Job, error: Exception) -> None:
         """End a job whose attempt failed: for good after a RequestError, else only when no attempt is left.
@@ -184,7 +184,7 @@ class JobRunner:
             if messages is not None:
                 messages = [*messages, *write(transaction)]
         JOBS_TOTAL.labels(job.lane, "void" if messages is None else outcome).inc()
-        publish.send(messages or (), self._database, self._queue)
+        publish_messages(messages or (), self._database, self._queue)
         return messages is not None
 
     def _put_back(self, job: Job, error: Exception) -> None:

@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 
 from shared.domain.job import Job
 from shared.errors import Unavailable
-from shared.messaging import publish
 from shared.messaging.broker import Broker
+from shared.messaging.publish import publish_messages, publish_outbox
 from shared.settings import Settings
 from shared.store.database import Database
 
@@ -73,13 +73,13 @@ class Sweeper:
         if lost:
             _log.warning("%d jobs were overdue", lost)
         # The API sends its own messages within a moment of the commit; those that are older, it could not send.
-        publish.flush(self._database, self._queue, older_than=timedelta(seconds=1))
+        publish_outbox(self._database, self._queue, older_than=timedelta(seconds=1))
         with self._database.transaction() as transaction:
             transaction.recordings.expire_quarantined(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
             transaction.idempotency.expire(settings.idempotency)
             deletion = transaction.jobs.enqueue_deletion(settings.lease)
-        publish.send(deletion, self._database, self._queue)
+        publish_messages(deletion, self._database, self._queue)
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -1,8 +1,8 @@
 """Limits on HTTP connections: how many are open, how much one may send, and how slowly.
 
-uvicorn bounds none of these. `Connection` counts what its parser is fed, `Connections` counts connections and looks
-for late ones, and `run_server` starts uvicorn with both. A request that goes beyond a limit gets a problem document,
-where one can be sent, and its connection is closed.
+uvicorn limits none of these. `Connection` counts the bytes that its parser receives, `Connections` counts the open
+connections and closes the late ones, and `run_server` starts uvicorn with both. A request beyond a limit gets a problem
+document, if one can be sent, and its connection is closed.
 """
 
 import asyncio
@@ -28,22 +28,23 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
 HEADER_OVERHEAD_BYTES = 32
-"""What each header field counts beyond its name and value, as in HTTP/2 (RFC 9113, section 6.5.2)."""
+"""Bytes that each header field counts in addition to its name and value, as in HTTP/2 (RFC 9113, section 6.5.2)."""
 
 _LINGER_S = 2.0
-"""How long what a client still sends is read and discarded. A connection closed at once may lose the answer."""
+"""How long a refused client may go on sending, which is discarded. If the connection were closed at once, the client's
+kernel might discard the response."""
 _MAX_LINGERING = 64
 _MAX_PIPELINED = 32
 _MAX_UNREAD_BODY_BYTES = 2**20
-"""Reading pauses at 64 KiB; more comes only from a client that sends the next request's body before the answer."""
+"""uvicorn pauses reading at 64 KiB. Only a client that sends the body of its next request too early exceeds this."""
 _OTHER_FILES = 256
-"""Open files that are not connections: of the database, the broker, recordings."""
+"""Open files that are not connections of clients: database, broker, recordings."""
 
 _log = logging.getLogger(__name__)
 
 
 def run_server(application: FastAPI, settings: Settings, host: str, port: int) -> None:
-    """Serve `application` within the limits of the settings, until SIGINT or SIGTERM."""
+    """Serve `application` with the limits of the settings, until SIGINT or SIGTERM."""
     connections = Connections(settings, allowed_connections(settings.max_connections))
     uvicorn.run(
         application,
@@ -51,17 +52,17 @@ def run_server(application: FastAPI, settings: Settings, host: str, port: int) -
         port=port,
         http=cast("type[asyncio.Protocol]", partial(Connection, connections)),
         ws="none",
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),  # it waits for good where none is given
-        proxy_headers=False,  # `ForwardedHeaders` reads them, with those of the host and the prefix
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),  # without it uvicorn waits for ever
+        proxy_headers=False,  # `ForwardedHeaders` reads them, and those of the host and the prefix
         access_log=False,
-        # Its warnings are about malformed requests, as many as a client likes to send; `refusals` counts those.
+        # uvicorn warns of each malformed request, and a client may send very many; `refusals` counts them instead.
         log_level="error",
         log_config=None,
     )
 
 
 def allowed_connections(wanted: int) -> int:
-    """Raise this process's limit of open files to what `wanted` connections need; returns how many then fit."""
+    """Raise the limit of open files of this process to what `wanted` connections need; return how many then fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reserved = _MAX_LINGERING + _OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted + reserved:
@@ -85,53 +86,55 @@ def allowed_connections(wanted: int) -> int:
 
 
 class _Phase(Enum):
+    """What a connection is doing."""
+
     idle = auto()
-    """Before the first byte of a request."""
+    """It waits for the first byte of a request."""
     head = auto()
-    """Within the request line and the headers."""
+    """It receives the request line and the headers."""
     body = auto()
-    """Within the body."""
+    """It receives the body."""
     answer = auto()
-    """The whole request has been read, the answer not yet sent."""
+    """The whole request was received, and the response is not sent yet."""
     discard = auto()
-    """The answer was sent before the body was read; the rest of the body is discarded."""
+    """The response was sent before the body was received; the rest of the body is discarded."""
     refused = auto()
-    """Nothing is answered any more; all that comes is discarded."""
+    """The connection is about to be closed; everything that is received is discarded."""
 
 
 class Connections:
     """The open connections of one server.
 
-    Where there are too many, a new one takes the place of the one that has waited longest without a complete request,
-    whether it is idle, sends its headers slowly, or has been answered. So connections that only wait never keep others
-    out. Where all are in the middle of a request, the new one is refused.
+    If there are too many, a new connection replaces the one that has waited longest without a complete request: it is
+    idle, sends its headers slowly, or has its response. So waiting connections never keep new ones out. If every
+    connection is in the middle of a request, the new one is refused.
 
     Args:
-        settings: hold the limits of each connection, and of those of one client.
-        most: how many may be open.
+        settings: the limits of each connection, and of all connections of one client.
+        limit: how many connections may be open.
     """
 
-    def __init__(self, settings: Settings, most: int) -> None:
+    def __init__(self, settings: Settings, limit: int) -> None:
         self.settings = settings
-        self._most = most
+        self._limit = limit
         self._open: set[Connection] = set()
         self._by_client: Counter[str] = Counter()
-        self._waiting: dict[Connection, None] = {}  # in the order in which they began to
+        self._waiting: dict[Connection, None] = {}  # in the order in which they began to wait
         self._lingering: dict[Connection, None] = {}
         timeouts = (settings.header_timeout_s, settings.body_timeout_s, settings.send_timeout_s, settings.keep_alive_s)
         self._interval_s = min(1.0, min(timeouts) / 4)
         self._checked_at: float | None = None
 
     def add(self, connection: "Connection") -> None:
-        """Count a new connection, and drop a waiting one where there are too many.
+        """Count a new connection, and close a waiting one if there are too many.
 
         Raises:
-            TooManyConnections: none waits, of the same client where that has too many.
+            TooManyConnections: there are too many, and none waits; if one client has too many, none of that client.
         """
         self._start_checks(connection.loop)
-        limit = self.settings.max_connections_per_client
-        client_is_full = 0 < limit <= self._by_client[connection.client_network]
-        if client_is_full or len(self._open) >= self._most:
+        client_limit = self.settings.max_connections_per_client
+        client_is_full = 0 < client_limit <= self._by_client[connection.client_network]
+        if client_is_full or len(self._open) >= self._limit:
             waiting = (
                 other
                 for other in self._waiting
@@ -139,8 +142,8 @@ class Connections:
             )
             longest = next(waiting, None)
             if longest is None:
-                most, whose = (limit, "from this address") if client_is_full else (self._most, "in all")
-                raise TooManyConnections(f"{most} connections {whose} are open and busy: use fewer, or wait")
+                limit, whose = (client_limit, "from this address") if client_is_full else (self._limit, "in all")
+                raise TooManyConnections(f"{limit} connections {whose} are open and busy: use fewer, or wait")
             refusals.count("connection_replaced")
             longest.drop()
         self._open.add(connection)
@@ -148,7 +151,7 @@ class Connections:
         self._waiting[connection] = None
 
     def remove(self, connection: "Connection") -> None:
-        """Count a connection no longer."""
+        """Stop counting a connection that is closed."""
         self._waiting.pop(connection, None)
         self._lingering.pop(connection, None)
         if connection in self._open:
@@ -158,14 +161,14 @@ class Connections:
                 del self._by_client[connection.client_network]
 
     def set_waiting(self, connection: "Connection", waiting: bool) -> None:
-        """Say whether a connection may give way to a new one."""
+        """Set whether a new connection may replace this one."""
         if not waiting:
             self._waiting.pop(connection, None)
         elif connection in self._open:
             self._waiting[connection] = None
 
     def linger(self, connection: "Connection") -> None:
-        """Leave a refused connection open for a moment, beyond the limit, for its client to read the answer."""
+        """Keep a refused connection open for a moment, not counted, so that its client can read the response."""
         self.remove(connection)
         self._lingering[connection] = None
         if len(self._lingering) > _MAX_LINGERING:
@@ -177,7 +180,7 @@ class Connections:
             loop.call_later(self._interval_s, self._check, loop)
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close the connections that are late, and log what was refused."""
+        """Close the connections that are late, and log the counts of refusals."""
         now = loop.time()
         elapsed_s, self._checked_at = now - (self._checked_at or now), None
         for connection in [*self._open, *self._lingering]:
@@ -188,10 +191,10 @@ class Connections:
 
 
 class Connection(HttpToolsProtocol):
-    """One HTTP/1.1 connection of uvicorn's, within the limits of `Connections`.
+    """An HTTP/1.1 connection of uvicorn with the limits of `Connections`.
 
     Attributes:
-        client_network: the client's, as `client_network` returns it.
+        client_network: the network of the client, as the function `client_network` returns it.
     """
 
     client_network: str
@@ -232,12 +235,12 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def drop(self) -> None:
-        """Close the connection at once, with what is not sent."""
+        """Close the connection at once, and discard unsent bytes."""
         self._disconnect()
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        # Small pieces, as the parser takes quadratic time for one long header that it is fed in many.
+        # In pieces of the limit: the parser takes quadratic time for a long header that it receives in many parts.
         size = self._limits.max_header_bytes
         for start in range(0, len(data), size):
             if self._phase is _Phase.refused or self.transport.is_closing():
@@ -249,7 +252,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._parsed or self._phase is _Phase.refused:
             return
-        # A part of one header, of a chunk's extension or of line breaks before a request.
+        # No callback ran: this was a part of a header, of a chunk's extension, or of line breaks before a request.
         if self._phase is _Phase.idle:
             self._enter(_Phase.head)
         self._unparsed_bytes += len(data)
@@ -262,7 +265,7 @@ class Connection(HttpToolsProtocol):
         )
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse a request that the parser or one of the callbacks below does not take."""
+        """Refuse a request that the parser, or one of the callbacks below, has rejected. uvicorn calls this."""
         self._refuse(*(self._error or ("malformed", MalformedRequest("this is not a valid HTTP/1.1 request"))))
 
     def on_message_begin(self) -> None:
@@ -271,7 +274,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = self._unparsed_bytes = 0
         self._enter(_Phase.head)
         if len(self.pipeline) >= _MAX_PIPELINED:
-            self._fail("malformed", MalformedRequest("too many requests were sent before the answer to the first"))
+            self._fail("malformed", MalformedRequest("too many requests were sent before the response to the first"))
 
     def on_url(self, url: bytes) -> None:
         self._count_head_bytes(len(url))
@@ -279,7 +282,7 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_head_bytes(len(name) + len(value) + HEADER_OVERHEAD_BYTES)
-        if self._phase is _Phase.head:  # what stands behind a body is a trailer, which uvicorn takes for a header
+        if self._phase is _Phase.head:  # after the body it is a trailer, which uvicorn would take for a header
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -290,7 +293,7 @@ class Connection(HttpToolsProtocol):
         self._body_progress_at = self._since
         self._connections.set_waiting(self, False)
         if self.expect_100_continue or (self.parser and self.parser.should_upgrade()):
-            # Where the body ends is not sure: a client that is refused keeps it, and the parser skips it on an upgrade.
+            # The end of the body is uncertain: a refused client sends no body, and the parser skips it on an upgrade.
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -299,7 +302,7 @@ class Connection(HttpToolsProtocol):
         self._body_bytes += len(body)
         super().on_body(body)
         if len(self.cycle.body) > _MAX_UNREAD_BODY_BYTES:
-            self._fail("malformed", MalformedRequest("a body was sent before the answer to the request before it"))
+            self._fail("malformed", MalformedRequest("a body was sent before the response to the previous request"))
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -309,7 +312,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._unset_keepalive_if_required()  # `check` closes idle connections: uvicorn's timer ends at any byte
+        self._unset_keepalive_if_required()  # `check` closes idle connections instead: any byte stops uvicorn's timer
         if self.cycle.response_complete and not self.transport.is_closing():
             following = {_Phase.answer: _Phase.idle, _Phase.body: _Phase.discard}
             if self._phase in following:
@@ -324,8 +327,8 @@ class Connection(HttpToolsProtocol):
         """Close the connection if it is late.
 
         Args:
-            now: by the clock of the event loop.
-            elapsed_s: since the last check of all connections.
+            now: the time by the clock of the event loop.
+            elapsed_s: seconds since the last check of all connections.
         """
         if self._reads_too_slowly(now):
             refusals.count("send_timeout")
@@ -356,7 +359,7 @@ class Connection(HttpToolsProtocol):
 
     def _sends_body_too_slowly(self, now: float, elapsed_s: float) -> bool:
         if self.flow.read_paused or self.cycle.waiting_for_100_continue:
-            # The client waits for the application, not the other way round.
+            # The client waits for the application to read, so this time does not count against the client.
             self._since = min(now, self._since + elapsed_s)
             self._body_progress_at = now
             return False
@@ -368,7 +371,7 @@ class Connection(HttpToolsProtocol):
         return now - self._body_progress_at > allowed_s or now - self._since > in_all_s
 
     def _reads_too_slowly(self, now: float) -> bool:
-        """Whether the client has read nothing of its answer for too long: what is left to send has not shrunk."""
+        """Whether the client has read nothing of its response for too long: the unsent bytes have not become fewer."""
         unsent = self.transport.get_write_buffer_size()
         if not unsent:
             self._unsent_since = None
@@ -382,9 +385,9 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _disconnect_requests(self) -> None:
-        """Have the application send no more and wait for nothing more.
+        """Tell the running requests that the client has disconnected.
 
-        uvicorn knows the last request that was received, and not the one before it that the application works on.
+        uvicorn only knows the last request that it received, and the application may still process an earlier one.
         """
         for cycle in (self._running, self.cycle):
             if cycle is not None and not cycle.response_complete:
@@ -407,12 +410,12 @@ class Connection(HttpToolsProtocol):
             self._fail("headers_too_large", self._headers_too_large())
 
     def _fail(self, reason: str, error: TenorError) -> None:
-        """Stop the parser: uvicorn then calls `send_400_response`."""
+        """Stop the parser. uvicorn then calls `send_400_response`."""
         self._error = reason, error
         raise error
 
     def _refuse(self, reason: str, error: TenorError) -> None:
-        """Send a problem document, unless an answer is under way, and close the connection."""
+        """Send a problem document, unless a response is being sent, and close the connection."""
         refusals.count(reason)
         busy = self.cycle is not None and not self.cycle.response_complete
         reads_body = self._phase is _Phase.body and busy and not self.cycle.response_started
@@ -432,7 +435,7 @@ class Connection(HttpToolsProtocol):
 
 
 def client_network(address: str) -> str:
-    """Returns whose connection it is: an IPv4 address, or the /64 network of an IPv6 address, which one site has."""
+    """Return an IPv4 address, or the /64 network of an IPv6 address, as a whole /64 belongs to one client."""
     if ":" not in address:
         return address
     whole = IPv6Address(address.partition("%")[0])

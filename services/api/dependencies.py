@@ -1,126 +1,112 @@
-"""What a route is given: the process's resources, and the caller's key."""
+"""What FastAPI injects into the routes: the resources of the process, and the API key of the request."""
 
-import asyncio
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, cast
+from typing import Annotated, Self, cast
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from services.api.auth import Keys
-from services.api.ingest import Ingest, TurnRequest
+from services.api.auth import ApiKeyCache
+from services.api.ingest import Ingest, IngestRequest
 from services.api.publisher import Publisher
 from services.api.request_batcher import RequestBatcher
 from services.api.turn_reader import TurnReader
-from shared.audio.sandbox import AudioSandbox
+from shared.audio.sandbox import AudioSandbox, Limits
 from shared.domain.access import ApiKey, Permission
 from shared.domain.idempotency import Answer
-from shared.errors import Forbidden, Unauthenticated, Unavailable
+from shared.errors import Forbidden, Unauthenticated
 from shared.messaging.broker import Broker
 from shared.settings import Settings
-from shared.storage.blobs import Blobs
+from shared.storage.blobs import Blobs, open_blobs
 from shared.store.database import Database
 
-_MOST_DELETED = 100
-_log = logging.getLogger(__name__)
+_PARALLEL_PROBES = 2
+"""Uploads that are probed at once: a probe takes milliseconds, and a process with memory of its own."""
+_PROBE_LIMITS = Limits(memory_bytes=256 * 2**20, cpu_s=5, timeout_s=30)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one API process holds for its whole life."""
+    """What one API process opens when it starts and closes when it ends.
+
+    Attributes:
+        turn_batcher: accepts text turns of concurrent requests in one transaction.
+    """
 
     settings: Settings
     database: Database
-    queue: Broker
-    sending: Publisher
+    broker: Broker
+    publisher: Publisher
     blobs: Blobs
     audio: AudioSandbox
+    ingest: Ingest
+    turn_batcher: RequestBatcher[IngestRequest, Answer]
+    turn_reader: TurnReader
+    api_keys: ApiKeyCache
 
-    @cached_property
-    def accepting(self) -> Ingest:
-        return Ingest(self.database, self.sending, self.settings.lease)
-
-    @cached_property
-    def probe_slots(self) -> asyncio.Semaphore:
-        """As many uploads as are probed at once; the others wait on the event loop."""
-        return asyncio.Semaphore(self.audio.children)
-
-    @cached_property
-    def written(self) -> RequestBatcher[TurnRequest, Answer]:
-        """Accepts turns without a recording."""
-        return RequestBatcher(self.accepting.accept)
-
-    @cached_property
-    def reading(self) -> TurnReader:
-        """Reads turns, and waits for them."""
-        return TurnReader(self.database)
-
-    @cached_property
-    def keys(self) -> Keys:
-        """Finds valid keys."""
-        return Keys(self.database)
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Open the resources that the settings name. Nothing is connected to yet."""
+        blobs, database, broker = open_blobs(settings), Database(settings.database_url), Broker(settings.broker_url)
+        publisher, audio = Publisher(database, broker), AudioSandbox(_PARALLEL_PROBES, _PROBE_LIMITS)
+        ingest = Ingest(settings, database, blobs, audio, publisher)
+        return cls(
+            settings=settings,
+            database=database,
+            broker=broker,
+            publisher=publisher,
+            blobs=blobs,
+            audio=audio,
+            ingest=ingest,
+            turn_batcher=RequestBatcher(ingest.accept),
+            turn_reader=TurnReader(database),
+            api_keys=ApiKeyCache(database),
+        )
 
     def close(self) -> None:
-        """Send what is not sent, and let go of it all."""
+        """Publish the messages that wait, and close everything."""
         self.audio.close()
-        self.sending.close()
+        self.publisher.close()
         self.database.close()
 
-    def delete_sound(self, uris: Sequence[str]) -> None:
-        """Delete doomed blobs before the answer goes out, unless they are many.
 
-        The others, and what cannot be deleted now, are left to the workers.
-        """
-        now = uris[:_MOST_DELETED]
-        try:
-            for uri in now:
-                self.blobs.delete(uri)
-            with self.database.transaction() as transaction:
-                transaction.pending_deletions.remove(now)
-        except Unavailable as error:
-            _log.warning("deletion is left to the workers: %s", error.detail)
-
-
-# These are coroutines, though they wait for little or nothing: a function would take a thread each.
-async def resources(request: Request) -> Resources:
+# These dependencies are coroutines, because FastAPI runs a plain function in a thread, and they hardly ever wait.
+async def get_resources(request: Request) -> Resources:
+    """Return the resources of this process."""
     return cast("Resources", request.app.state.resources)
 
 
-Res = Annotated[Resources, Depends(resources)]
+ResourcesDep = Annotated[Resources, Depends(get_resources)]
 _bearer = HTTPBearer(auto_error=False, description="an API key, made with `tenor keys create`")
 
 
-async def api_key(res: Res, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> ApiKey:
-    """Raises Unauthenticated unless the request carries a valid key."""
+async def get_api_key(
+    resources: ResourcesDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> ApiKey:
+    """Return the API key of the request. Raises Unauthenticated if it has none, or no valid one."""
     if credentials is None:
         raise Unauthenticated("send an API key: Authorization: Bearer tnr_...")
-    return await res.keys.find(credentials.credentials)
+    return await resources.api_keys.find(credentials.credentials)
 
 
 async def authenticate(request: Request) -> ApiKey:
-    """Returns the request's key, outside of a route. Raises Unauthenticated."""
-    return await api_key(await resources(request), await _bearer(request))
+    """Return the API key of a request outside of a route. Raises Unauthenticated as `get_api_key` does."""
+    return await get_api_key(await get_resources(request), await _bearer(request))
 
 
-Key = Annotated[ApiKey, Depends(api_key)]
-
-
-class Allowed:
-    """A dependency that lets a key through if its role has the permission."""
+class PermissionCheck:
+    """A dependency that returns the API key, or raises Forbidden if its role lacks the permission."""
 
     def __init__(self, permission: Permission) -> None:
         self._permission = permission
 
-    async def __call__(self, key: Key) -> ApiKey:
+    async def __call__(self, key: Annotated[ApiKey, Depends(get_api_key)]) -> ApiKey:
         if self._permission not in key.role.permissions:
             raise Forbidden(f"a key with the role {key.role.value!r} may not {self._permission.value}")
         return key
 
 
-ReadKey = Annotated[ApiKey, Depends(Allowed(Permission.read))]
-WriteKey = Annotated[ApiKey, Depends(Allowed(Permission.write))]
-DeleteKey = Annotated[ApiKey, Depends(Allowed(Permission.delete))]
-ManageKey = Annotated[ApiKey, Depends(Allowed(Permission.manage))]
+ReadKey = Annotated[ApiKey, Depends(PermissionCheck(Permission.read))]
+WriteKey = Annotated[ApiKey, Depends(PermissionCheck(Permission.write))]
+DeleteKey = Annotated[ApiKey, Depends(PermissionCheck(Permission.delete))]
+ManageKey = Annotated[ApiKey, Depends(PermissionCheck(Permission.manage))]

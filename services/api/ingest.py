@@ -1,78 +1,229 @@
-"""Turns are accepted: stored for good, then sent for."""
+"""Accepts turns and recordings: stages an upload, stores everything in one transaction, and publishes the jobs."""
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from uuid import UUID
+
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
 from services.api.publisher import Publisher
-from services.api.schemas import TurnOut
+from services.api.schemas.recording import RecordingIn, RecordingOut
+from services.api.schemas.turn import TurnIn, TurnOut
+from shared.audio.decoder import AudioInfo
+from shared.audio.sandbox import AudioSandbox
 from shared.domain.idempotency import Answer, IdempotentRequest
-from shared.domain.job import Job, Lane, Message, NewJob
+from shared.domain.job import Job, JobStatus, Lane, Message, NewJob
+from shared.domain.recording import Recording, RecordingProgress
+from shared.domain.session import LockedSession
 from shared.domain.turn import AnalyzedTurn, NewTurn, Turn
-from shared.errors import TenorError
+from shared.errors import AudioTooLong, IdempotencyKeyInProgress, InvalidRequest, TenorError
+from shared.observability.logging import current_context
+from shared.observability.tracing import current_traceparent
+from shared.settings import Settings
+from shared.storage.blobs import Blobs, new_uri
+from shared.storage.staging import staged_upload
 from shared.store.database import Database, Transaction
+
+_STAGING_EXPIRES_AFTER = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
-class TurnRequest:
-    """A turn, its lane, and the request that brings it; `idempotent` where that has an `Idempotency-Key`."""
+class StagedAudio:
+    """An audio file that is stored as a blob, and that no row refers to yet."""
 
-    turn: NewTurn
-    lane: Lane
+    uri: str
+    sha256: str
+    media_type: str
+    duration_s: float | None
+    channels: int | None
+
+
+@dataclass(frozen=True)
+class IngestRequest:
+    """A turn or a recording that a client has sent.
+
+    Attributes:
+        idempotent: None if the request has no `Idempotency-Key`.
+        audio: the uploaded file, once it is staged; None for a turn that is text alone.
+        correlation_id: the id of the HTTP request, which the logs of the job repeat.
+        traceparent: the span of the HTTP request, to which the trace of the job belongs (W3C Trace Context).
+    """
+
+    tenant_id: UUID
+    session_id: UUID
+    body: TurnIn | RecordingIn
     idempotent: IdempotentRequest | None = None
-    correlation_id: str | None = None
-    traceparent: str | None = None
-
-    def job(self, turn: Turn) -> NewJob:
-        """The job of the turn as it is stored."""
-        return NewJob(turn_id=turn.id, lane=self.lane, correlation_id=self.correlation_id, traceparent=self.traceparent)
+    audio: StagedAudio | None = None
+    correlation_id: str | None = field(default_factory=lambda: current_context().get("correlation_id"))
+    traceparent: str | None = field(default_factory=current_traceparent)
 
 
 class Ingest:
-    """The way of a turn into the store and the queue.
+    """Accepts turns and recordings. Everything that a client sends to be analysed is stored by `accept`.
 
     Args:
-        lease: for how long its message counts as under way.
+        audio: runs the probes of uploads; as many run at once as it has child processes.
     """
 
-    def __init__(self, database: Database, sending: Publisher, lease: timedelta) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, blobs: Blobs, audio: AudioSandbox, publisher: Publisher
+    ) -> None:
+        self._settings = settings
         self._database = database
-        self._sending = sending
-        self._lease = lease
+        self._blobs = blobs
+        self._audio = audio
+        self._probe_slots = asyncio.Semaphore(audio.children)
+        self._publisher = publisher
 
-    def accept(self, arrivals: Sequence[TurnRequest]) -> list[Answer | TenorError]:
-        """Store turns in one transaction, publish their jobs, and return each one's answer or why it is refused.
+    def check_session(self, tenant_id: UUID, session_id: UUID) -> None:
+        """Raise SessionNotFound if the tenant has no such session. Called before an upload is received."""
+        with self._database.transaction() as transaction:
+            transaction.sessions.get(tenant_id, session_id)
 
-        The answer to a request that was sent before is the one that it got then. All of them wait while somebody
-        deletes the session of one.
+    def accept(self, requests: Sequence[IngestRequest]) -> list[Answer | TenorError]:
+        """Store turns and recordings with their jobs in one transaction, then publish the jobs.
+
+        Returns:
+            For each request its answer, or the error that refuses it. A request that was answered before gets the
+            same answer again. The whole batch waits while one of its sessions is being deleted.
         """
         with self._database.transaction() as transaction:
-            earlier = transaction.idempotency.find_all([arrival.idempotent for arrival in arrivals])
-            new = [arrival for arrival, answer in zip(arrivals, earlier, strict=True) if answer is None]
-            answers, messages = self.store(transaction, new)
-            pairs = zip(new, answers, strict=True)
-            answered = [(arrival.idempotent, answer) for arrival, answer in pairs if isinstance(answer, Answer)]
-            transaction.idempotency.save(*answered)
-        self._sending.send(messages)
-        first = iter(answers)
-        return [next(first) if answer is None else answer for answer in earlier]
+            earlier = transaction.idempotency.find_all([request.idempotent for request in requests])
+            new = [request for request, answer in zip(requests, earlier, strict=True) if answer is None]
+            answers, messages = self._store(transaction, new)
+            answered = zip(new, answers, strict=True)
+            transaction.idempotency.save(
+                *((request.idempotent, answer) for request, answer in answered if isinstance(answer, Answer))
+            )
+        self._publisher.publish(messages)
+        remaining = iter(answers)
+        return [next(remaining) if answer is None else answer for answer in earlier]
 
-    def store(
-        self, transaction: Transaction, arrivals: Sequence[TurnRequest]
+    async def accept_upload(self, request: IngestRequest, upload: UploadFile) -> Answer:
+        """Probe and stage an audio file, then accept the turn or the recording that it belongs to.
+
+        Raises:
+            AudioTooLong: the audio is longer than the settings allow.
+            AudioError: the file is empty, or it is not audio.
+            InvalidRequest: the recording names another number of channels than the file has.
+            IdempotencyKeyInProgress: the same request is being carried out.
+            TenorError: whatever else `accept` or the blob store refuses it with; the file is then deleted.
+        """
+        info = await self._probe_upload(upload, request.body)
+        return await run_in_threadpool(self._stage_and_accept, request, upload, info)
+
+    async def _probe_upload(self, upload: UploadFile, body: TurnIn | RecordingIn) -> AudioInfo:
+        """Return the duration and the number of channels of an audio file."""
+        settings = self._settings
+        limit_s = settings.max_turn_s if isinstance(body, TurnIn) else settings.max_recording_s
+        async with self._probe_slots:  # requests wait here, on the event loop, and not in a thread each
+            info = await run_in_threadpool(self._audio.probe, upload.file, limit_s)
+        if info.duration_s is not None and info.duration_s > limit_s:
+            raise AudioTooLong(f"the recording lasts {info.duration_s:.0f} s; {limit_s:.0f} s are allowed here")
+        if isinstance(body, RecordingIn) and len(body.voices) not in (1, info.channels):
+            raise InvalidRequest(
+                f"voices: name one speaker, or one for each of the {info.channels} channels, not {len(body.voices)}"
+            )
+        return info
+
+    def _stage_and_accept(self, request: IngestRequest, upload: UploadFile, info: AudioInfo) -> Answer:
+        earlier = self._find_answer(request.idempotent)
+        if earlier is not None:
+            return earlier
+        uri = new_uri(request.tenant_id, request.session_id)
+        with staged_upload(upload.file, uri, _STAGING_EXPIRES_AFTER, self._database, self._blobs) as sha256:
+            media_type = upload.content_type or "application/octet-stream"
+            audio = StagedAudio(uri, sha256, media_type, info.duration_s, info.channels)
+            (answer,) = self.accept([replace(request, audio=audio)])
+            if isinstance(answer, TenorError):
+                raise answer
+            if answer.replayed:
+                raise IdempotencyKeyInProgress("the same request was carried out while this one sent its recording")
+        return answer
+
+    def _find_answer(self, idempotent: IdempotentRequest | None) -> Answer | None:
+        """Return the answer to an earlier request, so that nothing is staged in vain."""
+        if idempotent is None:
+            return None
+        with self._database.transaction() as transaction:
+            return transaction.idempotency.find(idempotent)
+
+    def _store(
+        self, transaction: Transaction, requests: Sequence[IngestRequest]
     ) -> tuple[list[Answer | TenorError], list[Message]]:
-        """Store turns with their jobs; their answers, and the messages to send once the transaction is committed."""
-        if not arrivals:
+        """Store new requests; return their answers, and the messages to publish after the commit."""
+        if not requests:
             return [], []
-        turns = transaction.turns.add_all([arrival.turn for arrival in arrivals])
-        new = [
-            arrival.job(turn) for arrival, turn in zip(arrivals, turns, strict=True) if not isinstance(turn, TenorError)
+        sessions = transaction.sessions.lock_open([(it.tenant_id, it.session_id) for it in requests])
+        pairs = zip(requests, sessions, strict=True)
+        accepted = [(request, session) for request, session in pairs if not isinstance(session, TenorError)]
+        stored = self._store_accepted(transaction, accepted)
+        new_jobs = [_new_job(request, item) for (request, _), item in zip(accepted, stored, strict=True)]
+        queued = transaction.jobs.enqueue(new_jobs, lease=self._settings.lease)
+        answers = iter([_answer(item, job) for item, (job, _) in zip(stored, queued, strict=True)])
+        messages = [message for _, message in queued if message is not None]
+        return [session if isinstance(session, TenorError) else next(answers) for session in sessions], messages
+
+    def _store_accepted(
+        self, transaction: Transaction, accepted: Sequence[tuple[IngestRequest, LockedSession]]
+    ) -> list[Turn | Recording]:
+        """Insert the turn or recording of each request, with its audio, in the order of the requests."""
+        recordings = [self._store_audio(transaction, request, session) for request, session in accepted]
+        turns = [
+            (_new_turn(request, request.body, recording), session)
+            for (request, session), recording in zip(accepted, recordings, strict=True)
+            if isinstance(request.body, TurnIn)
         ]
-        queued = transaction.jobs.enqueue(new, lease=self._lease)
-        jobs = {job.turn_id: job for job, _ in queued}
-        answers = [turn if isinstance(turn, TenorError) else _answer(turn, jobs[turn.id]) for turn in turns]
-        return answers, [message for _, message in queued if message]
+        added = iter(transaction.turns.append(turns))
+        return [
+            next(added) if recording is None or isinstance(request.body, TurnIn) else recording
+            for (request, _), recording in zip(accepted, recordings, strict=True)
+        ]
+
+    def _store_audio(
+        self, transaction: Transaction, request: IngestRequest, session: LockedSession
+    ) -> Recording | None:
+        if request.audio is None:
+            return None
+        # Without a retention the audio is deleted as soon as it has been analysed.
+        retention = self._settings.audio_retention if session.consent.retain_audio else None
+        recording = transaction.recordings.add(session.id, **asdict(request.audio), retention=retention)
+        if isinstance(request.body, RecordingIn):
+            body = request.body
+            transaction.recordings.add_long(recording.id, body.voices, body.lane, body.began_at)
+        return recording
 
 
-def _answer(turn: Turn, job: Job) -> Answer:
-    accepted = TurnOut.of(AnalyzedTurn(turn=turn, job=job, transcript=None, prediction=None))
-    return Answer(202, accepted.model_dump_json(), f"/v1/turns/{turn.id}", session_id=turn.session_id)
+def _new_turn(request: IngestRequest, body: TurnIn, recording: Recording | None) -> NewTurn:
+    return NewTurn(
+        request.tenant_id,
+        request.session_id,
+        body.speaker,
+        body.role,
+        body.text,
+        recording_id=None if recording is None else recording.id,
+        occurred_at=body.occurred_at,
+    )
+
+
+def _new_job(request: IngestRequest, stored: Turn | Recording) -> NewJob:
+    is_turn = isinstance(stored, Turn)
+    return NewJob(
+        lane=request.body.lane if is_turn else Lane.ingest,
+        turn_id=stored.id if is_turn else None,
+        recording_id=None if is_turn else stored.id,
+        correlation_id=request.correlation_id,
+        traceparent=request.traceparent,
+    )
+
+
+def _answer(stored: Turn | Recording, job: Job) -> Answer:
+    if isinstance(stored, Turn):
+        turn = TurnOut.of(AnalyzedTurn(turn=stored, job=job, transcript=None, prediction=None))
+        return Answer(202, turn.model_dump_json(), f"/v1/turns/{stored.id}", session_id=stored.session_id)
+    progress = RecordingProgress(recording=stored, job=job, turns=dict.fromkeys(JobStatus, 0))
+    content = RecordingOut.of(progress).model_dump_json()
+    return Answer(202, content, f"/v1/recordings/{stored.id}", session_id=stored.session_id)

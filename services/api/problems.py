@@ -1,4 +1,4 @@
-"""Errors on the wire: RFC 9457 problem documents with a stable `code`."""
+"""Renders every error as an RFC 9457 problem document with a stable `code`."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -21,26 +21,28 @@ _log = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
-    """An RFC 9457 problem document. Programs go by `code`; `detail` is for people."""
+    """An RFC 9457 problem document. `code` is for programs, `detail` for people."""
 
     type: str = Field(default="about:blank", examples=["about:blank"])
     title: str = Field(examples=["No such session"])
     status: int = Field(examples=[404])
     detail: str = Field(examples=["there is no session 5a0e0df1-4f0d-4dd6-a7a8-2b8bb2f5f7a4"])
     code: str = Field(examples=["session_not_found"])
-    retryable: bool = Field(examples=[False], description="whether the same request may go well later")
+    retryable: bool = Field(examples=[False], description="whether the same request may succeed later")
     correlation_id: str | None = Field(
         examples=["8b2f7b7c9c3d4b0f9a53c5d2f4f1e6aa"],
-        description="names the request in Tenor's logs, as the header X-Request-ID does",
+        description="the id of the request in Tenor's logs, also sent in the header X-Request-ID",
     )
 
 
 PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
 RESPONSES: dict[int | str, dict[str, Any]] = {"default": PROBLEM | {"description": "A problem document"}}
-_LONGEST_NAME = 50
+_MAX_NAME_LENGTH = 50
 
 
 class ProblemResponse(JSONResponse):
+    """The HTTP response for an error."""
+
     media_type = "application/problem+json"
 
     def __init__(self, error: TenorError) -> None:
@@ -62,7 +64,7 @@ def _headers(error: TenorError) -> dict[str, str]:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem document."""
+    """Register the handlers that render the errors of `app` as problem documents."""
 
     @app.exception_handler(TenorError)
     def tenor_error(_: Request, error: TenorError) -> ProblemResponse:
@@ -78,11 +80,11 @@ def install(app: FastAPI) -> None:
         return ProblemResponse(_from_http(error))
 
 
-class Unexpected:
-    """ASGI middleware that answers an error nobody foresaw with a problem document, and logs its type and place.
+class UnexpectedErrors:
+    """ASGI middleware that renders any other exception as a problem document, and logs its type and place.
 
-    Starlette's own would raise it again after the answer, and the server would log its message, which may quote what
-    a person said.
+    Starlette's own middleware raises the exception again after the response, and the server would log its message,
+    which may quote what a person said.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -91,29 +93,29 @@ class Unexpected:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def noticed(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noticed)
+            await self._app(scope, receive, send_and_note)
         except ClientDisconnect:
-            _log.debug("the client left, or was refused, before its body was read")
+            _log.debug("the client disconnected, or was refused, before its body was read")
         except Exception as error:
             if scope["type"] != "http":
                 raise
             _log.error("the request failed: %s", type_and_traceback(error))
             if not started:
-                await ProblemResponse(TenorError("this is our mistake, not yours"))(scope, receive, send)
+                await ProblemResponse(TenorError("an unexpected error on the server"))(scope, receive, send)
 
 
 def describe(errors: Sequence[Any], model: type[BaseModel] | None) -> str:
-    """Where each value is wrong and why, without the value, which may be what a person said.
+    """Describe where each value is not valid and why, without the value, which may be what a person said.
 
     Args:
-        errors: pydantic's.
-        model: what the body was read as.
+        errors: the errors of pydantic.
+        model: the model that the body was validated against.
     """
     lines = []
     for error in errors:
@@ -128,16 +130,16 @@ def describe(errors: Sequence[Any], model: type[BaseModel] | None) -> str:
 
 
 def unknown(kind: str, name: str, known: Collection[str]) -> str:
-    """Says that there is no field or parameter of this name, and which one may have been meant."""
-    wrong = f"there is no {kind} {name[:_LONGEST_NAME]!r}"
-    nearest = get_close_matches(name[:_LONGEST_NAME], known, n=1)
+    """Describe an unknown field or parameter, and suggest the known one with the most similar name."""
+    wrong = f"there is no {kind} {name[:_MAX_NAME_LENGTH]!r}"
+    nearest = get_close_matches(name[:_MAX_NAME_LENGTH], known, n=1)
     if nearest:
         return f"{wrong}: did you mean {nearest[0]!r}?"
     return f"{wrong}: " + (f"the {kind}s are {', '.join(sorted(known))}" if known else "this request takes none")
 
 
 def _fields_at(model: Any, place: Sequence[int | str]) -> list[str]:  # noqa: ANN401 - a type, or a part of one
-    """The fields of the model that lies below `model` at a place."""
+    """Return the field names of the model that is nested in `model` at a place."""
     for part in place:
         if isinstance(part, str) and model is not None:
             field = model.model_fields.get(part)
@@ -146,7 +148,7 @@ def _fields_at(model: Any, place: Sequence[int | str]) -> list[str]:  # noqa: AN
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - as above
-    """The first model that a type is made of."""
+    """Return the first pydantic model among a type and its arguments."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -1,4 +1,4 @@
-"""What a reverse proxy says of the request that it passes on."""
+"""Reads the forwarding headers of reverse proxies: client address, scheme, host and path prefix."""
 
 import re
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.settings import ROOT_PATH
 
-# The quantifiers are possessive: without backtracking, a hostile header takes linear time.
+# The quantifiers are possessive, so that a hostile header takes linear time: the patterns never backtrack.
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:\\.?|[^"\\])*+"?)++')
-"""What one proxy added to `Forwarded` (RFC 7239)."""
+"""The element that one proxy added to `Forwarded` (RFC 7239)."""
 _PAIR = re.compile(r'(?<!\w)(\w++)=("(?:\\.?|[^"\\])*+"?|[^;,\s]*+)')
-"""A parameter of an element, with its value, which may be quoted."""
+"""A parameter of an element with its value, which may be quoted."""
 _ADDRESS = re.compile(r"\[([^]]+)](?::\w+)?|([^:]+)(?::\w+)?|(.*)")
-"""An address, perhaps with a port: IPv6 in brackets, IPv4, or IPv6 without brackets and port."""
+"""An address with an optional port: IPv6 in brackets, IPv4, or IPv6 without brackets and port."""
 
 
 class ForwardedHeaders:
-    """ASGI middleware that shows the application a request as its client sent it to a reverse proxy.
+    """ASGI middleware that gives the application a request as its client sent it to a reverse proxy.
 
-    It believes `X-Forwarded-For`, `-Proto`, `-Host` and `-Prefix`, or without any of these `Forwarded`, from trusted
-    addresses alone. Of several values it takes what the last proxy added. The path then begins with the prefix, whether
-    or not the proxy removed it.
+    It reads `X-Forwarded-For`, `-Proto`, `-Host` and `-Prefix`, or `Forwarded` if there is none of these, and only from
+    trusted addresses. Of several values it takes the one that the last proxy added. The path of the request then begins
+    with the prefix, whether or not the proxy removed it.
 
     Args:
-        root_path: the prefix where no proxy names one.
+        root_path: the prefix of a request for which no proxy names one.
         trusted: the networks of the proxies.
     """
 
@@ -47,26 +47,26 @@ class ForwardedHeaders:
         await self._app(scope, receive, send)
 
     def _restore(self, scope: Scope) -> str | None:
-        """Put the client's address, scheme and host into the scope, and return the prefix that the proxy names."""
+        """Set the client's address, scheme and host in the scope; return the prefix that the proxy names, or None."""
         headers = Headers(scope=scope)
-        said = {
+        values = {
             name: _values(headers, f"x-forwarded-{name}")
             for name in ("for", "proto", "host", "prefix")
             if f"x-forwarded-{name}" in headers
         } or _forwarded(headers)
-        if not said:
+        if not values:
             return None
-        for address in map(_address, reversed(list(filter(None, said.get("for", ()))))):
+        for address in map(_address, reversed(list(filter(None, values.get("for", ()))))):
             scope["client"] = (address, 0)
             if not self._trusts(address):
                 break
-        scheme = _last(said, "proto").lower()
+        scheme = _last(values, "proto").lower()
         if scheme in ("http", "https"):
             scope["scheme"] = scheme
-        if host := _last(said, "host"):
+        if host := _last(values, "host"):
             scope["headers"] = list(scope["headers"])
             MutableHeaders(scope=scope)["host"] = host
-        prefix = _last(said, "prefix").rstrip("/")
+        prefix = _last(values, "prefix").rstrip("/")
         return prefix if re.fullmatch(ROOT_PATH, prefix) else None
 
 
@@ -82,7 +82,7 @@ def _is_in(host: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
         address = ip_address(host)
     except ValueError:
         return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:  # of a server that listens on ::
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:  # such as those of a server that listens on ::
         address = address.ipv4_mapped
     return any(address in network for network in networks)
 
@@ -92,16 +92,16 @@ def _values(headers: Headers, name: str) -> list[str]:
 
 
 def _forwarded(headers: Headers) -> dict[str, list[str]]:
-    """What `Forwarded` says, by parameter, of each proxy."""
-    said: dict[str, list[str]] = {}
+    """Return the values of each parameter of `Forwarded`, one for each proxy."""
+    values: dict[str, list[str]] = {}
     for element in _ELEMENT.findall(",".join(headers.getlist("forwarded"))):
         for name, value in _PAIR.findall(element):
-            said.setdefault(name.lower(), []).append(re.sub(r"\\(.)", r"\1", value.strip('"')))
-    return said
+            values.setdefault(name.lower(), []).append(re.sub(r"\\(.)", r"\1", value.strip('"')))
+    return values
 
 
-def _last(said: dict[str, list[str]], name: str) -> str:
-    return said.get(name, [""])[-1]
+def _last(values: dict[str, list[str]], name: str) -> str:
+    return values.get(name, [""])[-1]
 
 
 def _address(value: str) -> str:

@@ -1,44 +1,45 @@
-"""Messages of accepted turns are sent with nobody waiting for it."""
+"""Publishes the messages of accepted jobs in the background, so that no request waits for the broker."""
 
 import threading
 from collections.abc import Sequence
 from queue import SimpleQueue
 
 from shared.domain.job import Message
-from shared.messaging import publish
 from shared.messaging.broker import Broker
+from shared.messaging.publish import publish_messages
 from shared.store.database import Database
 
-_MOST = 64
-"""Batches of turns whose messages are sent in one go."""
-_PATIENCE_S = 2.0
-"""Longest that the end of the process waits for the last messages, which the sweeper would send too."""
+_MAX_MERGED = 64
+"""The most `publish` calls whose messages are published together."""
+_CLOSE_TIMEOUT_S = 2.0
+"""How long `close` waits for the last messages. The workers' sweeper publishes whatever is left."""
 
 
 class Publisher:
-    """Sends messages on a thread of its own, all that wait in one go."""
+    """Publishes messages on a thread of its own. Messages that wait at the same time are published together."""
 
-    def __init__(self, database: Database, queue: Broker) -> None:
+    def __init__(self, database: Database, broker: Broker) -> None:
         self._database = database
-        self._queue = queue
+        self._broker = broker
         self._waiting = SimpleQueue[Sequence[Message] | None]()
-        self._thread = threading.Thread(target=self._run, name="sending", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
-    def send(self, messages: Sequence[Message]) -> None:
-        """Send messages soon. Their transaction must be committed."""
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Hand over messages whose transaction is committed, and return at once."""
         self._waiting.put(messages)
 
     def close(self) -> None:
-        """Send what waits, and end."""
+        """Publish what waits, then end the thread."""
         self._waiting.put(None)
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(_CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
-        ending = False
-        while not ending:
-            some = [self._waiting.get()]
-            while len(some) < _MOST and not self._waiting.empty():
-                some.append(self._waiting.get())
-            ending = None in some
-            publish.send([message for messages in some for message in messages or ()], self._database, self._queue)
+        closing = False
+        while not closing:
+            taken = [self._waiting.get()]
+            while len(taken) < _MAX_MERGED and not self._waiting.empty():
+                taken.append(self._waiting.get())
+            closing = None in taken
+            messages = [message for part in taken if part is not None for message in part]
+            publish_messages(messages, self._database, self._broker)

@@ -1,4 +1,4 @@
-"""What all routes of `/v1` have in common."""
+"""The route class of `/v1`: unknown query parameters are refused, and errors are in the OpenAPI document."""
 
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -13,13 +13,13 @@ from shared.errors import InvalidRequest
 
 
 class ApiRoute(APIRoute):
-    """A route that refuses query parameters it does not declare. Its OpenAPI description tells of the errors.
+    """A route that refuses undeclared query parameters, and adds its errors to the OpenAPI document.
 
-    A POST is described with the header `Idempotency-Key`, which its endpoint reads by `identify`.
+    For a POST the document also has the header `Idempotency-Key`, which the endpoint reads by `identify`.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401 - FastAPI's
-        invalid = "A parameter or a field is unknown or not valid"
+        invalid = "A parameter or field is unknown or not valid"
         problems: dict[int | str, dict[str, Any]] = {422: PROBLEM | {"description": invalid}}
         if "POST" in options["methods"]:
             extra = options["openapi_extra"] or {}
@@ -45,7 +45,7 @@ class ApiRoute(APIRoute):
 
 
 def _check_query(request: Request, known: list[str]) -> None:
-    """Raises InvalidRequest where the query has a parameter that is not known."""
+    """Raise InvalidRequest if the query has an unknown parameter."""
     for name in request.query_params:
         if name not in known:
             raise InvalidRequest(unknown("query parameter", name, known))

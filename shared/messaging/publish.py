@@ -1,4 +1,8 @@
-"""Messages are sent: once what they are about is stored."""
+"""Publishes the messages of the outbox to the broker, and removes those that the broker has accepted.
+
+A message is inserted into the outbox in the transaction that stores its job, so a crash before the publishing loses
+nothing: the sweeper publishes what is left in the outbox.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -12,32 +16,32 @@ from shared.store.database import Database
 _log = logging.getLogger(__name__)
 
 
-def send(messages: Sequence[Message], database: Database, queue: Broker) -> None:
-    """Send messages whose transaction is committed, and strike them off.
+def publish_messages(messages: Sequence[Message], database: Database, broker: Broker) -> None:
+    """Publish messages whose transaction is committed, and remove them from the outbox.
 
-    What is stored is not undone, whatever happens here. Messages that cannot be sent are left to the sweeper, and those
-    that could not be struck off are sent twice, and done once.
+    It raises nothing, because the jobs are stored and the sweeper publishes whatever is left in the outbox. A message
+    that was published but not removed is published twice; its job runs once.
     """
     if not messages:
         return
     try:
-        if queue.send(messages):
+        if broker.send(messages):
             with database.transaction() as transaction:
                 transaction.outbox.remove(messages)
     except Exception as error:
         _log.warning("messages are left to the sweeper: %s", type_and_traceback(error))
 
 
-def flush(database: Database, queue: Broker, older_than: timedelta = timedelta(0)) -> None:
-    """Send the oldest messages of the outbox, and strike them off where the broker took them.
+def publish_outbox(database: Database, broker: Broker, older_than: timedelta = timedelta(0)) -> None:
+    """Publish the oldest messages of the outbox, and remove them if the broker has accepted them.
 
     Args:
-        older_than: younger messages are left to the process that wrote them, which is about to send them itself.
+        older_than: younger messages are left out, as the process that inserted them is about to publish them itself.
 
     Raises:
         Unavailable: the database cannot be reached.
     """
     with database.transaction() as transaction:
         messages = transaction.outbox.unsent(older_than)
-        if messages and queue.send(messages):
+        if messages and broker.send(messages):
             transaction.outbox.remove(messages)

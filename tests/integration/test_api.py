@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 
 from services.api.app import create_app
-from services.api.auth import TRUST_S
+from services.api.auth import CACHE_S
 from shared.domain.access import KeyRole
 from shared.domain.job import Message
 from shared.settings import Settings
@@ -183,7 +183,7 @@ def test_a_revoked_key_is_soon_worthless(api: TestClient, database: Database) ->
     with database.transaction() as transaction:
         for _, key in transaction.accounts.all_keys():
             transaction.accounts.revoke_key(key.id)
-    time.sleep(TRUST_S)
+    time.sleep(CACHE_S)
     assert problem(api.post("/v1/sessions", json={})) == (401, "unauthenticated")
 
 
@@ -389,7 +389,7 @@ def test_unknown_paths_and_methods_are_problems_too(api: TestClient) -> None:
 
 def test_health_and_readiness(api: TestClient, settings: Settings) -> None:
     assert api.get("/healthz").json() == {"status": "ok"}
-    assert api.get("/readyz").json() == {"database": "ok", "queue": "ok", "workers": 0}
+    assert api.get("/readyz").json() == {"database": "ok", "broker": "ok", "workers": 0}
     away = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
     with TestClient(create_app(away), raise_server_exceptions=False) as client:
         assert problem(client.get("/readyz")) == (503, "unavailable")

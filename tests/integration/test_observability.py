@@ -120,7 +120,7 @@ def test_every_kind_of_error_holds_the_correlation_id(
         api.post(url, content=b"x" * (2**21 + 1), headers=headers),
         api.get("/v1/turns/0", headers=headers | {"Authorization": ""}),
     ]
-    monkeypatch.setattr("services.api.routes.turns._written", broken)
+    monkeypatch.setattr("services.api.routes.turns.identify", broken)
     answers.append(api.post(url, json={"text": "x"}, headers=headers))
     assert [answer.status_code for answer in answers] == [422, 413, 401, 500]
     for answer in answers:

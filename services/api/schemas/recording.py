@@ -1,0 +1,43 @@
+"""Schemas of recordings."""
+
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, Json
+
+from services.api.schemas.common import ErrorOut, Time
+from shared.domain.job import JobStatus, Lane, TurnLane
+from shared.domain.recording import Channel, RecordingProgress
+
+
+class RecordingIn(BaseModel):
+    """A new recording, whose audio file is in the form's field `audio`, and how it is split into turns."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    voices: Json[Annotated[tuple[Channel, ...], Field(min_length=1, max_length=32)]] = Field(
+        default=(Channel(),),
+        description="who speaks, as a JSON list: one entry for each channel, or one for all channels together",
+        examples=['[{"speaker": "Tom", "role": "agent"}, {"speaker": "caller", "role": "customer"}]'],
+    )
+    lane: TurnLane = Field(default=Lane.bulk, description="the lane of its turns")
+    began_at: Time | None = Field(default=None, description="when the recording began; by default now")
+
+
+class RecordingOut(BaseModel):
+    """A recording. Once `status` is `succeeded`, its turns are in the session's history; `turns` counts them."""
+
+    id: UUID
+    session_id: UUID
+    duration_s: float | None
+    channels: int | None
+    status: JobStatus
+    error: ErrorOut | None
+    turns: dict[JobStatus, int]
+
+    @classmethod
+    def of(cls, progress: RecordingProgress) -> Self:
+        """Return the response for a stored recording."""
+        job = progress.job
+        fields = progress.recording.model_dump(include={"id", "session_id", "duration_s", "channels"})
+        return cls(**fields, status=job.status, error=ErrorOut.of(job), turns=progress.turns)

@@ -1,0 +1,73 @@
+"""Schemas of turns."""
+
+from datetime import datetime
+from typing import Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.api.schemas.common import ErrorOut, Time
+from shared.domain.job import JobStatus, Lane, TurnLane
+from shared.domain.prediction import StoredPrediction
+from shared.domain.speaker import SpeakerRole
+from shared.domain.text import Name, Text
+from shared.domain.transcript import Transcript
+from shared.domain.turn import AnalyzedTurn
+
+
+class TurnIn(BaseModel):
+    """A new turn. As JSON it needs a text; as a form it holds an audio file in its field `audio`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"text": "I have been waiting for an hour!", "role": "customer"}]},
+    )
+
+    text: Text | None = Field(
+        default=None, description="what was said; with audio it is taken as the transcript, and no other is made"
+    )
+    speaker: Name = Field(
+        default="speaker",
+        description="who speaks; speaker and role together tell the speakers of a session apart, and the audio of a "
+        "turn is compared with the same speaker's earlier turns",
+    )
+    role: SpeakerRole = Field(
+        default=SpeakerRole.user,
+        description="customer, user and patient are the subject of the session, whose turns are known across sessions",
+    )
+    occurred_at: Time | None = Field(default=None, description="when it was said; by default now")
+    lane: TurnLane = Field(
+        default=Lane.interactive, description="interactive: a caller waits for it; bulk: interactive turns go first"
+    )
+
+
+class TurnOut(BaseModel):
+    """A turn and its analysis. `prediction` is null until `status` is `succeeded`."""
+
+    id: UUID
+    session_id: UUID
+    index: int
+    speaker: str
+    role: SpeakerRole
+    text: str | None
+    start: float | None = Field(description="seconds from the start of the recording that the turn was cut from")
+    end: float | None
+    occurred_at: datetime
+    lane: Lane
+    status: JobStatus
+    error: ErrorOut | None
+    transcript: Transcript | None
+    prediction: StoredPrediction | None
+
+    @classmethod
+    def of(cls, analyzed: AnalyzedTurn) -> Self:
+        """Return the response for a stored turn."""
+        turn, job = analyzed.turn, analyzed.job
+        return cls(
+            **turn.model_dump(exclude={"recording_id"}),
+            lane=job.lane,
+            status=job.status,
+            error=ErrorOut.of(job),
+            transcript=analyzed.transcript,
+            prediction=analyzed.prediction,
+        )
