@@ -1,6 +1,6 @@
 """The HTTP API. It uses the database and the broker, and never a model."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -42,7 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     start_tracing(settings, "tenor-api")
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.resources = resources = Resources.open(settings)
         yield
         resources.close()

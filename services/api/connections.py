@@ -417,7 +417,8 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, reason: str, error: TenorError) -> None:
         """Send a problem document, unless a response is being sent, and close the connection."""
         refusals.count(reason)
-        busy = self.cycle is not None and not self.cycle.response_complete
+        # uvicorn declares `cycle` without None, which it is before the first request.
+        busy = self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
         reads_body = self._phase is _Phase.body and busy and not self.cycle.response_started
         can_answer = not self.pipeline and (reads_body or (self._phase is not _Phase.discard and not busy))
         self._disconnect_requests()

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ async def parse_json_turn(request: Request) -> TurnIn | None:
 
 
 @asynccontextmanager
-async def parse_audio_form(request: Request, model: type[Fields]) -> AsyncIterator[tuple[Fields, UploadFile]]:
+async def parse_audio_form(request: Request, model: type[Fields]) -> AsyncGenerator[tuple[Fields, UploadFile]]:
     """Yield the fields of a form and its audio file, which is closed afterwards.
 
     Raises:

@@ -117,7 +117,7 @@ def describe(errors: Sequence[Any], model: type[BaseModel] | None) -> str:
         errors: the errors of pydantic.
         model: the model that the body was validated against.
     """
-    lines = []
+    lines: list[str] = []
     for error in errors:
         place = [part for part in error["loc"] if part not in ("body", "query", "path")]
         message = error["msg"]

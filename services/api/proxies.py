@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,7 +34,7 @@ class ForwardedHeaders:
     def __init__(self, app: ASGIApp, root_path: str, trusted: Sequence[IPv4Network | IPv6Network]) -> None:
         self._app = app
         self._root_path = root_path
-        self._trusts = lru_cache(maxsize=1024)(lambda host: _is_in(host, trusted))
+        self._trusts = lru_cache(maxsize=1024)(partial(_is_in, networks=trusted))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -22,7 +22,7 @@ class ApiRoute(APIRoute):
         invalid = "A parameter or field is unknown or not valid"
         problems: dict[int | str, dict[str, Any]] = {422: PROBLEM | {"description": invalid}}
         if "POST" in options["methods"]:
-            extra = options["openapi_extra"] or {}
+            extra: dict[str, Any] = options["openapi_extra"] or {}
             options["openapi_extra"] = extra | {"parameters": [HEADER_PARAMETER]}
             problems[409] = PROBLEM | {
                 "description": "The session is closed, or a request with this Idempotency-Key is being carried out"
