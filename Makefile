@@ -1,5 +1,6 @@
 # make run     installs what running needs into .venv, then starts Tenor, embedded, on 127.0.0.1:8000
 # make test    also installs what the tests need, then runs every check and test
+# make unit    runs the tests that need no model and no server, in seconds
 #
 # make setup   only installs what running needs; make setup-dev also what the tests, benchmarks and training need
 # make smoke   installs Tenor under each interpreter of PYTHONS and analyses a text and a recording with each
@@ -11,7 +12,7 @@
 # Variables:
 #   PYTHON=python3.13      the interpreter of .venv: 3.11, 3.12 or 3.13
 #   TORCH=cpu              PyTorch's CPU build: on Linux the default build brings CUDA libraries of several GB
-#   ARGS="--port 9000"     what make run passes to tenor run, and make test to pytest
+#   ARGS="--port 9000"     what make run passes to tenor run, and make test and make unit to pytest
 
 PYTHON ?= python3
 PYTHONS ?= python3.12 python3.13
@@ -23,7 +24,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 TORCH_BUILD := $(if $(TORCH),--no-deps --index-url https://download.pytorch.org/whl/$(TORCH))
 
-.PHONY: setup setup-dev python run test lint smoke smoke-one images chaos scaling constraints
+.PHONY: setup setup-dev python run test unit lint smoke smoke-one images chaos scaling constraints
 
 setup: $(VENV)/run-$(VERSION)
 setup-dev: $(VENV)/dev-$(VERSION)
@@ -56,6 +57,9 @@ lint: setup-dev
 
 test: lint
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal $(ARGS)
+
+unit: setup-dev
+	$(BIN)/pytest --numprocesses=2 --dist=worksteal -m "not slow" tests/unit $(ARGS)
 
 smoke:
 	@set -e; for python in $(PYTHONS); do $(MAKE) --no-print-directory smoke-one PYTHON=$$python; done

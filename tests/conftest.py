@@ -20,9 +20,17 @@ from shared.store.database import Database
 
 _broker_numbers = itertools.count()
 
+USES_MODELS = {"models", "training", "acceptance"}
+"""The folders whose tests all get the marker `models`."""
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 """How many times longer than on an idle machine things may take."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in USES_MODELS:
+            item.add_marker(pytest.mark.models)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:

@@ -29,6 +29,8 @@ from workers.consumer import ConsumerThread
 from workers.job_runner import JobRunner
 from workers.process import register
 
+pytestmark = pytest.mark.models
+
 LEASE = timedelta(hours=1)
 AddJob = Callable[..., Job]
 

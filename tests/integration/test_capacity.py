@@ -17,8 +17,10 @@ from shared.domain.job import Lane
 from shared.modeling.pipeline import Pipeline, Stage
 from shared.settings import Settings
 from tests.audio_clips import tone, wav
-from tests.unit.tiny import Heard, pipeline, write_bundle
+from tests.tiny_models import Heard, pipeline, write_bundle
 from workers.stages import Stages
+
+pytestmark = pytest.mark.models
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

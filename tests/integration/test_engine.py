@@ -36,11 +36,13 @@ from tests.audio_clips import riff, tone, wav
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent, read_turn
 from tests.integration.test_full_disk import full_disk
-from tests.unit.tiny import write_bundle
+from tests.tiny_models import write_bundle
 from workers.consumer import ConsumerThread
 from workers.job_runner import JobRunner
 from workers.stages import Stages
 from workers.tasks.analyze_turn import AnalyzeTurn
+
+pytestmark = pytest.mark.models
 
 STAGES = ("decode", "vad", "transcribe", "text", "speech", "fuse")
 SECRET = "my father has died"

@@ -35,12 +35,14 @@ from tests.audio_clips import wav
 from tests.collector import Collector, Received, collecting
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent
-from tests.unit.tiny import Heard, pipeline, write_bundle
+from tests.tiny_models import Heard, pipeline, write_bundle
 from workers.consumer import ConsumerThread
 from workers.job_runner import JobRunner
 from workers.stages import Stages
 from workers.sweeper import Sweeper
 from workers.tasks.analyze_turn import AnalyzeTurn
+
+pytestmark = pytest.mark.models
 
 SECRET = "my father has died"
 STAGES = ["decode", "vad", "transcribe", "text", "speech", "fuse", "store"]

@@ -15,9 +15,9 @@ from shared.domain.job import Lane
 from shared.settings import Batches, BatchLimits
 from tests import checkpoints
 from tests.audio_clips import tone, wav
+from tests.tiny_models import Heard, pipeline
 from tests.training.corpora import FEELINGS
 from tests.training.test_recipes import recipe
-from tests.unit.tiny import Heard, pipeline
 from training.data.corpus import Split
 from training.data.load import CORPORA
 from training.data.meld import CLIPS

@@ -16,8 +16,8 @@ from shared.modeling.loading import load_encoders
 from shared.modeling.quantization import dequantized
 from shared.modeling.text_encoders import TextEncoderConfig
 from tests.audio_clips import tone
+from tests.tiny_models import SPEECH, TEXT
 from tests.training.conftest import xlmr_tokenizer
-from tests.unit.tiny import SPEECH, TEXT
 from training.recipes.build_encoders import build_encoders, prune_text_encoder
 
 EMBEDDINGS = "embeddings.word_embeddings.weight"

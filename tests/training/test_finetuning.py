@@ -17,9 +17,8 @@ from shared.modeling.pretrained_encoders import (
 from shared.modeling.speech_encoders import SpeechEncoder
 from shared.modeling.text_encoders import TextEncoder
 from shared.modeling.tokens import Tokens
-from tests import checkpoints
+from tests import checkpoints, tiny_models
 from tests.audio_clips import tone
-from tests.unit import tiny
 from training.finetuning import Lora, add_lora, checkpoint_gradients, freeze, merge_lora
 
 Encoder = PretrainedTextEncoder | PretrainedSpeechEncoder
@@ -104,7 +103,7 @@ def test_the_front_end_freezes_alone(name: str, load: Callable[[str], Encoder]) 
 
 
 def test_our_own_encoders_freeze_alike() -> None:
-    for encoder in (TextEncoder(tiny.TEXT, tiny.tokenizer()), SpeechEncoder(tiny.SPEECH)):
+    for encoder in (TextEncoder(tiny_models.TEXT, tiny_models.tokenizer()), SpeechEncoder(tiny_models.SPEECH)):
         freeze(encoder, layers=1)
         left = {layer_of(name) for name, weight in encoder.named_parameters() if weight.requires_grad}
         assert left == ({1} if isinstance(encoder, SpeechEncoder) else set())
@@ -185,4 +184,4 @@ def test_checkpointed_gradients_are_the_same(name: str, load: Callable[[str], En
 
 def test_an_encoder_that_cannot_checkpoint_says_so() -> None:
     with pytest.raises(ValueError, match="SpeechEncoder cannot"):
-        checkpoint_gradients(SpeechEncoder(tiny.SPEECH))
+        checkpoint_gradients(SpeechEncoder(tiny_models.SPEECH))

@@ -21,8 +21,8 @@ from shared.errors import BundleError
 from shared.modeling.audio_classifiers import PatchTransformer, PatchTransformerConfig
 from shared.modeling.loading import load_classifier, read_manifest
 from tests.audio_clips import tone
+from tests.tiny_models import Heard, pipeline
 from tests.training.test_import_checkpoint import CONVOLUTIONS, change_weights
-from tests.unit.tiny import Heard, pipeline
 from training.__main__ import RECIPES
 from training.recipes.import_valence_classifier import import_valence_classifier
 

@@ -13,7 +13,7 @@ from shared.modeling.loading import ENCODERS, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from tests import checkpoints
-from tests.unit.tiny import FUSION
+from tests.tiny_models import FUSION
 from training.branches import Branches, TextBranch, VoiceBranch
 from training.data.dataset import Example, Words
 from training.data.labels import SCHEMES, common

@@ -16,7 +16,7 @@ from shared.modeling.loading import MANIFEST, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig
 from shared.modeling.transcriber import Transcriber
-from tests.unit.tiny import FUSION
+from tests.tiny_models import FUSION
 from training.branches import VoiceBranch
 from training.data.corpus import views
 from training.data.features import FeatureFile

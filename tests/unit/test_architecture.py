@@ -1,14 +1,22 @@
-"""Who may import whom."""
+"""Which package may import which, and which packages load no model library."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from shared import errors
+from tests.unit.conftest import MODEL_LIBRARIES
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_MODELS = [
+    "shared.messaging.broker",
+    "shared.store.database",
+    "services.api.app",
+    "services.cli.main",
+    "benchmarks.capacity.tables",
+]
+UNIT_TESTS = sorted(f"tests.unit.{file.stem}" for file in Path(__file__).parent.glob("test_*.py"))
 
 
 def test_the_import_contracts_hold() -> None:
@@ -17,14 +25,28 @@ def test_the_import_contracts_hold() -> None:
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize(
-    "module", ["services.api.app", "services.cli.main", "shared.messaging.broker", "shared.store.database"]
-)
-def test_the_contract_never_loads_the_models_libraries(module: str) -> None:
-    heavy = "{'torch', 'transformers', 'faster_whisper', 'ctranslate2', 'onnxruntime'}"
-    program = f"import sys, {module}; print(sorted({heavy} & sys.modules.keys()))"
+def test_the_api_the_command_line_the_store_and_the_simulation_import_no_model_library() -> None:
+    assert model_libraries_imported_by(WITHOUT_MODELS) == {}
+
+
+def test_the_unit_tests_import_no_model_library() -> None:
+    assert model_libraries_imported_by(UNIT_TESTS) == {}
+
+
+def model_libraries_imported_by(modules: list[str]) -> dict[str, list[str]]:
+    """Imports the modules in a new process and returns the first that imports a model library, with those libraries."""
+    program = f"""
+import importlib, json, sys
+imported = {{}}
+for module in {modules!r}:
+    importlib.import_module(module)
+    found = {MODEL_LIBRARIES!r} & sys.modules.keys()
+    if found and not imported:
+        imported[module] = sorted(found)
+print(json.dumps(imported))
+"""
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    return json.loads(result.stdout)
 
 
 def test_the_command_line_loads_the_benchmarks_only_to_run_them() -> None:

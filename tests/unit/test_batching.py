@@ -15,7 +15,6 @@ from shared.errors import Unavailable
 from shared.settings import Batches, BatchLimits, Settings
 from workers.batch_scheduler import BULK_TURN, LIKE_LENGTH
 from workers.batching import MicroBatcher
-from workers.stages import BulkThrottle
 
 LIMITS = BatchLimits(items=4, budget=100, wait_s=0, waiting=1000, bulk_s=1000)
 
@@ -264,39 +263,6 @@ def test_a_stage_that_gives_too_few_results_fails_its_items_and_lives_on() -> No
         batcher.submit((0, 1.0))()
     assert batcher.submit((1, 1.0))() == (1, 1.0)
     batcher.close()
-
-
-def stood_back(courtesy: BulkThrottle) -> float:
-    started = time.monotonic()
-    courtesy.stand_back()
-    return time.monotonic() - started
-
-
-def test_bulk_stands_back_until_the_last_interactive_turn_is_through() -> None:
-    courtesy = BulkThrottle(longest_s=30)
-    with ThreadPoolExecutor(1) as pool:
-        with courtesy.expected():
-            with courtesy.expected():
-                bulk = pool.submit(stood_back, courtesy)
-                time.sleep(0.05)
-            time.sleep(0.05)
-            assert not bulk.done()
-        assert 0.05 < bulk.result(10) < 10
-    assert stood_back(courtesy) < 0.05
-
-
-def test_bulk_stands_back_for_no_longer_than_it_has_to_where_interactive_turns_never_end() -> None:
-    with (courtesy := BulkThrottle(longest_s=0.1)).expected():
-        assert 0.05 < stood_back(courtesy) < 5
-    with (courtesy := BulkThrottle(longest_s=0)).expected():
-        assert stood_back(courtesy) < 0.05
-
-
-def test_an_interactive_turn_that_fails_keeps_bulk_waiting_no_longer() -> None:
-    courtesy = BulkThrottle(longest_s=30)
-    with pytest.raises(ValueError, match="poison"), courtesy.expected():
-        raise ValueError("poison")
-    assert stood_back(courtesy) < 0.05
 
 
 def test_one_limit_of_one_stage_is_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

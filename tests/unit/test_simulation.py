@@ -1,8 +1,6 @@
 """The simulation obeys the laws of queueing theory, and its closed forms where the fleet is simple enough."""
 
 import json
-import subprocess
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from typer.testing import CliRunner
 from benchmarks.capacity import simulation
 from benchmarks.capacity.costs import SHIPPED, Costs, Size, StageCost, Traffic, stage_names
 from benchmarks.capacity.simulation import CELL, Demand, Outcome, simulate, smallest_fleet
-from benchmarks.capacity.stages import Run, fit
 from services.cli.main import app
 from shared.domain.job import Lane
 from shared.errors import InvalidRequest, SetupError
@@ -55,6 +52,7 @@ LIKE_A_WORKER = costs(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
 def test_one_thread_follows_the_pollaczek_khinchine_formula(spread: float) -> None:
     load = 0.7
@@ -64,6 +62,7 @@ def test_one_thread_follows_the_pollaczek_khinchine_formula(spread: float) -> No
     assert one.lanes[Lane.interactive].in_system == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_many_threads_on_one_core_follow_the_processor_sharing_formula(spread: float) -> None:
     # The mean number in an M/G/1 queue with processor sharing (Kleinrock 1976): load / (1 - load).
@@ -78,6 +77,7 @@ def test_two_cores_run_two_turns_at_full_speed() -> None:
     assert [round(work[bulk].turns_per_s, 1) for bulk in (1, 2, 4)] == [1, 2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("items", [1, 4, 16])
 def test_a_saturated_stage_runs_full_batches(items: int) -> None:
     cost = StageCost(fixed_s=0.1, per_item_s=0.01, size=Size())
@@ -145,6 +145,7 @@ def interactive_p95(outcome: Outcome) -> float:
     return p95
 
 
+@pytest.mark.slow
 def test_a_full_bulk_lane_hardly_delays_interactive_turns() -> None:
     demand = Demand(conversations=10)
     alone = simulate(demand, 1, LIKE_A_WORKER, Settings(), turns=1000)
@@ -154,6 +155,7 @@ def test_a_full_bulk_lane_hardly_delays_interactive_turns() -> None:
     assert beside.busy["cpu"] > 0.9
 
 
+@pytest.mark.slow
 def test_bulk_turns_progress_even_when_interactive_turns_overload_the_worker() -> None:
     outcome = simulate(Demand(conversations=2000, backlog=1000), 1, LIKE_A_WORKER, Settings(), turns=2000)
     assert not outcome.stable
@@ -163,6 +165,7 @@ def test_bulk_turns_progress_even_when_interactive_turns_overload_the_worker() -
     assert outcome.lanes[Lane.bulk].per_s > 0.1
 
 
+@pytest.mark.slow
 def test_the_smallest_fleet_is_enough_and_one_worker_fewer_is_not() -> None:
     demand = Demand(conversations=400)
     found = smallest_fleet(demand, 1.0, LIKE_A_WORKER, Settings(), turns=1500)
@@ -180,6 +183,7 @@ def test_an_impossible_demand_is_refused_with_the_reason() -> None:
         simulate(Demand(), 1, LIKE_A_WORKER, Settings())
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_conversations_are_simulated_in_part() -> None:
     outcome = simulate(Demand(conversations=100_000), 1600, LIKE_A_WORKER, Settings(), turns=2000)
     assert outcome.simulated == CELL
@@ -187,6 +191,7 @@ def test_a_hundred_thousand_conversations_are_simulated_in_part() -> None:
     assert outcome.turns_per_s == pytest.approx(5000, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_partly_simulated_fleet_has_no_shorter_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     demand = Demand(conversations=64 * 70)
     part = simulate(demand, 64, LIKE_A_WORKER, Settings(), turns=1500)
@@ -199,21 +204,6 @@ def test_a_partly_simulated_fleet_has_no_shorter_waits(monkeypatch: pytest.Monke
 def test_traffic_grows_with_the_turns_and_with_the_workers() -> None:
     outcome = simulate(CALM, 3, LIKE_A_WORKER, Settings(), turns=300)
     assert outcome.traffic.wal_bytes == pytest.approx(3 + outcome.turns_per_s)
-
-
-lines = st.tuples(*[st.floats(1e-4, 1)] * 3)
-
-
-@given(lines)
-def test_costs_that_lie_on_a_line_are_fitted_exactly(line: tuple[float, float, float]) -> None:
-    cost = StageCost(fixed_s=line[0], per_item_s=line[1], per_second_s=line[2])
-    runs = [Run(n, s, cost.seconds(n, s), 1) for n in (1, 2, 4, 8, 16) for s in (1.0, 2.0, 4.0)]
-    assert fit(runs) == pytest.approx(line, rel=1e-5)
-
-
-@given(st.lists(st.tuples(st.integers(1, 16), st.floats(0.5, 10), st.floats(0.001, 5)), min_size=1, max_size=20))
-def test_no_fitted_cost_is_negative(measured: list[tuple[int, float, float]]) -> None:
-    assert min(fit([Run(items, longest_s, wall_s, 1) for items, longest_s, wall_s in measured])) >= 0
 
 
 def test_the_shipped_costs_name_their_command_and_survive_a_round_trip(tmp_path: Path) -> None:
@@ -250,11 +240,6 @@ def test_the_scaling_page_shows_the_shipped_costs() -> None:
     assert scaling.replace_blocks(page, blocks) == page, (
         "the costs are newer than the page: python docs/make_scaling.py"
     )
-
-
-def test_the_simulation_imports_no_torch() -> None:
-    start = "import sys, benchmarks.capacity.tables, services.cli.main; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", start], check=False, timeout=60).returncode == 0
 
 
 def test_the_command_prints_json_and_tables() -> None:

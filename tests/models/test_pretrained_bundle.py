@@ -22,7 +22,7 @@ from shared.modeling.transcriber import Clip, Transcriber
 from shared.settings import Batches, BatchLimits, Settings
 from tests import checkpoints
 from tests.audio_clips import tone
-from tests.unit.tiny import FUSION, Heard, write_bundle
+from tests.tiny_models import FUSION, Heard, write_bundle
 from workers.stages import Stages
 
 Load = Callable[..., Pipeline]

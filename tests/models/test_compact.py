@@ -8,7 +8,7 @@ from shared.audio.decoder import decode
 from shared.domain.emotion import EmotionScores
 from shared.modeling.loading import SHIPPED
 from shared.modeling.pipeline import Pipeline
-from tests.unit.tiny import Heard, pipeline
+from tests.tiny_models import Heard, pipeline
 
 ENGLISH = Path(__file__).parents[1] / "assets" / "english.ogg"
 

@@ -21,7 +21,7 @@ from shared.modeling.tokens import Tokens
 from shared.settings import Settings
 from tests import checkpoints
 from tests.audio_clips import tone
-from tests.unit.tiny import SPEECH
+from tests.tiny_models import SPEECH
 
 Pretrained = PretrainedTextEncoder | PretrainedSpeechEncoder
 Load = Callable[..., Pretrained]

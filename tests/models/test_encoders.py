@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.modeling.speech_encoders import SpeechEncoder
 from shared.modeling.text_encoders import TextEncoder, TurnTokenizer
-from tests.unit import tiny
+from tests import tiny_models
 
 
 @pytest.fixture(scope="module")
 def text_encoder() -> TextEncoder:
     torch.manual_seed(0)
-    return TextEncoder(tiny.TEXT, tiny.tokenizer()).eval()
+    return TextEncoder(tiny_models.TEXT, tiny_models.tokenizer()).eval()
 
 
 @pytest.fixture(scope="module")
 def speech_encoder() -> SpeechEncoder:
     torch.manual_seed(0)
-    return SpeechEncoder(tiny.SPEECH).eval()
+    return SpeechEncoder(tiny_models.SPEECH).eval()
 
 
 def noise(seconds: float) -> Samples:
@@ -55,7 +55,7 @@ def test_a_text_is_read_with_the_turns_before_it(text_encoder: TextEncoder) -> N
 
 @given(before=st.lists(st.text("abc ", max_size=30), max_size=4), text=st.text("abc", min_size=1, max_size=80))
 def test_what_does_not_fit_is_left_out_of_the_oldest_turn_first(before: list[str], text: str) -> None:
-    turns = TurnTokenizer(tiny.tokenizer(), 0, 2, 3, 1, "query: ", 40)
+    turns = TurnTokenizer(tiny_models.tokenizer(), 0, 2, 3, 1, "query: ", 40)
     alone, read = turns.turn(text), turns.turn(text, before)
     assert [read.ids[i] for i in read.own] == alone.ids
     assert len(read.ids) <= 40
@@ -89,7 +89,7 @@ def test_a_clip_longer_than_the_positions_is_heard_to_its_end(speech_encoder: Sp
 
 @torch.inference_mode()
 def test_a_long_text_is_cut_not_refused(text_encoder: TextEncoder) -> None:
-    assert text_encoder(["very " * 1000]).features.shape[1] == tiny.TEXT.max_tokens
+    assert text_encoder(["very " * 1000]).features.shape[1] == tiny_models.TEXT.max_tokens
 
 
 @pytest.mark.parametrize(

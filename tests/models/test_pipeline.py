@@ -16,7 +16,7 @@ from shared.modeling import predictor
 from shared.modeling.pipeline import Item, Result, Stage
 from shared.modeling.predictor import EncodedTurn, TextInput, incongruence
 from tests.audio_clips import tone
-from tests.unit.tiny import FUSION, Heard, pipeline, write_bundle
+from tests.tiny_models import FUSION, Heard, pipeline, write_bundle
 
 
 @pytest.fixture(scope="module")

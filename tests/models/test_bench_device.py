@@ -15,7 +15,7 @@ from shared.errors import BundleError
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.loading import MANIFEST, read_manifest, write_manifest
 from shared.settings import Batches, BatchLimits, Settings
-from tests.unit.tiny import write_bundle
+from tests.tiny_models import write_bundle
 
 TEXT = XLMRobertaConfig(
     vocab_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, pad_token_id=1

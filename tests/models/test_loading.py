@@ -14,7 +14,7 @@ from shared.modeling.pipeline import Pipeline, load_pipeline
 from shared.settings import Settings
 from tests import checkpoints
 from tests.audio_clips import tone
-from tests.unit.tiny import write_bundle
+from tests.tiny_models import write_bundle
 
 LIMIT_BYTES = 120_000_000
 

@@ -1,0 +1,52 @@
+"""The tables of results and of device figures, on a terminal of 80 columns."""
+
+from collections.abc import Callable
+
+import pytest
+from rich.table import Table
+
+from benchmarks.device import DeviceFigure
+from services.analyzer import Row
+from services.cli.analyze import results_table
+from services.cli.bench import device_table
+from shared.domain.emotion import Modality
+from tests.printed_tables import assert_readable
+
+
+def analysis() -> Table:
+    row = Row(
+        file="/recordings/2026-11-21_customer_service_call_4711.wav",
+        start=0.0,
+        end=12.5,
+        speaker="Ada",
+        text="I have been waiting for an hour and nobody calls me back!",
+        language="en",
+        emotion="anger",
+        scores={"anger": 0.9},
+        valence=-0.5,
+        confidence=0.9,
+        abstained=False,
+        incongruence=0.1,
+        modalities_used=(Modality.text, Modality.audio),
+        baseline_turns=3,
+    )
+    return results_table([row], conversation=True)
+
+
+def devices() -> Table:
+    figure = DeviceFigure(
+        encoder="facebook/wav2vec2-xls-r-300m",
+        in_flight=256,
+        batch_size=16,
+        clips_per_s=12.34,
+        p50_s=1.234,
+        p95_s=2.345,
+        flops_per_s=1.5e12,
+        share=0.42,
+    )
+    return device_table([figure])
+
+
+@pytest.mark.parametrize("make", [analysis, devices])
+def test_a_table_fits_80_columns_and_breaks_no_word(make: Callable[[], Table]) -> None:
+    assert_readable(make())
