@@ -1,5 +1,8 @@
 # make run     installs what running needs into .venv, then starts Tenor, embedded, on 127.0.0.1:8000
 # make test    also installs what the tests need, then runs every check and test
+# make types   checks the types with pyright
+# make fix     repairs what ruff can repair, and formats the code
+# make docs    builds the documentation into build/site
 # make unit    runs the tests that need no model and no server, in seconds
 #
 # make setup   only installs what running needs; make setup-dev also what the tests, benchmarks and training need
@@ -24,7 +27,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 PIP_INSTALL := $(BIN)/pip install --constraint constraints.txt
 TORCH_BUILD := $(if $(TORCH),--no-deps --index-url https://download.pytorch.org/whl/$(TORCH))
 
-.PHONY: setup setup-dev python run test unit lint smoke smoke-one images chaos scaling constraints
+.PHONY: setup setup-dev python run test unit lint types fix docs smoke smoke-one images chaos scaling constraints
 
 setup: $(VENV)/run-$(VERSION)
 setup-dev: $(VENV)/dev-$(VERSION)
@@ -44,7 +47,7 @@ $(VENV)/run-$(VERSION): pyproject.toml constraints.txt | python
 	@touch $@
 
 $(VENV)/dev-$(VERSION): $(VENV)/run-$(VERSION)
-	$(PIP_INSTALL) --editable ".[models,embedded,offline,training,bench,dev]"
+	$(PIP_INSTALL) --editable ".[models,embedded,offline,training,bench,docs,dev]"
 	@touch $@
 
 run: setup
@@ -54,6 +57,16 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+types: setup-dev
+	$(BIN)/pyright $(ARGS)
+
+fix: setup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint
 	$(BIN)/pytest --numprocesses=2 --dist=worksteal $(ARGS)
