@@ -10,7 +10,7 @@ import pytest
 from shared.domain.job import Lane
 from tests.acceptance.conftest import Tenor
 from tests.conftest import wait_for
-from tests.receiver import Receiver
+from tests.webhook_receiver import Receiver
 
 DELIVERIES_ALONE = {
     "worker_threads": 0,

@@ -23,8 +23,8 @@ from services.embedded.servers import free_port
 from shared.audio.decoder import decode, encode
 from shared.domain.job import OPEN
 from tests.acceptance.conftest import ASSETS
-from tests.collector import collecting
 from tests.conftest import PATIENCE, wait_for
+from tests.trace_collector import collecting
 
 READY_S = 90
 

@@ -32,10 +32,10 @@ from shared.settings import Settings
 from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
 from tests.audio_clips import wav
-from tests.collector import Collector, Received, collecting
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent
 from tests.tiny_models import Heard, pipeline, write_bundle
+from tests.trace_collector import Collector, Received, collecting
 from workers.consumer import ConsumerThread
 from workers.job_runner import JobRunner
 from workers.stages import Stages

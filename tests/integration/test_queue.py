@@ -22,7 +22,7 @@ from shared.messaging.broker import Broker, celery_app
 from shared.settings import Settings
 from tests.conftest import wait_for
 from tests.integration.conftest import broker_answers
-from tests.integration.tls import tls_endpoint
+from tests.integration.tls_endpoint import tls_endpoint
 
 
 def message() -> Message:

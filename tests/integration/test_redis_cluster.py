@@ -24,7 +24,7 @@ from shared.domain.job import TURN_LANES, Lane, Message
 from shared.errors import Unavailable
 from shared.messaging.broker import Broker, celery_app
 from tests.conftest import PATIENCE, wait_for
-from tests.integration.tls import tls_endpoint
+from tests.integration.tls_endpoint import tls_endpoint
 from workers.consumer import ConsumerThread
 
 PREFIX = "{tenor}."

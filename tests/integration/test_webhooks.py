@@ -33,7 +33,7 @@ from shared.store.database import Database, Transaction
 from shared.store.webhooks import MAX_WEBHOOKS
 from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey
-from tests.receiver import Receiver
+from tests.webhook_receiver import Receiver
 from workers.deliveries import DeliveryLane
 from workers.job_runner import Enter, JobRunner, Write
 from workers.sweeper import Sweeper

@@ -31,7 +31,7 @@ from shared.observability.tracing import (
     stop_tracing,
 )
 from shared.settings import Settings
-from tests.collector import Collector, collecting
+from tests.trace_collector import Collector, collecting
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
