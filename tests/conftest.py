@@ -20,6 +20,9 @@ from shared.store.database import Database
 
 _broker_numbers = itertools.count()
 
+# Two test processes share two cores: threads of one matrix product would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 USES_MODELS = {"models", "training", "acceptance"}
 """The folders whose tests all get the marker `models`."""
 
@@ -53,7 +56,16 @@ def restored_logging() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
     with EmbeddedServers(tmp_path_factory.mktemp("servers")) as running:
+        _write_without_waiting_for_the_disk(running)
         yield running
+
+
+def _write_without_waiting_for_the_disk(servers: EmbeddedServers) -> None:
+    """No test cuts the power: without this, dropping a database waits until hundreds of others are on the disk."""
+    with psycopg.connect(servers.url_of("postgres"), autocommit=True) as connection:
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+        connection.execute("SELECT pg_reload_conf()")
 
 
 @pytest.fixture(scope="session")

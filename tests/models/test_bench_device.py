@@ -1,16 +1,16 @@
 """The figures of `tenor bench device`, on tiny encoders."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import Wav2Vec2Config, WhisperConfig, XLMRobertaConfig
+from typer.testing import CliRunner
 
 from benchmarks import device
 from benchmarks.device import DeviceFigure, bundle_encoders, flops_of, full_encoders, matrix_rate, measure
+from services.cli.main import app
 from shared.errors import BundleError
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.loading import MANIFEST, read_manifest, write_manifest
@@ -89,9 +89,8 @@ def test_published_shapes_have_the_published_sizes(monkeypatch: pytest.MonkeyPat
 
 def test_the_command_measures_the_encoders_of_a_bundle(tmp_path: Path) -> None:
     options = ["--bundle", str(write_bundle(tmp_path)), "--sizes", "1,2", "--rounds", "1", "--seconds", "0.5"]
-    command = [sys.executable, "-m", "services.cli", "bench", "device", *options, "--format", "json"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
+    result = CliRunner().invoke(app, ["bench", "device", *options, "--format", "json"])
+    assert result.exit_code == 0, result.output
     figures = [DeviceFigure.model_validate(figure) for figure in json.loads(result.stdout)]
     assert [(f.encoder, f.in_flight) for f in figures] == [
         (name, size) for name in ("tiny, text", "tiny, audio") for size in (1, 2)
