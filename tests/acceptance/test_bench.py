@@ -25,7 +25,7 @@ def measured(*arguments: object) -> dict[str, float]:
     return {figure["name"]: figure["median"] for figure in figures}
 
 
-def test_clips_are_timed_in_process_and_as_a_service() -> None:
+def test_the_clips_benchmark_times_in_process_and_as_a_service() -> None:
     assert {"analyze, a clip", "service, an audio turn", "API start"} <= measured("clips", CLIP, "--rounds", 1).keys()
 
 

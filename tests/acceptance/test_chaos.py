@@ -114,14 +114,14 @@ def run(tmp_path: Path) -> Iterator[Run]:
         yield running_tenor
 
 
-def test_a_worker_that_is_killed(run: Run) -> None:
+def test_every_turn_ends_once_when_a_worker_is_killed(run: Run) -> None:
     with run.talking() as accepted:
         run.waits_until_a_fifth_is_done()
         run.child("workers").kill()
     run.assert_every_turn_ended_once(accepted)
 
 
-def test_an_api_that_is_killed_between_the_commit_and_the_sending(run: Run) -> None:
+def test_every_turn_ends_once_when_the_api_is_killed_before_publishing(run: Run) -> None:
     """Without a broker it accepts turns and cannot send them: so it is killed when none of them is sent."""
     run.process.send_signal(signal.SIGSTOP)  # it would start the broker again
     run.server("valkey/valkey.pid").kill()
@@ -133,21 +133,21 @@ def test_an_api_that_is_killed_between_the_commit_and_the_sending(run: Run) -> N
     run.assert_every_turn_ended_once(accepted)
 
 
-def test_a_broker_that_is_flushed_and_started_again(run: Run) -> None:
+def test_every_turn_ends_once_when_the_broker_is_flushed_and_restarted(run: Run) -> None:
     with run.talking() as accepted:
         run.waits_until_a_fifth_is_done()
         run.server("valkey/valkey.pid").kill()  # nothing of its memory is kept
     run.assert_every_turn_ended_once(accepted)
 
 
-def test_a_postgres_that_is_started_again(run: Run) -> None:
+def test_every_turn_ends_once_when_postgres_is_restarted(run: Run) -> None:
     with run.talking() as accepted:
         run.waits_until_a_fifth_is_done()
         run.server("postgres/postmaster.pid").send_signal(signal.SIGINT)  # a fast shutdown: every connection ends
     run.assert_every_turn_ended_once(accepted)
 
 
-def test_an_api_that_is_killed_while_it_accepts(run: Run) -> None:
+def test_every_turn_ends_once_when_the_api_is_killed_while_it_accepts(run: Run) -> None:
     with run.talking() as accepted:
         run.waits_until_a_fifth_is_done()
         run.child("services.cli").kill()
@@ -155,7 +155,7 @@ def test_an_api_that_is_killed_while_it_accepts(run: Run) -> None:
 
 
 @pytest.mark.parametrize("minutes", [5, -5])
-def test_a_worker_whose_clock_is_wrong(tmp_path: Path, minutes: int) -> None:
+def test_every_turn_ends_once_when_a_workers_clock_is_wrong(tmp_path: Path, minutes: int) -> None:
     """A clock that is wrong from the start, and a lease that is claimed, renewed and run out under it."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -172,7 +172,7 @@ def test_a_worker_whose_clock_is_wrong(tmp_path: Path, minutes: int) -> None:
         run.assert_every_turn_ended_once(accepted)
 
 
-def test_a_full_disk_refuses_the_sound_and_half_accepts_nothing(run: Run) -> None:
+def test_a_full_disk_refuses_uploads_and_accepts_no_turn_without_its_audio(run: Run) -> None:
     """A limit on every file that the API writes is what a full disk is to it. What needs no disk goes on.
 
     The longer recording does not even come in; the shorter one does, and is not stored.

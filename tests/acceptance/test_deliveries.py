@@ -44,7 +44,7 @@ def undelivered(tenor: Tenor) -> int:
         return sum(job.lane is Lane.delivery for job in transaction.job_admin.find())
 
 
-def test_what_a_killed_worker_had_under_way_is_sent_again_and_a_worker_that_is_stopped_ends_it(
+def test_deliveries_of_a_killed_worker_are_sent_again_and_a_stopped_worker_finishes_its_own(
     tenor: Tenor, receiver: Receiver
 ) -> None:
     with tenor.database.transaction() as transaction:

@@ -84,7 +84,7 @@ def worker_of(tenor: "subprocess.Popen[str]") -> psutil.Process:
     return worker
 
 
-def test_a_spoken_turn_gives_an_emotion_survives_dead_processes_and_is_there_at_the_next_start(tmp_path: Path) -> None:
+def test_an_audio_turn_is_analysed_after_processes_are_killed_and_is_stored_across_restarts(tmp_path: Path) -> None:
     with running(tmp_path / "data") as (tenor, client):
         session_id = client.post("/v1/sessions", json={}).json()["id"]
         first = analyzed(client, session_id)
@@ -104,7 +104,7 @@ def test_a_spoken_turn_gives_an_emotion_survives_dead_processes_and_is_there_at_
         assert [turn["id"] for turn in history] == [first["id"], second["id"], third["id"]]
 
 
-def test_what_a_killed_run_left_behind_is_stopped_at_the_next_start(tmp_path: Path) -> None:
+def test_processes_of_a_killed_run_are_stopped_by_the_next_run(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with running(data_dir) as (tenor, client):
         session_id = client.post("/v1/sessions", json={}).json()["id"]
@@ -121,7 +121,7 @@ def test_what_a_killed_run_left_behind_is_stopped_at_the_next_start(tmp_path: Pa
         assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
 
 
-def test_what_happens_in_a_run_can_be_seen(tmp_path: Path) -> None:
+def test_tenor_run_reports_status_metrics_and_traces(tmp_path: Path) -> None:
     data_dir, port = tmp_path / "data", free_port()
     with collecting() as collector:
         watched = {"TENOR_METRICS_PORT": str(port), "TENOR_OTLP_ENDPOINT": collector.url, "TENOR_LOG_FORMAT": "json"}
@@ -176,7 +176,7 @@ def test_an_upload_of_200_mb_is_refused_with_memory_flat(tmp_path: Path, declare
         assert analyzed(client, session_id)["status"] == "succeeded"
 
 
-def test_what_is_taken_is_said(tmp_path: Path) -> None:
+def test_a_port_or_data_folder_in_use_is_named(tmp_path: Path) -> None:
     with running(tmp_path / "data") as (_, client):
         port = str(client.base_url.port)
         for folder, said in ((tmp_path / "data", "another Tenor runs on"), (tmp_path / "other", "--port")):
@@ -224,7 +224,7 @@ def test_a_run_becomes_ready_on_ipv6_and_calls_itself_through_no_proxy(tmp_path:
         assert client.get("/readyz").json()["workers"] == 1
 
 
-def test_stopping_says_what_it_waits_for_and_stops_at_once_when_asked_again(tmp_path: Path) -> None:
+def test_stopping_names_what_it_waits_for_and_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     recording = encode(np.tile(decode(ASSETS / "english.ogg"), 60))
     with running(tmp_path / "data", TENOR_DRAIN_S="600") as (tenor, client):
         files = {"audio": ("a.flac", recording, "audio/flac")}
@@ -244,7 +244,7 @@ def test_stopping_says_what_it_waits_for_and_stops_at_once_when_asked_again(tmp_
 
 
 @pytest.mark.parametrize(("host", "reason"), [("192.0.2.1", "not an address"), ("nonesuch.invalid", "not resolve")])
-def test_a_host_that_cannot_be_listened_on_is_said_in_one_line(tmp_path: Path, host: str, reason: str) -> None:
+def test_an_unusable_host_is_a_one_line_error(tmp_path: Path, host: str, reason: str) -> None:
     env = {**os.environ, "TENOR_DATA_DIR": str(tmp_path / "data")}
     command = [sys.executable, "-m", "services.cli", "run", "--host", host, "--port", str(free_port())]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -253,7 +253,7 @@ def test_a_host_that_cannot_be_listened_on_is_said_in_one_line(tmp_path: Path, h
     assert reason in line
 
 
-def test_a_worker_that_cannot_start_says_why_on_the_terminal(tmp_path: Path) -> None:
+def test_the_error_of_a_worker_that_cannot_start_is_printed(tmp_path: Path) -> None:
     env = {**os.environ, "TENOR_DATA_DIR": str(tmp_path / "data"), "TENOR_WHISPER_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "services.cli", "run", "--port", str(free_port())]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90 * PATIENCE, check=False)

@@ -191,6 +191,6 @@ def test_the_worker_starts_and_is_healthy(
         assert becomes(lambda: worker.healthy(env), process), (worker.root / "log").read_text()
 
 
-def test_the_recipes_say_what_they_can_do(image: Callable[[str], Image]) -> None:
+def test_the_training_image_lists_its_recipes(image: Callable[[str], Image]) -> None:
     training = image("training")
     assert training.run(env={}).wait(300) == 0, (training.root / "log").read_text()

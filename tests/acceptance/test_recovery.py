@@ -47,7 +47,7 @@ def assert_all_are_done_once(tenor: Tenor, session_id: str) -> None:
     assert tenor.predictions(session_id) == TURNS
 
 
-def test_all_turns_are_done_once_after_the_worker_is_killed(tenor: Tenor, session_id: str) -> None:
+def test_every_turn_is_analysed_once_after_the_worker_is_killed(tenor: Tenor, session_id: str) -> None:
     with killed_at_the_end(tenor.start_worker()) as _:
         wait_for(lambda: tenor.count(session_id, "succeeded") >= 3 and tenor.count(session_id, "running") > 0, 30)
     assert tenor.count(session_id, "running") > 0
@@ -56,7 +56,7 @@ def test_all_turns_are_done_once_after_the_worker_is_killed(tenor: Tenor, sessio
         assert_all_are_done_once(tenor, session_id)
 
 
-def test_all_turns_are_done_once_after_the_broker_is_flushed(tenor: Tenor, session_id: str) -> None:
+def test_every_turn_is_analysed_once_after_the_broker_is_flushed(tenor: Tenor, session_id: str) -> None:
     with killed_at_the_end(tenor.start_worker()):
         wait_for(lambda: tenor.count(session_id, "succeeded") >= 3, 30)
         tenor.broker().flushdb()
@@ -64,7 +64,7 @@ def test_all_turns_are_done_once_after_the_broker_is_flushed(tenor: Tenor, sessi
         assert_all_are_done_once(tenor, session_id)
 
 
-def test_a_worker_told_to_stop_finishes_what_it_holds(tenor: Tenor, session_id: str) -> None:
+def test_a_worker_told_to_stop_finishes_its_running_jobs(tenor: Tenor, session_id: str) -> None:
     worker = tenor.start_worker()
     with killed_at_the_end(worker):
         wait_for(lambda: tenor.count(session_id, "succeeded") >= 3, 30)
@@ -75,7 +75,7 @@ def test_a_worker_told_to_stop_finishes_what_it_holds(tenor: Tenor, session_id: 
         assert_all_are_done_once(tenor, session_id)
 
 
-def test_what_a_worker_cannot_finish_in_time_is_given_back_at_once(tenor: Tenor, session_id: str) -> None:
+def test_a_stopping_worker_releases_the_jobs_that_it_cannot_finish(tenor: Tenor, session_id: str) -> None:
     worker = tenor.start_worker(drain_s=0, lease_s=3600)
     with killed_at_the_end(worker):
         wait_for(lambda: tenor.count(session_id, "running") > 0, 30)
@@ -87,7 +87,7 @@ def test_what_a_worker_cannot_finish_in_time_is_given_back_at_once(tenor: Tenor,
         assert_all_are_done_once(tenor, session_id)
 
 
-def test_a_worker_whose_threads_hang_ends_and_leaves_its_jobs_to_others(tenor: Tenor, session_id: str) -> None:
+def test_a_worker_whose_threads_hang_exits_and_other_workers_run_its_jobs(tenor: Tenor, session_id: str) -> None:
     worker = tenor.start_worker(worker_threads=1, bulk_threads=1, stage_limit_s=0.01)
     with killed_at_the_end(worker):
         assert worker.wait(60 * PATIENCE) == EX_TEMPFAIL
@@ -96,7 +96,7 @@ def test_a_worker_whose_threads_hang_ends_and_leaves_its_jobs_to_others(tenor: T
         assert_all_are_done_once(tenor, session_id)
 
 
-def test_a_call_that_a_killed_worker_was_cutting_is_cut_by_one_that_takes_no_turns(tenor: Tenor) -> None:
+def test_a_recording_of_a_killed_worker_is_split_by_a_worker_of_the_ingest_lane(tenor: Tenor) -> None:
     sounds = [sound for path in sorted(ASSETS.glob("*.ogg")) for sound in (decode(path), silence(1.5))]
     files = {"audio": ("call.flac", encode(np.concatenate(sounds * 25)), "audio/flac")}
     light = {"worker_threads": 0, "bulk_threads": 0}

@@ -105,7 +105,7 @@ def test_the_message_of_an_accepted_turn_carries_ids_only(
     assert "secret" not in message["headers"]["argsrepr"]
 
 
-def test_whoever_waits_for_a_turn_is_told_when_that_one_ends(
+def test_a_waiting_request_is_answered_when_its_own_turn_ends(
     api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
     def post(session: str) -> str:
@@ -173,12 +173,12 @@ def test_no_key_sees_another_tenants_rows(api: TestClient, session_id: str, make
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer tnr_wrong"}, {"Authorization": "Basic abc"}])
-def test_without_a_valid_key_nothing_is_answered(api: TestClient, header: dict[str, str]) -> None:
+def test_a_request_without_a_valid_key_is_refused(api: TestClient, header: dict[str, str]) -> None:
     del api.headers["Authorization"]
     assert problem(api.post("/v1/sessions", json={}, headers=header)) == (401, "unauthenticated")
 
 
-def test_a_revoked_key_is_soon_worthless(api: TestClient, database: Database) -> None:
+def test_a_revoked_key_is_refused_within_seconds(api: TestClient, database: Database) -> None:
     assert api.post("/v1/sessions", json={}).status_code == 201
     with database.transaction() as transaction:
         for _, key in transaction.accounts.all_keys():
@@ -192,7 +192,7 @@ def test_a_key_works_as_soon_as_it_is_made(api: TestClient, make_key: MakeKey) -
     assert api.post("/v1/sessions", json={}, headers={"Authorization": f"Bearer {key}"}).status_code == 201
 
 
-def test_roles_allow_what_they_say(api: TestClient, session_id: str, make_key: MakeKey) -> None:
+def test_each_role_allows_only_its_own_requests(api: TestClient, session_id: str, make_key: MakeKey) -> None:
     reader = {"Authorization": f"Bearer {make_key('acme', KeyRole.reader)}"}
     writer = {"Authorization": f"Bearer {make_key('acme', KeyRole.writer)}"}
     session = f"/v1/sessions/{session_id}"
@@ -230,7 +230,7 @@ def test_keys_are_stored_as_hashes_only(database: Database, make_key: MakeKey, s
         (wav(tone(60, rate=8000), rate=8000), "audio/wav", (413, "audio_too_long")),
     ],
 )
-def test_a_recording_that_cannot_be_used_is_refused(
+def test_an_upload_that_is_not_usable_audio_is_refused(
     api: TestClient, session_id: str, settings: Settings, content: bytes, media_type: str, expected: tuple[int, str]
 ) -> None:
     settings = settings.model_copy(update={"max_turn_s": 30.0})
@@ -262,7 +262,7 @@ def test_a_recording_that_cannot_be_used_is_refused(
         (wav(), "audio/wav", (415, "media_type_unsupported")),
     ],
 )
-def test_a_body_that_is_no_turn_is_refused(
+def test_a_body_that_is_not_a_valid_turn_is_refused(
     api: TestClient, session_id: str, body: bytes, media_type: str, expected: tuple[int, str]
 ) -> None:
     url = f"/v1/sessions/{session_id}/turns"
@@ -279,7 +279,7 @@ def test_a_body_that_is_no_turn_is_refused(
         b'{"language_hint": "klingon"}',
     ],
 )
-def test_a_session_that_cannot_be_stored_is_refused(api: TestClient, body: bytes) -> None:
+def test_an_invalid_session_is_refused(api: TestClient, body: bytes) -> None:
     response = api.post("/v1/sessions", content=body, headers={"content-type": "application/json"})
     assert problem(response) == (422, "request_invalid")
 
@@ -295,7 +295,7 @@ def test_a_long_body_of_unknown_length_is_refused(api: TestClient, session_id: s
     assert problem(api.post(path.format(session_id), content=chunks(), headers=headers)) == (413, "body_too_large")
 
 
-def test_the_unforeseen_is_a_problem_and_says_nothing_of_what_was_said(
+def test_an_unexpected_error_is_a_problem_document_without_the_text_of_the_turn(
     api: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "Mr Smith"
@@ -310,7 +310,7 @@ def test_the_unforeseen_is_a_problem_and_says_nothing_of_what_was_said(
     assert name not in caplog.text
 
 
-def test_sound_that_became_no_turn_is_deleted_at_once(
+def test_audio_of_a_refused_turn_is_deleted_at_once(
     api: TestClient, session_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = BlobFolder.put
@@ -325,7 +325,7 @@ def test_sound_that_became_no_turn_is_deleted_at_once(
     assert blobs(settings) == []
 
 
-def test_text_that_is_not_utf8_is_refused_in_a_form_too(api: TestClient, session_id: str) -> None:
+def test_form_text_that_is_not_utf8_is_refused(api: TestClient, session_id: str) -> None:
     form = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\ncaf\xe9\r\n'
     form += b'--b\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\n\r\n' + wav() + b"\r\n--b--\r\n"
     headers = {"content-type": "multipart/form-data; boundary=b"}
@@ -365,7 +365,7 @@ def test_a_form_must_be_complete_and_hold_each_field_once(
     assert status == 202 or problem(response) == (422, "request_invalid")
 
 
-def test_a_refusal_does_not_repeat_what_was_said(api: TestClient, session_id: str) -> None:
+def test_an_error_does_not_repeat_the_text_of_the_turn(api: TestClient, session_id: str) -> None:
     response = api.post(f"/v1/sessions/{session_id}/turns", json={"text": ["my diagnosis"]})
     assert "diagnosis" not in response.text
 
@@ -382,12 +382,12 @@ def test_a_bad_cursor_is_refused(api: TestClient, session_id: str) -> None:
         assert problem(response) == (422, "request_invalid")
 
 
-def test_unknown_paths_and_methods_are_problems_too(api: TestClient) -> None:
+def test_unknown_paths_and_methods_get_a_problem_document(api: TestClient) -> None:
     assert problem(api.get("/v1/nothing")) == (404, "not_found")
     assert problem(api.put("/v1/sessions")) == (405, "method_not_allowed")
 
 
-def test_health_and_readiness(api: TestClient, settings: Settings) -> None:
+def test_healthz_and_readyz_report_the_state_of_the_servers(api: TestClient, settings: Settings) -> None:
     assert api.get("/healthz").json() == {"status": "ok"}
     assert api.get("/readyz").json() == {"database": "ok", "broker": "ok", "workers": 0}
     away = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
@@ -401,7 +401,7 @@ def unsent(database: Database) -> Sequence[Message]:
         return transaction.outbox.unsent(timedelta(0))
 
 
-def test_a_turn_is_accepted_while_the_queue_is_away_and_waits_for_the_sweeper(
+def test_a_turn_is_accepted_while_the_broker_is_down_and_is_published_by_the_sweeper(
     api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
     away = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
@@ -410,7 +410,7 @@ def test_a_turn_is_accepted_while_the_queue_is_away_and_waits_for_the_sweeper(
     assert len(unsent(database)) == 1
 
 
-def test_what_was_accepted_is_sent_before_the_api_ends(
+def test_the_api_publishes_every_accepted_turn_before_it_exits(
     api: TestClient, session_id: str, settings: Settings, database: Database, broker: redis.Redis
 ) -> None:
     with TestClient(create_app(settings), headers=dict(api.headers)) as client:
@@ -427,7 +427,7 @@ def test_the_openapi_document_describes_both_ways_to_send_a_turn(api: TestClient
     assert all(part["schema"]["examples"] for part in content.values())
 
 
-def test_the_documentation_asks_no_other_server(api: TestClient) -> None:
+def test_the_documentation_pages_load_nothing_from_other_hosts(api: TestClient) -> None:
     page = api.get("/docs").text
     sources = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert sources
@@ -447,7 +447,7 @@ def references(document: object) -> Iterator[str]:
             yield from references(value)
 
 
-def test_every_reference_in_the_openapi_document_leads_somewhere(api: TestClient) -> None:
+def test_every_reference_in_the_openapi_document_resolves(api: TestClient) -> None:
     document = api.get("/openapi.json").json()
     found = set(references(document))
     assert found

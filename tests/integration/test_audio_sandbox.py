@@ -111,7 +111,7 @@ def test_every_source_is_decoded_as_in_this_process(kind: str, sandbox: AudioSan
         assert source.read() == data, "the position in the file is this process's alone"
 
 
-def test_a_file_that_was_half_read_keeps_its_place(sandbox: AudioSandbox) -> None:
+def test_a_partly_read_file_keeps_its_position(sandbox: AudioSandbox) -> None:
     data = np.random.default_rng(0).bytes(2 * SAMPLE_RATE)
     file = spooled(riff(data), 1)
     file.seek(0)
@@ -216,7 +216,7 @@ def test_a_child_that_hangs_is_killed_and_another_does_its_work(caplog: pytest.L
     assert not child.is_running()
 
 
-def test_a_child_that_died_while_it_was_idle_is_nobody_s_fault(
+def test_a_child_that_died_while_idle_is_replaced_without_an_error(
     sandbox: AudioSandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     child = started(sandbox)
@@ -226,7 +226,7 @@ def test_a_child_that_died_while_it_was_idle_is_nobody_s_fault(
     assert not caplog.records
 
 
-def test_a_child_has_no_secrets_and_nothing_open(sandbox: AudioSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_inherits_no_secrets_and_no_open_files(sandbox: AudioSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TENOR_DATABASE_URL", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "HOME"):
         monkeypatch.setenv(name, "hunter2")
     child = started(sandbox)
@@ -260,7 +260,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_children_end_when_their_parent_does(end: signal.Signals) -> None:
+def test_children_exit_when_their_parent_exits(end: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         assert parent.stdout is not None
         busy, idle = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
@@ -269,7 +269,7 @@ def test_children_end_when_their_parent_does(end: signal.Signals) -> None:
         wait_for(lambda child=child: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_children_stay_while_their_parent_is_told_to_end(sandbox: AudioSandbox) -> None:
+def test_children_ignore_sigint_and_sigterm(sandbox: AudioSandbox) -> None:
     """As a worker is, which then finishes its jobs; a terminal's Ctrl-C reaches all its processes."""
     child = started(sandbox)
     for told in (signal.SIGINT, signal.SIGTERM):
@@ -309,7 +309,7 @@ def test_a_child_decodes_no_further_than_its_parent_takes(long: Path, sandbox: A
     assert max(memory) < 100 * 2**20
 
 
-def test_a_recording_that_is_not_taken_to_its_end_leaves_no_child_at_work(long: Path) -> None:
+def test_decoding_that_is_abandoned_leaves_no_child_running(long: Path) -> None:
     sandbox = AudioSandbox(1)
     child = started(sandbox)
     parts = sandbox.decode_parts(long, 1, 10)
@@ -338,7 +338,7 @@ def test_a_closed_sandbox_leaves_no_children(sandbox: AudioSandbox) -> None:
     assert children().keys() <= before.keys()
 
 
-def test_where_no_child_starts_it_is_not_the_recording_s_fault(
+def test_a_child_that_cannot_be_started_is_not_an_error_of_the_audio(
     sandbox: AudioSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for program, message in (("/nowhere/python", "can be started: No such file"), ("false", "does not start: exit")):
@@ -361,7 +361,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-def test_a_child_that_was_taken_over_is_not_believed(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answer_of_a_compromised_child_is_validated(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(theirs: socket.socket, *_: object) -> subprocess.Popen[bytes]:
         ready = HEADER.pack(JSON, 2, 0) + b"{}"
         program = (
@@ -393,7 +393,7 @@ def test_a_child_cannot_raise_its_limits(sandbox: AudioSandbox) -> None:
         assert soft == hard != psutil.RLIM_INFINITY
 
 
-def test_a_large_picture_costs_nothing(sandbox: AudioSandbox) -> None:
+def test_a_large_embedded_picture_is_not_decoded(sandbox: AudioSandbox) -> None:
     child = started(sandbox)
     assert sandbox.decode(io.BytesIO(flac_with_picture(tone(2), 16_000))).size == 2 * SAMPLE_RATE
     assert child.memory_info().rss < 150 * 2**20
@@ -410,7 +410,7 @@ def test_packets_are_counted_up_to_the_longest_duration_that_is_allowed(sandbox:
     assert sandbox.probe(short, 10) == audio.probe(short) == AudioInfo(10.0, 1)
 
 
-def test_uploads_that_wait_for_their_probe_keep_nobody_waiting(api: TestClient, session_id: str) -> None:
+def test_uploads_that_wait_to_be_probed_do_not_block_other_requests(api: TestClient, session_id: str) -> None:
     resources = api.app.state.resources  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     slow = replace(resources, audio=AudioSandbox(1, Limits(timeout_s=20)))
     child = started(slow.audio)
@@ -434,7 +434,7 @@ STARVED = Limits(memory_bytes=1)
 
 
 @pytest.mark.skipif(not LINUX, reason="only Linux limits a process's data")
-def test_an_upload_that_its_probe_does_not_survive_is_refused(api: TestClient, session_id: str) -> None:
+def test_an_upload_that_crashes_the_probe_is_refused(api: TestClient, session_id: str) -> None:
     resources = api.app.state.resources  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     starved = replace(resources, audio=AudioSandbox(1, STARVED))
     api.app.state.resources = starved  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]

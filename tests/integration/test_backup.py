@@ -91,7 +91,7 @@ def test_a_restored_run_has_the_sessions_the_recordings_and_the_key(run: Run, ba
         assert restored.read() == wav()
 
 
-def test_a_backup_made_while_the_servers_run_leaves_them_running_and_is_whole(
+def test_a_backup_of_running_servers_is_complete_and_leaves_them_running(
     run: Run, empty: Settings, tmp_path: Path
 ) -> None:
     with EmbeddedServers(run.settings.data_dir) as servers:
@@ -104,7 +104,7 @@ def test_a_backup_made_while_the_servers_run_leaves_them_running_and_is_whole(
         assert Run(empty, run.key, run.session_id).history() == before
 
 
-def test_only_the_user_can_read_a_backup_and_what_is_restored_from_it(backup: Path, empty: Settings) -> None:
+def test_a_backup_and_its_restored_files_are_readable_by_their_owner_only(backup: Path, empty: Settings) -> None:
     before = os.umask(0o022)
     try:
         restore_backup(empty, backup)
@@ -127,7 +127,7 @@ def test_workers_delete_no_recording_while_a_backup_is_made(database: Database) 
         assert list(worker.pending_deletions.due()) == ["tenant/session/recording"]
 
 
-def test_a_recording_that_is_gone_is_counted_and_the_rest_is_backed_up(run: Run, tmp_path: Path) -> None:
+def test_a_missing_recording_is_counted_and_the_others_are_backed_up(run: Run, tmp_path: Path) -> None:
     (recording,) = (path for path in run.settings.blob_dir.rglob("*") if path.is_file())
     content = recording.read_bytes()
     recording.unlink()
@@ -138,7 +138,7 @@ def test_a_recording_that_is_gone_is_counted_and_the_rest_is_backed_up(run: Run,
     assert (made.recordings, made.missing) == (0, 1)
 
 
-def test_nothing_is_overwritten(run: Run, backup: Path) -> None:
+def test_backup_and_restore_overwrite_no_file(run: Run, backup: Path) -> None:
     with pytest.raises(SetupError, match="exists: name a new folder"):
         write_backup(run.settings, backup)
     with pytest.raises(SetupError, match="holds data already: move it away"):
@@ -155,7 +155,9 @@ def test_a_restore_into_a_folder_that_a_run_uses_changes_nothing(run: Run, backu
         assert run.history() == before
 
 
-def test_an_interrupted_restore_is_refused_by_a_run_and_begun_anew(backup: Path, empty: Settings) -> None:
+def test_tenor_run_refuses_an_interrupted_restore_and_restoring_again_completes_it(
+    backup: Path, empty: Settings
+) -> None:
     empty.data_dir.mkdir()
     (empty.data_dir / "blobs").write_text("a file where the recordings' folder should be")
     with pytest.raises(SetupError, match="cannot be written"):
@@ -168,7 +170,7 @@ def test_an_interrupted_restore_is_refused_by_a_run_and_begun_anew(backup: Path,
         pass
 
 
-def test_what_is_no_backup_or_is_damaged_or_is_a_later_versions_is_refused(backup: Path, empty: Settings) -> None:
+def test_restoring_a_damaged_or_newer_or_invalid_backup_is_refused(backup: Path, empty: Settings) -> None:
     with pytest.raises(SetupError, match="holds no backup"):
         restore_backup(empty, backup.parent)
     manifest, dump = backup / MANIFEST, backup / DUMP

@@ -133,7 +133,7 @@ def turn_ids(*of: Job) -> tuple[bytes, ...]:
     return tuple(job.turn_id.bytes for job in of if job.turn_id)
 
 
-def test_a_voice_is_read_against_its_speakers_earlier_turns_alone(house: House) -> None:
+def test_a_baseline_holds_only_the_speakers_own_earlier_turns(house: House) -> None:
     session = house.session()
     first = house.say(session)
     agent = house.say(session, role=SpeakerRole.agent)  # goes by the same name, as many do who give none
@@ -145,7 +145,7 @@ def test_a_voice_is_read_against_its_speakers_earlier_turns_alone(house: House) 
     assert house.done(last).earlier_summaries == turn_ids(first)
 
 
-def test_a_subjects_voice_is_known_from_their_other_sessions(house: House) -> None:
+def test_a_baseline_spans_all_sessions_of_the_subject(house: House) -> None:
     monday, tuesday = house.session("p-17"), house.session("p-17")
     stranger, elsewhere = house.session("p-18"), house.session("p-17", tenant="globex")
     spoken = [house.say(monday), house.say(tuesday), house.say(monday)]
@@ -155,7 +155,7 @@ def test_a_subjects_voice_is_known_from_their_other_sessions(house: House) -> No
     assert [house.done(job).earlier_summaries for job in agents + others] == [()] * 4
 
 
-def test_only_the_newest_turns_are_read_against(house: House) -> None:
+def test_a_baseline_holds_only_the_newest_turns(house: House) -> None:
     session = house.session()
     spoken = [house.say(session) for _ in range(MAX_BASELINE_TURNS + 3)]
     read = [house.done(job) for job in spoken]
@@ -165,7 +165,7 @@ def test_only_the_newest_turns_are_read_against(house: House) -> None:
     assert prediction.baseline_turns == MAX_BASELINE_TURNS
 
 
-def test_a_bundle_knows_only_the_summaries_that_it_made(house: House) -> None:
+def test_a_bundle_uses_only_audio_summaries_of_its_own(house: House) -> None:
     session = house.session()
     first, second, third = (house.say(session) for _ in range(3))
     house.done(first, "old")
@@ -181,7 +181,7 @@ def test_without_consent_no_summary_is_kept_and_none_is_used(house: House, setti
     assert len(house.done(house.say(asked)).earlier_summaries) == 1
 
 
-def test_a_summary_is_written_once_and_goes_with_its_session(house: House, settings: Settings) -> None:
+def test_an_audio_summary_is_written_once_and_deleted_with_its_session(house: House, settings: Settings) -> None:
     session = house.session("p-17")
     job = house.say(session)
     slow = house.claim(job, lease=NO_TIME)
@@ -203,7 +203,7 @@ def summaries_kept(settings: Settings) -> int:
     return count
 
 
-def test_a_spoken_turn_waits_for_those_before_it_without_spending_an_attempt(house: House) -> None:
+def test_a_turn_with_audio_waits_for_earlier_turns_without_using_an_attempt(house: House) -> None:
     session = house.session()
     first, second, third = house.say(session), house.say(session, speaker="Ben"), house.say(session)
     work = house.claim(first)
@@ -229,7 +229,7 @@ def test_a_subjects_turn_waits_for_their_earlier_turns_in_other_sessions(house: 
     assert house.done(second).earlier_summaries == turn_ids(first)
 
 
-def test_a_written_turn_neither_waits_nor_is_waited_for(house: House) -> None:
+def test_a_text_turn_neither_waits_nor_blocks_others(house: House) -> None:
     session = house.session()
     first, written, second = house.say(session), house.write(session, "x"), house.say(session)
     work = house.claim(written)
@@ -241,7 +241,7 @@ def test_a_written_turn_neither_waits_nor_is_waited_for(house: House) -> None:
     assert house.status(untouched) == (JobStatus.queued, 0)
 
 
-def test_who_has_no_attempt_left_keeps_nobody_waiting(house: House) -> None:
+def test_a_turn_without_attempts_left_does_not_block_later_turns(house: House) -> None:
     session = house.session()
     first, second = house.say(session), house.say(session)
     assert house.claim(first, lease=NO_TIME) is not None
@@ -251,7 +251,7 @@ def test_who_has_no_attempt_left_keeps_nobody_waiting(house: House) -> None:
     assert house.done(second).earlier_summaries == ()
 
 
-def test_a_turn_that_waits_for_one_that_is_dropped_goes_on(house: House) -> None:
+def test_dropping_a_turn_unblocks_the_turn_that_waited_for_it(house: House) -> None:
     session = house.session()
     first, second = house.say(session), house.say(session)
     late = house.claim(first)
@@ -263,7 +263,7 @@ def test_a_turn_that_waits_for_one_that_is_dropped_goes_on(house: House) -> None
     assert house.done(second).earlier_summaries == ()
 
 
-def test_a_turn_tried_again_is_read_against_those_before_it_and_those_after_it_wait(house: House) -> None:
+def test_a_retried_turn_gets_the_same_baseline_and_later_turns_wait_for_it(house: House) -> None:
     session = house.session()
     first, second, third = (house.say(session) for _ in range(3))
     house.done(first)
@@ -276,7 +276,7 @@ def test_a_turn_tried_again_is_read_against_those_before_it_and_those_after_it_w
     assert house.done(third).earlier_summaries == turn_ids(first, second)
 
 
-def test_a_deleted_session_keeps_nobody_waiting(house: House) -> None:
+def test_deleting_a_session_unblocks_turns_of_other_sessions(house: House) -> None:
     monday, tuesday = house.session("p-17"), house.session("p-17")
     house.say(monday)
     second, third = house.say(tuesday), house.say(tuesday)
@@ -288,7 +288,7 @@ def test_a_deleted_session_keeps_nobody_waiting(house: House) -> None:
     assert house.done(third).earlier_summaries == turn_ids(second)
 
 
-def test_the_sweeper_sends_for_a_turn_only_once_it_need_not_wait(house: House) -> None:
+def test_the_sweeper_publishes_a_blocked_turn_only_after_it_is_unblocked(house: House) -> None:
     session = house.session()
     first, second = house.say(session), house.say(session)
     house.let_leases_run_out()
@@ -303,7 +303,7 @@ def test_the_sweeper_sends_for_a_turn_only_once_it_need_not_wait(house: House) -
         assert second.id in [message.job_id for message in transaction.outbox.unsent(NO_TIME)]
 
 
-def test_words_are_read_after_those_of_the_two_turns_before_whoever_spoke(house: House) -> None:
+def test_the_text_context_is_the_two_turns_before_of_any_speaker(house: House) -> None:
     session = house.session()
     greeting = house.say(session, speaker="Tom", role=SpeakerRole.agent, text="Good morning")
     answer, silence = house.say(session), house.say(session)
@@ -317,7 +317,7 @@ def test_words_are_read_after_those_of_the_two_turns_before_whoever_spoke(house:
 
 
 @pytest.mark.parametrize("before", ["before they are heard", "after they are heard"])
-def test_a_written_turn_is_read_after_words_that_were_sent_as_it_waits_for_none(house: House, before: str) -> None:
+def test_the_context_of_a_text_turn_holds_only_texts_that_were_provided(house: House, before: str) -> None:
     session = house.session()
     heard, sent = house.say(session), house.say(session, text="sent along")
     written = house.write(session, "x")
@@ -328,7 +328,7 @@ def test_a_written_turn_is_read_after_words_that_were_sent_as_it_waits_for_none(
 
 
 @pytest.mark.parametrize("where", ["in the same session", "in another session"])
-def test_a_turn_that_is_added_while_the_one_before_ends_does_not_wait_in_vain(house: House, where: str) -> None:
+def test_a_turn_added_while_the_earlier_one_ends_is_unblocked(house: House, where: str) -> None:
     session, other = house.session("p-17"), house.session("p-17")
     work = house.claim(house.say(session))
     assert work is not None
@@ -445,7 +445,7 @@ def in_order(settings: Settings) -> dict[UUID, tuple[bytes, ...]]:
     return ought
 
 
-def test_turns_that_arrive_while_others_end_are_never_forgotten(house: House, settings: Settings) -> None:
+def test_turns_added_while_others_end_are_all_analysed(house: House, settings: Settings) -> None:
     fleet = Fleet(house)
     sessions = [house.session("p-17"), house.session("p-17"), house.session("p-17"), house.session()]
 
@@ -486,7 +486,7 @@ def test_workers_that_die_change_no_baseline(house: House, settings: Settings) -
     assert fleet.read == {turn_id: {baseline} for turn_id, baseline in in_order(settings).items()}
 
 
-def test_sessions_deleted_amid_the_work_keep_nobody_waiting(house: House) -> None:
+def test_sessions_deleted_during_analysis_block_no_other_turn(house: House) -> None:
     fleet = Fleet(house)
     kept = house.session("p-17")
     doomed = [house.session("p-17") for _ in range(4)]

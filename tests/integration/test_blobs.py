@@ -108,27 +108,27 @@ def read(blobs: Blobs, uri: str) -> bytes:
 
 @hypothesis_settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=2000))
-def test_what_is_stored_is_read_again_and_its_digest_is_said(place: Place, content: bytes) -> None:
+def test_a_stored_blob_is_read_back_with_its_digest(place: Place, content: bytes) -> None:
     uri = new_uri(uuid4(), uuid4())
     assert place.blobs.put(uri, io.BytesIO(content)) == hashlib.sha256(content).hexdigest()
     assert read(place.blobs, uri) == content
 
 
-def test_a_recording_of_many_parts_is_stored_whole(place: Place, uri: str) -> None:
+def test_a_large_upload_of_many_parts_is_stored_completely(place: Place, uri: str) -> None:
     content = os.urandom(12 * MIB + 1)
     assert place.blobs.put(uri, io.BytesIO(content)) == hashlib.sha256(content).hexdigest()
     assert read(place.blobs, uri) == content
     assert len(place.names()) == 1
 
 
-def test_a_source_that_was_read_before_is_stored_from_its_beginning(place: Place, uri: str) -> None:
+def test_a_partly_read_source_is_stored_from_its_beginning(place: Place, uri: str) -> None:
     source = io.BytesIO(b"voice")
     source.read(3)
     place.blobs.put(uri, source)
     assert read(place.blobs, uri) == b"voice"
 
 
-def test_a_blob_can_be_read_from_anywhere_in_it(place: Place, uri: str) -> None:
+def test_a_blob_can_be_read_from_any_offset(place: Place, uri: str) -> None:
     place.blobs.put(uri, io.BytesIO(b"a voice"))
     with place.blobs.open(uri) as file:
         assert file.seek(0, os.SEEK_END) == 7
@@ -136,7 +136,7 @@ def test_a_blob_can_be_read_from_anywhere_in_it(place: Place, uri: str) -> None:
         assert file.read() == b"voice"
 
 
-def test_what_is_deleted_is_gone_and_deleting_again_does_nothing(place: Place, uri: str) -> None:
+def test_deleting_a_blob_twice_is_no_error(place: Place, uri: str) -> None:
     place.blobs.put(uri, io.BytesIO(b"voice"))
     for _ in range(2):
         place.blobs.delete(uri)
@@ -163,9 +163,7 @@ class Breaks(io.FileIO):
         return super().read(size) or b""
 
 
-def test_a_source_that_breaks_off_leaves_nothing_behind(
-    place: Place, uri: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_an_interrupted_upload_leaves_no_blob(place: Place, uri: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     # A bucket's source is read once for its digest and once to be sent.
     source = Breaks(tmp_path_factory.mktemp("source") / "broken", 2 if isinstance(place.blobs, BlobBucket) else 1)
     with source, pytest.raises(Unavailable, match=r"the recording cannot be stored: .*Input/output error"):
@@ -173,12 +171,12 @@ def test_a_source_that_breaks_off_leaves_nothing_behind(
     assert place.names() == []
 
 
-def test_a_place_that_works_passes_its_check_and_keeps_nothing_of_it(place: Place) -> None:
+def test_checking_a_working_store_succeeds_and_leaves_no_blob(place: Place) -> None:
     place.blobs.check()
     assert place.names() == []
 
 
-def test_a_full_disk_is_said_and_nothing_is_left_of_the_blob(tmp_path: Path, uri: str) -> None:
+def test_a_full_disk_raises_an_error_and_leaves_no_partial_blob(tmp_path: Path, uri: str) -> None:
     partial = (tmp_path / uri).with_suffix(".partial")
     partial.parent.mkdir(parents=True)
     if not Path("/dev/full").exists():
@@ -189,7 +187,7 @@ def test_a_full_disk_is_said_and_nothing_is_left_of_the_blob(tmp_path: Path, uri
     assert not partial.is_symlink()
 
 
-def test_a_store_that_is_away_is_unavailable_and_nothing_secret_is_said(uri: str) -> None:
+def test_an_unreachable_store_raises_an_error_without_secrets(uri: str) -> None:
     away = bucket_of("http://127.0.0.1:1")
     calls = (lambda: away.put(uri, io.BytesIO(b"x")), lambda: away.open(uri), lambda: away.delete(uri), away.check)
     for call in calls:
@@ -198,7 +196,7 @@ def test_a_store_that_is_away_is_unavailable_and_nothing_secret_is_said(uri: str
         assert "key" not in str(raised.value)
 
 
-def test_a_missing_bucket_is_named_and_no_recording_is_called_deleted_for_it(s3: str, uri: str) -> None:
+def test_a_missing_bucket_is_an_error_and_not_a_deleted_recording(s3: str, uri: str) -> None:
     missing = bucket_of(s3, "nonesuch")
     for call in (lambda: missing.put(uri, io.BytesIO(b"x")), lambda: missing.open(uri), missing.check):
         with pytest.raises(Unavailable, match="there is no bucket nonesuch"):
@@ -232,7 +230,7 @@ def test_an_upload_is_not_held_in_memory(s3: str, uri: str, tmp_path: Path) -> N
     bucket_of(s3).delete(uri)
 
 
-def test_the_url_chooses_the_place(tmp_path: Path) -> None:
+def test_the_url_selects_a_folder_or_a_bucket(tmp_path: Path) -> None:
     assert isinstance(open_blobs(Settings(data_dir=tmp_path)), BlobFolder)
     elsewhere = Settings(data_dir=tmp_path, blob_url=str(tmp_path / "elsewhere"))
     assert elsewhere.blob_dir == tmp_path / "elsewhere"
@@ -241,17 +239,17 @@ def test_the_url_chooses_the_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///prefix", "gs://bucket", "http://minio/bucket"])
-def test_a_url_of_neither_is_refused(url: str) -> None:
+def test_a_url_of_another_scheme_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="a folder or s3://bucket/prefix"):
         Settings(blob_url=url)
 
 
-def test_half_a_key_is_refused() -> None:
+def test_an_access_key_without_its_secret_is_refused() -> None:
     with pytest.raises(ValidationError, match="set both or neither"):
         Settings(s3_access_key_id=SecretStr("id"))
 
 
-def test_a_turn_spoken_to_the_api_lies_in_the_bucket_until_its_session_is_deleted(
+def test_an_uploaded_turn_is_in_the_bucket_until_its_session_is_deleted(
     s3: str, settings: Settings, make_key: MakeKey
 ) -> None:
     prefix = f"tenor/{uuid4()}"

@@ -65,7 +65,7 @@ def waiting(broker: redis.Redis, lane: Lane = Lane.interactive) -> int:
     return cast("int", broker.llen(lane.value))
 
 
-def test_queued_jobs_are_sent_again_once_after_the_broker_lost_them(
+def test_queued_jobs_are_published_again_once_after_the_broker_lost_them(
     watch: BrokerWatch, broker: redis.Redis, add_job: AddJob
 ) -> None:
     watch.check()
@@ -80,7 +80,7 @@ def test_queued_jobs_are_sent_again_once_after_the_broker_lost_them(
     assert waiting(broker) == 2
 
 
-def test_jobs_that_no_message_was_sent_for_are_left_alone(
+def test_jobs_that_were_never_published_are_not_published_by_the_watch(
     watch: BrokerWatch, broker: redis.Redis, database: Database, add_job: AddJob
 ) -> None:
     running, tried = add_job(), add_job()
@@ -94,7 +94,7 @@ def test_jobs_that_no_message_was_sent_for_are_left_alone(
     assert (waiting(broker), waiting(broker, Lane.bulk)) == (0, 0)
 
 
-def test_one_of_several_workers_is_told_of_the_loss(queue: Broker, settings: Settings) -> None:
+def test_only_one_of_several_workers_reacts_to_lost_messages(queue: Broker, settings: Settings) -> None:
     assert [queue.mark(), Broker(settings.broker_url).mark(), queue.mark()] == [True, False, False]
 
 
@@ -112,7 +112,7 @@ def own_settings(settings: Settings, own_broker: ValkeyServer) -> Settings:
     return settings.model_copy(update={"broker_url": SecretStr(f"redis://127.0.0.1:{own_broker.port}/0")})
 
 
-def test_what_could_not_be_sent_goes_out_as_soon_as_the_broker_is_back(
+def test_unpublished_messages_are_published_when_the_broker_is_back(
     own_broker: ValkeyServer, own_settings: Settings, database: Database, add_job: AddJob, all_sent: AllSent
 ) -> None:
     port, queue = own_broker.port, Broker(own_settings.broker_url)
@@ -162,9 +162,7 @@ def interactive(number: int) -> Message:
     return Message(id=job_id, task=Lane.interactive.task, job_id=job_id, queue=Lane.interactive.value)
 
 
-def test_a_worker_whose_every_job_ends_while_the_broker_is_away_takes_up_others_afterwards(
-    own_broker: ValkeyServer, own_settings: Settings
-) -> None:
+def test_a_worker_takes_new_jobs_after_the_broker_was_down(own_broker: ValkeyServer, own_settings: Settings) -> None:
     app, engine, queue = celery_app(own_settings.broker_url), BlockingEngine(), Broker(own_settings.broker_url)
     register(app, cast("JobRunner", engine))
     options = {"pool": "threads", "concurrency": 2, "queues": [Lane.interactive.value], "perform_ping_check": False}

@@ -262,13 +262,13 @@ def test_endless_headers_take_neither_memory_nor_time(server: Server) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"", b"x", b"x: y\r\n"])
-def test_a_head_must_be_complete_in_time(server: Server, rest: bytes) -> None:
+def test_headers_must_be_complete_within_the_timeout(server: Server, rest: bytes) -> None:
     with Client(server) as client:
         client.send(GET + rest)
         assert problem(client.read_to_end()) == (408, "request_timeout")
 
 
-def test_bytes_that_drip_do_not_prolong_the_time_for_a_head(server: Server) -> None:
+def test_slowly_sent_header_bytes_do_not_extend_the_header_timeout(server: Server) -> None:
     with Client(server) as client:
         client.send(GET)
         started = time.monotonic()
@@ -300,7 +300,7 @@ def test_a_wrong_key_is_refused_before_the_body_is_read(server: Server, path: st
         assert problem(client.read_answer()) == (401, "unauthenticated")
 
 
-def test_a_body_is_asked_for_once_the_key_is_known(server: Server) -> None:
+def test_100_continue_is_sent_only_after_the_key_is_checked(server: Server) -> None:
     with Client(server) as client:
         head = "content-type: application/json\r\ncontent-length: 2\r\nexpect: 100-continue"
         client.send(server.post("/v1/sessions", head))
@@ -309,7 +309,7 @@ def test_a_body_is_asked_for_once_the_key_is_known(server: Server) -> None:
         assert client.read_answer().status_code == 201
 
 
-def test_a_refused_body_is_not_read_for_ever(server: Server) -> None:
+def test_reading_a_refused_body_stops_after_a_limit(server: Server) -> None:
     with Client(server) as client, server.stays_responsive():
         client.send(server.post("/v1/sessions", "content-length: 1000000", key="tnr_no"))
         assert problem(client.read_answer()) == (401, "unauthenticated")
@@ -335,13 +335,13 @@ def test_a_connection_goes_on_after_a_refused_body_that_was_sent(server: Server)
     [("content-length: 50000", b"--x\r\n"), ("transfer-encoding: chunked", b"5\r\n--x\r\n\r\n")],
     ids=["length", "chunked"],
 )
-def test_a_body_that_stops_is_refused(server: Server, turns: str, framing: str, part: bytes) -> None:
+def test_a_body_that_stalls_is_refused(server: Server, turns: str, framing: str, part: bytes) -> None:
     with Client(server) as client, server.stays_responsive():
         client.send(server.post(turns, f"content-type: multipart/form-data; boundary=x\r\n{framing}") + part)
         assert problem(client.read_to_end()) == (408, "request_timeout")
 
 
-def test_a_body_that_drips_is_refused(server: Server, turns: str) -> None:
+def test_a_body_sent_too_slowly_is_refused(server: Server, turns: str) -> None:
     with Client(server) as client:
         client.send(server.post(turns, "content-type: multipart/form-data; boundary=x\r\ncontent-length: 50000"))
         started = time.monotonic()
@@ -449,7 +449,7 @@ def test_one_upload_may_exceed_the_limit_of_all_together(server: Server, turns: 
 
 
 @pytest.mark.parametrize("sent", [b"", GET + b"x", GET + b"\r\n"], ids=["nothing", "half a head", "a request"])
-def test_connections_that_wait_give_way_to_others(server: Server, sent: bytes) -> None:
+def test_idle_connections_are_closed_in_favour_of_new_ones(server: Server, sent: bytes) -> None:
     with server.stays_responsive(), contextlib.ExitStack() as stack:
         for _ in range(10 * MAX_CONNECTIONS):
             stack.enter_context(Client(server)).send(sent)
@@ -524,7 +524,7 @@ def test_a_client_that_leaves_before_its_answers_is_no_error(server: Server) -> 
     ],
     ids=["TLS", "HTTP/2", "version", "path", "length", "smuggled", "CONNECT"],
 )
-def test_what_is_not_http_1_is_refused(server: Server, sent: bytes) -> None:
+def test_protocols_other_than_http_1_are_refused(server: Server, sent: bytes) -> None:
     with Client(server) as client:
         client.send(sent)
         assert problem(client.read_to_end()) == (400, "request_malformed")
@@ -552,7 +552,7 @@ PIECES += [b"5\r\nhello\r\n", b"0\r\n\r\n", b"expect: 100-continue\r\n", b"x: y\
 
 @hypothesis_settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=20), max_size=12))
-def test_whatever_is_sent_the_connection_ends_and_the_server_goes_on(server: Server, sent: list[bytes]) -> None:
+def test_random_bytes_close_the_connection_and_the_server_keeps_running(server: Server, sent: list[bytes]) -> None:
     with Client(server) as client:
         for piece in sent:
             client.send(piece)
@@ -567,7 +567,7 @@ def test_whatever_is_sent_the_connection_ends_and_the_server_goes_on(server: Ser
 # what an operator sees
 
 
-def test_refusals_are_counted_and_logged_without_what_was_sent(server: Server) -> None:
+def test_refusals_are_counted_and_logged_without_their_content(server: Server) -> None:
     def count_of(send: Callable[[Client], object], reason: str) -> float:
         before = server.refused(reason)
         with Client(server) as client:

@@ -93,7 +93,7 @@ def server_processes(servers: EmbeddedServers) -> list[psutil.Process]:
 # who can reach them
 
 
-def test_they_listen_on_sockets_in_private_folders_only(data_dir: Path) -> None:
+def test_the_servers_listen_only_on_sockets_in_private_folders(data_dir: Path) -> None:
     with EmbeddedServers(data_dir) as servers:
         for process in server_processes(servers):
             assert [link for link in process.net_connections("inet") if link.status == psutil.CONN_LISTEN] == []
@@ -121,7 +121,7 @@ def test_postgres_asks_for_the_operating_systems_user_and_valkey_for_a_password(
         assert password not in (data_dir / "logs" / "valkey.log").read_text()
 
 
-def test_a_folder_in_which_everybody_was_trusted_is_closed(data_dir: Path) -> None:
+def test_an_existing_data_folder_that_trusted_every_user_is_secured(data_dir: Path) -> None:
     rules = data_dir / "postgres" / "pg_hba.conf"
     rules.write_text("local all all trust\nhost all all 127.0.0.1/32 trust\n")
     with EmbeddedServers(data_dir) as servers:
@@ -162,7 +162,7 @@ def test_another_user_is_turned_away_even_where_the_folders_are_open(initialized
 
 
 @pytest.mark.parametrize("name", ["Application Support/tenor", 'it\'s 100% "schön"; a?b#c&d'])
-def test_any_path_will_do(initialized: Path, tmp_path: Path, name: str) -> None:
+def test_a_data_folder_works_at_any_path(initialized: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     data_dir = copied(initialized, tmp_path / name)
     (data_dir / "postgres" / "PG_VERSION").unlink()
@@ -210,7 +210,7 @@ def test_a_killed_runs_temporary_folder_is_deleted_and_that_of_the_original_of_a
 # whose the folder is
 
 
-def test_a_folder_that_cannot_be_created_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match=r"cannot be used \(.*\): set TENOR_DATA_DIR"):
         EmbeddedServers(tmp_path / "file" / "data").__enter__()
@@ -258,7 +258,7 @@ def some_others_folder() -> Iterator[Path]:
 
 
 @only_root
-def test_what_root_refuses_is_left_as_it_was(data_dir: Path) -> None:
+def test_a_folder_that_root_refuses_is_not_changed(data_dir: Path) -> None:
     subprocess.run(["chown", "-R", str(OTHER_USER), data_dir], check=True)
     list(data_dir.rglob("*"))  # The first listing after a change sets each folder's time of access.
     before = {path: path.lstat() for path in data_dir.rglob("*")}
@@ -467,7 +467,7 @@ def test_root_creates_no_data_folder_in_another_users_folder(tmp_path: Path) -> 
     assert list(home.iterdir()) == []
 
 
-def test_what_a_killed_run_left_counts_as_no_run(data_dir: Path) -> None:
+def test_the_address_file_of_a_killed_run_is_ignored(data_dir: Path) -> None:
     with EmbeddedServers(data_dir):
         left = (data_dir / "embedded.json").read_text()
     (data_dir / "embedded.json").write_text(left)
@@ -476,7 +476,7 @@ def test_what_a_killed_run_left_counts_as_no_run(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("variable", ["LANG", "LC_ALL"])
-def test_a_locale_that_the_machine_lacks_is_no_obstacle(
+def test_the_servers_start_under_a_locale_that_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "xx_YY.ISO-8859-1")
@@ -487,7 +487,7 @@ def test_a_locale_that_the_machine_lacks_is_no_obstacle(
         assert database(servers, "SELECT upper('schön')") == [("SCHÖN",)]
 
 
-def test_a_full_disk_is_said_in_one_line(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_one_line_error(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module, "MIN_FREE_BYTES", shutil.disk_usage(data_dir).free * 2)
     with pytest.raises(SetupError, match=r"the disk of the data folder .* is full: .* MB are free") as error:
         EmbeddedServers(data_dir).__enter__()
@@ -506,7 +506,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_disk_that_becomes_full_at_the_start_is_said_in_one_line(
+def test_a_disk_that_fills_up_during_the_start_is_a_one_line_error(
     small_disk: Path, initialized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SetupError, match="is full"):
@@ -543,7 +543,7 @@ def test_nothing_is_kept_in_dev_shm(data_dir: Path) -> None:
                 assert "/dev/shm" not in Path(f"/proc/{process.pid}/maps").read_text()
 
 
-def test_a_machine_without_room_in_dev_shm(initialized: Path, tmp_path: Path) -> None:
+def test_the_servers_start_without_room_in_dev_shm(initialized: Path, tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -573,7 +573,7 @@ def crashed(data_dir: Path) -> Path:
     return data_dir
 
 
-def test_a_long_recovery_is_waited_for_and_told_of(
+def test_a_long_recovery_is_logged_and_waited_for(
     crashed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(postgres_module, "REPORT_S", 0.2)
@@ -584,9 +584,7 @@ def test_a_long_recovery_is_waited_for_and_told_of(
     assert any("Postgres recovers from a crash: " in message for message in told), told
 
 
-def test_a_recovery_that_hangs_is_given_up_and_leaves_no_process(
-    crashed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recovery_that_hangs_is_aborted_and_leaves_no_process(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_module, "STALL_S", 3.0)
     run_in_recovery(crashed, "sleep 600")
     with pytest.raises(SetupError, match="made no progress for 3 s"):
@@ -595,7 +593,7 @@ def test_a_recovery_that_hangs_is_given_up_and_leaves_no_process(
     assert processes_in(crashed / "postgres", "sleep") == []
 
 
-def test_the_reason_of_a_postgres_that_ends_is_told(data_dir: Path) -> None:
+def test_the_error_holds_the_reason_why_postgres_exited(data_dir: Path) -> None:
     with (data_dir / "postgres" / "postgresql.auto.conf").open("a") as settings:
         settings.write("max_connections = 1\n")  # fewer than it keeps for itself
     with pytest.raises(SetupError, match="must be less than") as error:
@@ -604,13 +602,13 @@ def test_the_reason_of_a_postgres_that_ends_is_told(data_dir: Path) -> None:
     assert "postgres.log" in error.value.detail
 
 
-def test_another_versions_data_are_refused_and_the_way_to_upgrade_is_told(data_dir: Path) -> None:
+def test_data_of_another_postgres_version_is_refused_with_instructions_to_upgrade(data_dir: Path) -> None:
     (data_dir / "postgres" / "PG_VERSION").write_text("15\n")
     with pytest.raises(SetupError, match=r"Postgres 15 wrote .* has Postgres \d+: .*tenor backup.*tenor restore"):
         EmbeddedServers(data_dir).__enter__()
 
 
-def test_a_creation_that_was_interrupted_begins_anew(tmp_path: Path) -> None:
+def test_an_interrupted_creation_of_the_data_folder_is_repeated(tmp_path: Path) -> None:
     partial = tmp_path / "data" / "postgres.new"
     partial.mkdir(parents=True)
     (partial / "PG_VERSION").write_text("18\n")

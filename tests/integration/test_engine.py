@@ -118,14 +118,14 @@ def say(api: TestClient, send: Send, engine: JobRunner) -> Say:
     return say
 
 
-def test_a_text_and_a_recording_end_with_a_prediction(say: Say) -> None:
+def test_a_text_turn_and_an_audio_turn_get_a_prediction(say: Say) -> None:
     written, spoken = say(text="I am happy"), say(recording=wav())
     assert written["prediction"]["modalities_used"] == ["text"]
     assert spoken["prediction"]["modalities_used"] == ["text", "audio"]
     assert spoken["transcript"]["segments"][0]["text"] == SECRET
 
 
-def test_a_worker_without_room_for_a_result_tries_again_and_spends_no_attempt(
+def test_a_full_disk_retries_the_job_without_using_an_attempt(
     api: TestClient, settings: Settings, database: Database, send: Send, task: AnalyzeTurn
 ) -> None:
     last = settings.model_copy(update={"max_attempts": 1})
@@ -149,7 +149,7 @@ def test_a_prediction_says_on_how_many_turns_its_baseline_rests(api: TestClient,
     assert [turn["prediction"]["baseline_turns"] for turn in history] == counts
 
 
-def test_a_voice_is_read_against_the_summaries_that_earlier_turns_left(
+def test_audio_is_compared_with_the_audio_summaries_of_earlier_turns(
     say: Say, engine: JobRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analyze, left, given = Pipeline.analyze, list[Summary](), list[Sequence[Summary]]()
@@ -180,7 +180,7 @@ def test_a_voice_is_read_against_the_summaries_that_earlier_turns_left(
     assert not np.array_equal(left[0], left[1])
 
 
-def test_a_turn_that_came_too_early_is_sent_for_when_the_one_before_has_ended(
+def test_a_blocked_turn_is_published_when_the_earlier_turn_has_ended(
     api: TestClient, send: Send, engine: JobRunner, broker: redis.Redis, all_sent: AllSent
 ) -> None:
     (_, first), (location, second) = send(recording=wav()), send(recording=wav())
@@ -230,7 +230,7 @@ def test_a_recording_that_vanished_fails_with_its_code(say: Say, settings: Setti
     assert (turn["status"], turn["error"]["code"]) == ("failed", "recording_gone")
 
 
-def test_the_unexpected_puts_the_job_back_without_repeating_what_was_said(
+def test_an_unexpected_error_retries_the_job_and_its_message_does_not_hold_the_text(
     say: Say, hears: Hears, caplog: pytest.LogCaptureFixture
 ) -> None:
     hears.broken = True
@@ -242,7 +242,7 @@ def test_the_unexpected_puts_the_job_back_without_repeating_what_was_said(
     assert SECRET not in caplog.text
 
 
-def test_a_turn_whose_last_attempt_fails_is_quarantined_at_once_and_says_so_without_what_was_said(
+def test_a_turn_is_quarantined_when_its_last_attempt_fails_and_the_reason_does_not_hold_the_text(
     say: Say, hears: Hears, engine: JobRunner, settings: Settings
 ) -> None:
     engine._settings = settings.model_copy(update={"max_attempts": 1})
@@ -256,7 +256,7 @@ def test_a_turn_whose_last_attempt_fails_is_quarantined_at_once_and_says_so_with
     assert say(recording=wav())["status"] == "succeeded"
 
 
-def test_nothing_that_was_said_is_logged(say: Say, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_log_line_holds_the_text_of_a_turn(say: Say, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         say(text=SECRET)
         say(recording=wav())
@@ -294,7 +294,7 @@ def waiting(broker: redis.Redis) -> Callable[[Lane], int]:
     return lambda lane: cast("int", broker.llen(lane.value))
 
 
-def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
+def test_bulk_turns_run_on_threads_of_their_own(
     api: TestClient, post: Post, bulk_thread: ConsumerThread, waiting: Callable[[Lane], int], all_sent: AllSent
 ) -> None:
     interactive, bulk = post(Lane.interactive), [post(Lane.bulk) for _ in range(3)]
@@ -318,7 +318,7 @@ def test_bulk_turns_are_taken_by_threads_that_leave_the_interactive_alone(
     ],
     ids=["no JSON", "no id", "another id", "a body that is no JSON", "a pickle"],
 )
-def test_a_bulk_message_that_names_no_job_is_dropped_with_a_word_in_the_log_and_the_next_is_taken(
+def test_a_bulk_message_without_a_job_is_logged_and_dropped(
     api: TestClient,
     post: Post,
     bulk_thread: ConsumerThread,
@@ -342,7 +342,7 @@ def test_a_bulk_message_that_names_no_job_is_dropped_with_a_word_in_the_log_and_
     assert not broker.exists(Lane.bulk.value, "unacked")
 
 
-def test_a_bulk_turn_that_a_closed_engine_does_not_take_goes_back_into_its_lane(
+def test_a_bulk_turn_that_a_closed_job_runner_refuses_is_published_again_to_its_lane(
     api: TestClient, post: Post, engine: JobRunner, bulk_thread: ConsumerThread, waiting: Callable[[Lane], int]
 ) -> None:
     location, refused, run = post(Lane.bulk), threading.Event(), engine.run
@@ -362,7 +362,7 @@ def test_a_bulk_turn_that_a_closed_engine_does_not_take_goes_back_into_its_lane(
     assert api.get(location).json()["status"] == "queued"
 
 
-def test_a_turn_that_waited_for_a_bulk_one_is_sent_into_its_own_lane(
+def test_a_turn_unblocked_by_a_bulk_turn_is_published_to_its_own_lane(
     api: TestClient, session_id: str, engine: JobRunner, broker: redis.Redis, all_sent: AllSent
 ) -> None:
     url, sound = f"/v1/sessions/{session_id}/turns", {"audio": ("a.wav", wav(), "audio/wav")}
@@ -375,7 +375,7 @@ def test_a_turn_that_waited_for_a_bulk_one_is_sent_into_its_own_lane(
     assert (broker.llen(Lane.interactive.value), broker.llen(Lane.bulk.value)) == (1, 0)
 
 
-def test_turns_run_together_read_as_they_do_alone(task: AnalyzeTurn) -> None:
+def test_turns_in_a_batch_get_the_same_predictions_as_alone(task: AnalyzeTurn) -> None:
     turns = [
         {"samples": tone(seconds) if seconds else None, "text": text}
         for seconds in (0, 1.0, 1.7)
@@ -393,7 +393,7 @@ def test_turns_run_together_read_as_they_do_alone(task: AnalyzeTurn) -> None:
         assert analysis.reading.scores.categories == pytest.approx(alone.reading.scores.categories, abs=1e-4)
 
 
-def test_what_a_job_took_is_measured(say: Say) -> None:
+def test_the_duration_of_a_job_is_measured(say: Say) -> None:
     def measured(name: str, **labels: str) -> float:
         return REGISTRY.get_sample_value(name, labels) or 0.0
 
@@ -462,7 +462,7 @@ def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_o
     assert not engine.stuck
 
 
-def test_what_is_not_finished_is_given_back_without_using_an_attempt(
+def test_unfinished_jobs_are_released_without_using_an_attempt(
     api: TestClient,
     send: Send,
     engine: JobRunner,
@@ -489,26 +489,26 @@ def test_what_is_not_finished_is_given_back_without_using_an_attempt(
     assert api.get(location).json()["status"] == "running"  # what came late was not ours to write
 
 
-def test_an_engine_that_is_closed_takes_no_job_up(api: TestClient, send: Send, engine: JobRunner) -> None:
+def test_a_closed_job_runner_claims_no_job(api: TestClient, send: Send, engine: JobRunner) -> None:
     location, job_id = send(text="I am happy")
     engine.close()
     assert not engine.run(job_id)
     assert api.get(location).json()["status"] == "queued"
 
 
-def test_a_job_that_is_gone_is_no_error(engine: JobRunner) -> None:
+def test_a_message_for_a_deleted_job_is_no_error(engine: JobRunner) -> None:
     engine.run(UUID(int=0))
 
 
 @pytest.mark.parametrize(("lane", "first_s", "longest_s"), [(Lane.bulk, 1, 60), (Lane.delivery, 5, 3600)])
-def test_attempts_are_ever_further_apart_up_to_a_longest(lane: Lane, first_s: float, longest_s: float) -> None:
+def test_the_delay_between_attempts_grows_up_to_a_maximum(lane: Lane, first_s: float, longest_s: float) -> None:
     retry = Settings().retries[lane]
     waits = [retry.pause(attempts).total_seconds() for attempts in range(1, 12)]
     assert waits == sorted(waits)
     assert (waits[0], waits[-1]) == (first_s, longest_s)
 
 
-def test_a_receiver_may_be_away_for_most_of_a_day() -> None:
+def test_deliveries_are_retried_for_most_of_a_day() -> None:
     retry = Settings().retries[Lane.delivery]
     pauses = [retry.pause(attempts) for attempts in range(1, retry.attempts)]
     assert timedelta(hours=23) < sum(pauses, timedelta(0)) < timedelta(hours=25)

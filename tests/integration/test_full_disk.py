@@ -46,7 +46,7 @@ def full_disk(settings: Settings, *tables: str) -> Iterator[None]:
         connection.execute("DROP EVENT TRIGGER no_room; DROP FUNCTION no_room; DROP FUNCTION full_disk CASCADE")
 
 
-def test_what_cannot_be_stored_is_refused_for_want_of_room_until_there_is_some(
+def test_requests_are_refused_while_the_disk_is_full_and_accepted_afterwards(
     api: TestClient, session_id: str, settings: Settings
 ) -> None:
     def send_all() -> list[tuple[int, str] | int]:
@@ -135,7 +135,7 @@ def on_small_disk(
         connection.execute(sql.SQL("DROP TABLESPACE {}").format(its))
 
 
-def test_a_disk_that_is_really_full(on_small_disk: Settings, small_disk: Path) -> None:
+def test_the_api_recovers_from_a_disk_that_is_really_full(on_small_disk: Settings, small_disk: Path) -> None:
     database = Database(on_small_disk.database_url, pool_size=1)
     with database.transaction() as transaction:
         key = transaction.accounts.create_key(transaction.accounts.ensure_tenant("acme"), "test", KeyRole.admin)

@@ -79,7 +79,7 @@ def effects(settings: Settings) -> tuple[int, ...]:
     return row
 
 
-def test_every_post_of_the_api_is_tried_here_and_documented(api: TestClient) -> None:
+def test_these_tests_cover_every_post_and_each_documents_the_idempotency_key(api: TestClient) -> None:
     paths = api.get("/openapi.json").json()["paths"]
     posts = {path: operations["post"] for path, operations in paths.items() if "post" in operations}
     assert posts.keys() == {path.split(" ")[0] for path in POSTS}
@@ -89,7 +89,7 @@ def test_every_post_of_the_api_is_tried_here_and_documented(api: TestClient) -> 
         assert {"409", "422"} <= operation["responses"].keys()
 
 
-def test_the_same_request_gets_its_first_answer_again_and_has_one_effect(post: Post, settings: Settings) -> None:
+def test_a_repeated_request_gets_the_first_answer_and_has_one_effect(post: Post, settings: Settings) -> None:
     first = post(headers=KEY)
     assert first.is_success
     assert "Idempotent-Replayed" not in first.headers
@@ -118,7 +118,7 @@ def test_another_request_with_the_same_key_is_refused(
     assert (effects(settings), len(blobs(settings))) == after
 
 
-def test_a_key_that_another_path_has_is_refused(api: TestClient, session_id: str) -> None:
+def test_a_key_that_was_used_on_another_path_is_refused(api: TestClient, session_id: str) -> None:
     other = api.post("/v1/sessions", json={}).json()["id"]
     turn = {"text": "hello"}
     assert api.post(f"/v1/sessions/{session_id}/turns", json=turn, headers=KEY).status_code == 202
@@ -170,7 +170,7 @@ def test_tenants_do_not_share_keys(api: TestClient, make_key: MakeKey) -> None:
     assert api.post("/v1/sessions", json={}, headers=KEY | stranger).json()["id"] != mine.json()["id"]
 
 
-def test_an_error_is_not_kept_and_the_corrected_request_may_have_its_key(api: TestClient, session_id: str) -> None:
+def test_an_error_is_not_stored_and_its_key_can_be_used_again(api: TestClient, session_id: str) -> None:
     path = f"/v1/sessions/{session_id}/turns"
     assert problem(api.post(path, json={"text": " "}, headers=KEY)) == (422, "request_invalid")
     unknown = f"/v1/sessions/{uuid4()}/turns"
@@ -178,7 +178,7 @@ def test_an_error_is_not_kept_and_the_corrected_request_may_have_its_key(api: Te
     assert api.post(path, json={"text": "x"}, headers=KEY).status_code == 202
 
 
-def test_many_at_once_have_one_effect(post: Post, settings: Settings) -> None:
+def test_concurrent_requests_with_the_same_key_have_one_effect(post: Post, settings: Settings) -> None:
     before = effects(settings)
     with ThreadPoolExecutor(12) as threads:
         answers = [answer.result() for answer in [threads.submit(post, headers=KEY) for _ in range(12)]]
@@ -250,7 +250,7 @@ def test_an_answer_is_found_several_times_in_one_batch_and_while_another_transac
             assert isinstance(other, IdempotencyKeyReused)
 
 
-def test_a_recording_that_another_request_was_faster_to_send_is_not_stored_twice(
+def test_audio_of_a_concurrent_repeated_request_is_not_stored_twice(
     api: TestClient, session_id: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = BlobFolder.put
@@ -269,7 +269,7 @@ def test_a_recording_that_another_request_was_faster_to_send_is_not_stored_twice
     assert len(api.get(f"/v1/sessions/{session_id}/history").json()["turns"]) == 1
 
 
-def test_a_request_whose_api_was_killed_is_neither_lost_nor_done_twice(
+def test_a_request_repeated_after_the_api_was_killed_has_one_effect(
     api: TestClient, session_id: str, settings: Settings, query: Query
 ) -> None:
     path, turn, headers = f"/v1/sessions/{session_id}/turns", {"text": "hello"}, KEY | dict(api.headers)
@@ -337,7 +337,7 @@ def test_a_key_may_be_any_string_of_visible_ascii(key: str) -> None:
 
 
 @given(st.text(st.characters(max_codepoint=0xFF), max_size=20))
-def test_a_key_is_read_or_refused_and_nothing_else(value: str) -> None:
+def test_any_header_value_is_either_a_valid_key_or_refused(value: str) -> None:
     try:
         key = read_key(with_keys(value))
     except InvalidRequest:

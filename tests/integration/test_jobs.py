@@ -122,13 +122,13 @@ def test_the_result_is_read_back_as_it_was_written(database: Database, add_turn:
     assert found.prediction.modalities_used == (Modality.text,)
 
 
-def test_two_workers_never_hold_the_same_job(database: Database, add_turn: AddTurn) -> None:
+def test_a_job_is_claimed_by_one_worker_at_a_time(database: Database, add_turn: AddTurn) -> None:
     job = add_turn()
     assert claim(database, job) is not None
     assert claim(database, job) is None
 
 
-def test_a_job_that_ended_is_not_done_again(database: Database, add_turn: AddTurn) -> None:
+def test_an_ended_job_cannot_be_claimed(database: Database, add_turn: AddTurn) -> None:
     job = claim(database, add_turn())
     assert job is not None
     assert succeed(database, job)
@@ -136,7 +136,7 @@ def test_a_job_that_ended_is_not_done_again(database: Database, add_turn: AddTur
     assert not succeed(database, job)
 
 
-def test_a_worker_that_was_thought_dead_can_no_longer_write(
+def test_a_worker_whose_claim_was_superseded_cannot_write(
     database: Database, add_turn: AddTurn, tenant_id: UUID
 ) -> None:
     slow = claim(database, add_turn(), lease=NO_TIME)
@@ -150,7 +150,7 @@ def test_a_worker_that_was_thought_dead_can_no_longer_write(
     assert prediction.bundle_id == "the quick one's"
 
 
-def test_a_renewed_lease_holds(database: Database, add_turn: AddTurn) -> None:
+def test_a_renewed_lease_keeps_other_workers_out(database: Database, add_turn: AddTurn) -> None:
     job = claim(database, add_turn(), lease=NO_TIME)
     assert job is not None
     with database.transaction() as transaction:
@@ -160,7 +160,7 @@ def test_a_renewed_lease_holds(database: Database, add_turn: AddTurn) -> None:
 
 
 @pytest.mark.parametrize("minutes", [5, -5])
-def test_a_worker_whose_clock_is_wrong_holds_its_lease_as_long_as_any(
+def test_leases_do_not_depend_on_the_workers_clock(
     database: Database, add_turn: AddTurn, tenant_id: UUID, settings: Settings, minutes: int
 ) -> None:
     def lease_s() -> float:
@@ -182,7 +182,7 @@ def test_a_worker_whose_clock_is_wrong_holds_its_lease_as_long_as_any(
         assert 0 < lease_s() <= LEASE.total_seconds()
 
 
-def test_a_dead_workers_job_is_sent_again(database: Database, add_turn: AddTurn) -> None:
+def test_a_dead_workers_job_is_published_again(database: Database, add_turn: AddTurn) -> None:
     job = claim(database, add_turn(), lease=NO_TIME)
     assert job is not None
     forget_outbox(database)
@@ -194,7 +194,7 @@ def test_a_dead_workers_job_is_sent_again(database: Database, add_turn: AddTurn)
 
 
 @pytest.mark.parametrize("lane", [lane for lane in Lane if lane is not Lane.delivery])
-def test_a_job_is_sent_and_sent_again_into_its_lane(database: Database, add_turn: AddTurn, lane: Lane) -> None:
+def test_a_job_is_always_published_to_its_own_lane(database: Database, add_turn: AddTurn, lane: Lane) -> None:
     def queues() -> list[str]:
         with database.transaction() as transaction:
             messages = transaction.outbox.unsent(NO_TIME)
@@ -216,7 +216,7 @@ def test_a_job_is_sent_and_sent_again_into_its_lane(database: Database, add_turn
     assert queues() == [lane.value]
 
 
-def test_a_message_that_the_broker_lost_is_sent_again_less_and_less_often(
+def test_a_lost_message_is_published_again_at_growing_intervals(
     settings: Settings, database: Database, add_turn: AddTurn, tenant_id: UUID
 ) -> None:
     job = add_turn(lease=NO_TIME)
@@ -259,7 +259,7 @@ def requeue(database: Database, job: Job) -> None:
         transaction.job_admin.requeue(job, lease=LEASE)
 
 
-def test_a_quarantined_job_is_nobodys_until_it_is_put_back_with_fresh_attempts(
+def test_a_quarantined_job_runs_only_after_an_operator_requeues_it_with_new_attempts(
     database: Database, add_turn: AddTurn, tenant_id: UUID
 ) -> None:
     job = add_turn(lease=NO_TIME)
@@ -276,12 +276,12 @@ def test_a_quarantined_job_is_nobodys_until_it_is_put_back_with_fresh_attempts(
     assert read(database, tenant_id, job).job.status is JobStatus.succeeded
 
 
-def test_only_what_is_in_quarantine_can_be_tried_again(database: Database, add_turn: AddTurn) -> None:
+def test_only_quarantined_jobs_can_be_requeued(database: Database, add_turn: AddTurn) -> None:
     with pytest.raises(WrongJobStatus, match="not quarantined"):
         requeue(database, add_turn())
 
 
-def test_what_is_dropped_ends_for_good_and_keeps_its_turn(
+def test_a_dropped_job_fails_permanently_and_its_turn_is_kept(
     database: Database, add_turn: AddTurn, tenant_id: UUID
 ) -> None:
     job = quarantined(database, add_turn())
@@ -307,7 +307,7 @@ def test_a_turn_deleted_while_it_is_analysed_leaves_nothing(
     assert not succeed(database, job)
 
 
-def test_a_person_is_forgotten_with_their_last_session(database: Database, tenant_id: UUID) -> None:
+def test_a_subject_is_deleted_with_their_last_session(database: Database, tenant_id: UUID) -> None:
     def subject_of_new_session() -> tuple[UUID, UUID | None]:
         with database.transaction() as transaction:
             session = transaction.sessions.create(tenant_id, Consent(), subject_ref="p-17")
@@ -321,7 +321,7 @@ def test_a_person_is_forgotten_with_their_last_session(database: Database, tenan
     assert subject_of_new_session()[1] != subject
 
 
-def test_a_person_whose_next_session_is_being_opened_is_not_forgotten(database: Database, tenant_id: UUID) -> None:
+def test_a_subject_is_kept_while_another_session_is_being_created(database: Database, tenant_id: UUID) -> None:
     with database.transaction() as transaction:
         last = transaction.sessions.create(tenant_id, Consent(), subject_ref="p-17").id
     with ThreadPoolExecutor(1) as pool:
@@ -334,7 +334,7 @@ def test_a_person_whose_next_session_is_being_opened_is_not_forgotten(database: 
         assert transaction.sessions.get(tenant_id, new).subject_id is not None
 
 
-def test_an_upload_claimed_while_its_session_is_deleted_is_doomed_with_it(
+def test_an_upload_claimed_while_its_session_is_deleted_is_deleted_too(
     database: Database, tenant_id: UUID, settings: Settings
 ) -> None:
     with database.transaction() as transaction:
@@ -380,9 +380,7 @@ def test_indexes_are_gapless_when_many_turns_arrive_at_once(database: Database, 
         assert sorted(pool.map(add, range(40))) == list(range(40))
 
 
-def test_of_turns_added_together_one_that_cannot_be_leaves_the_others_alone(
-    database: Database, tenant_id: UUID
-) -> None:
+def test_one_invalid_turn_of_a_batch_does_not_affect_the_others(database: Database, tenant_id: UUID) -> None:
     with database.transaction() as transaction:
         mine = [transaction.sessions.create(tenant_id, Consent()).id for _ in range(2)]
         other_tenant = transaction.accounts.ensure_tenant("globex")
@@ -436,9 +434,7 @@ def upkeep(settings: Settings, database: Database, sweeper: Sweeper) -> Callable
     return upkeep
 
 
-def test_whoever_strikes_off_does_not_wait_for_a_sweeper_at_the_same_messages(
-    database: Database, add_turn: AddTurn
-) -> None:
+def test_deleting_published_messages_does_not_wait_for_a_sweeper(database: Database, add_turn: AddTurn) -> None:
     add_turn()
     with database.transaction() as sweeping:
         messages = sweeping.outbox.unsent(NO_TIME)
@@ -449,7 +445,7 @@ def test_whoever_strikes_off_does_not_wait_for_a_sweeper_at_the_same_messages(
         assert not transaction.outbox.unsent(NO_TIME)
 
 
-def test_turns_that_are_read_together_are_each_their_own_tenants(
+def test_turns_read_in_one_batch_are_visible_to_their_own_tenant_only(
     database: Database, tenant_id: UUID, add_turn: AddTurn
 ) -> None:
     mine = add_turn()
@@ -462,7 +458,7 @@ def test_turns_that_are_read_together_are_each_their_own_tenants(
     assert isinstance(hidden, TurnNotFound)
 
 
-def test_keys_that_are_looked_up_together_are_each_valid_or_not(database: Database, tenant_id: UUID) -> None:
+def test_keys_looked_up_in_one_batch_are_each_checked(database: Database, tenant_id: UUID) -> None:
     with database.transaction() as transaction:
         valid, revoked = (transaction.accounts.create_key(tenant_id, name, KeyRole.reader) for name in ("one", "two"))
         found = transaction.accounts.key(revoked)
@@ -472,7 +468,7 @@ def test_keys_that_are_looked_up_together_are_each_valid_or_not(database: Databa
     assert [key and key.name for key in keys] == [None, "one", None]
 
 
-def test_the_sweeper_sends_what_the_api_could_not(
+def test_the_sweeper_publishes_messages_that_the_api_could_not(
     sweeper: Sweeper, broker: redis.Redis, database: Database, add_turn: AddTurn
 ) -> None:
     add_turn()
@@ -483,7 +479,7 @@ def test_the_sweeper_sends_what_the_api_could_not(
     assert broker.llen(Lane.interactive.value) == 1
 
 
-def test_a_flushed_broker_can_be_sent_to_at_once(
+def test_publishing_works_right_after_the_broker_was_flushed(
     settings: Settings, broker: redis.Redis, database: Database, add_turn: AddTurn
 ) -> None:
     queue = Broker(settings.broker_url)
@@ -560,7 +556,7 @@ def test_a_recording_outlives_its_analysis_only_with_consent(
     assert path.exists() is kept
 
 
-def test_a_recording_that_cannot_be_deleted_does_not_keep_the_others(
+def test_a_recording_that_cannot_be_deleted_does_not_stop_the_others(
     upkeep: Callable[[], None], settings: Settings, database: Database
 ) -> None:
     uris = [new_uri(uuid4(), uuid4()) for _ in range(2)]
@@ -576,7 +572,7 @@ def test_a_recording_that_cannot_be_deleted_does_not_keep_the_others(
         assert list(transaction.pending_deletions.due()) == [uris[0]]
 
 
-def test_workers_are_counted_while_they_give_signs_of_life(
+def test_workers_count_as_alive_while_their_heartbeat_is_recent(
     sweeper: Sweeper, settings: Settings, database: Database
 ) -> None:
     def alive() -> int:
@@ -590,7 +586,7 @@ def test_workers_are_counted_while_they_give_signs_of_life(
     assert alive() == 0
 
 
-def test_the_database_being_away_is_a_clear_error() -> None:
+def test_an_unreachable_database_raises_unavailable() -> None:
     with pytest.raises(Unavailable), Database(SecretStr("postgresql://127.0.0.1:1/none")).transaction():
         pass
 

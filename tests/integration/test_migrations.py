@@ -75,7 +75,7 @@ def test_a_migration_waits_for_one_that_runs(empty: Database, query: Query) -> N
     empty.check_tables()
 
 
-def test_tables_that_were_never_made_are_refused(empty: Database) -> None:
+def test_a_database_without_tables_is_refused(empty: Database) -> None:
     with pytest.raises(SetupError, match=r"have not been made.*run `tenor migrate`"):
         empty.check_tables()
 
@@ -91,19 +91,21 @@ def test_earlier_tables_are_refused_and_later_ones_are_not(empty: Database, quer
 
 
 @pytest.mark.parametrize("command", ["services.cli serve --port 0", "workers"])
-def test_nothing_starts_without_its_tables(url: str, command: str) -> None:
+def test_the_api_and_the_worker_do_not_start_without_tables(url: str, command: str) -> None:
     ended = run(url, *command.split())
     assert ended.returncode == 78, ended.stderr
     assert ended.stderr.splitlines()[-1].endswith("run `tenor migrate`")
     assert "Traceback" not in ended.stderr
 
 
-def test_without_a_database_the_process_ends_to_be_started_again() -> None:
+def test_the_process_exits_with_status_1_without_a_database() -> None:
     ended = run("postgresql://127.0.0.1:1/tenor", "services.cli", "serve", "--port", "0")
     assert (ended.returncode, ended.stderr) == (1, "Temporarily unavailable: the database cannot be reached\n")
 
 
-def test_the_way_back_from_later_tables_is_told_and_nothing_is_changed(url: str, empty: Database, query: Query) -> None:
+def test_migrating_tables_of_a_later_version_is_refused_and_changes_nothing(
+    url: str, empty: Database, query: Query
+) -> None:
     empty.migrate()
     query("UPDATE alembic_version SET version_num = '9999' RETURNING 1")
     result = run(url, "services.cli", "migrate")

@@ -91,7 +91,7 @@ def tls_url(settings: Settings, tls_port: int) -> UrlOf:
     return lambda options: SecretStr(f"rediss://localhost:{tls_port}/{address(settings)[1]}{options}")
 
 
-def test_what_the_broker_refuses_counts_as_unsent_and_what_follows_is_sent(
+def test_a_message_that_the_broker_refuses_stays_unpublished_and_the_next_is_published(
     settings: Settings, broker: redis.Redis
 ) -> None:
     queue = Broker(settings.broker_url)
@@ -102,7 +102,7 @@ def test_what_the_broker_refuses_counts_as_unsent_and_what_follows_is_sent(
     assert broker.llen(Lane.interactive.value) == 2
 
 
-def test_a_worker_outlives_a_broker_that_refuses_those_who_wait(settings: Settings, broker: redis.Redis) -> None:
+def test_a_worker_survives_a_broker_that_refuses_its_reads(settings: Settings, broker: redis.Redis) -> None:
     """As a master does when it becomes a replica, in a failover that is asked for."""
     app, taken = celery_app(settings.broker_url), threading.Event()
 
@@ -136,7 +136,7 @@ def test_a_broker_behind_tls_is_trusted_by_its_authority(
     assert broker.llen(Lane.interactive.value) == 1
 
 
-def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url: UrlOf, broker: redis.Redis) -> None:
+def test_a_broker_with_an_untrusted_certificate_is_refused(tls_url: UrlOf, broker: redis.Redis) -> None:
     with pytest.raises(Unavailable):
         Broker(tls_url("")).ping()
     assert not Broker(tls_url("")).send([message()])

@@ -90,7 +90,7 @@ def blobs(settings: Settings) -> list[Path]:
     return [path for path in settings.blob_dir.rglob("*") if path.is_file()]
 
 
-def test_a_call_becomes_the_turns_of_its_speakers_in_order(
+def test_a_recording_is_split_into_the_turns_of_its_speakers_in_order(
     api: TestClient, session_id: str, work: Callable[[], None], settings: Settings, database: Database
 ) -> None:
     response = post(api, session_id, call(), voices=json.dumps(VOICES), began_at="2026-03-01T10:00:00Z")
@@ -115,7 +115,7 @@ def test_a_call_becomes_the_turns_of_its_speakers_in_order(
     assert {turn["lane"] for turn in turns} == {"bulk"}
 
 
-def test_each_turn_has_its_own_sound_exactly_as_it_was(
+def test_each_turn_of_a_recording_has_its_own_audio_unchanged(
     api: TestClient, session_id: str, work: Callable[[], None], settings: Settings, database: Database
 ) -> None:
     sound = call()
@@ -146,7 +146,7 @@ def test_each_turn_has_its_own_sound_exactly_as_it_was(
     assert np.abs(cut - left[started : started + cut.size]).max() < 1e-3
 
 
-def test_the_call_itself_goes_once_it_is_cut_unless_it_may_be_kept(
+def test_a_recording_is_deleted_once_it_is_split_unless_consent_keeps_it(
     api: TestClient, session_id: str, work: Callable[[], None], upkeep: Callable[[], None], settings: Settings
 ) -> None:
     post(api, session_id, call(), voices=json.dumps(VOICES))
@@ -160,7 +160,7 @@ def test_the_call_itself_goes_once_it_is_cut_unless_it_may_be_kept(
     assert len(blobs(settings)) == 3 + 4
 
 
-def test_without_voices_all_channels_are_one_speakers(
+def test_without_channels_the_whole_recording_is_of_one_speaker(
     api: TestClient, session_id: str, work: Callable[[], None]
 ) -> None:
     location = post(api, session_id, call()).headers["Location"]
@@ -170,9 +170,7 @@ def test_without_voices_all_channels_are_one_speakers(
     assert {(turn["speaker"], turn["role"]) for turn in turns} == {("speaker", "user")}
 
 
-def test_a_recording_in_which_nobody_speaks_has_no_turns(
-    api: TestClient, session_id: str, work: Callable[[], None]
-) -> None:
+def test_a_recording_without_speech_has_no_turns(api: TestClient, session_id: str, work: Callable[[], None]) -> None:
     location = post(api, session_id, wav(silence(5)), "call.wav").headers["Location"]
     work()
     done = api.get(location).json()
@@ -188,7 +186,7 @@ def test_a_recording_in_which_nobody_speaks_has_no_turns(
         ({"lane": "ingest"}, 422, "lane"),
     ],
 )
-def test_what_cannot_be_cut_that_way_is_refused_and_leaves_nothing(
+def test_invalid_fields_of_a_recording_are_refused_and_leave_no_audio(
     api: TestClient, session_id: str, settings: Settings, fields: dict[str, str], status: int, word: str
 ) -> None:
     response = post(api, session_id, call(), **fields)
@@ -213,7 +211,7 @@ def test_no_key_sees_another_tenants_recordings(api: TestClient, session_id: str
     assert sent.status_code == 403
 
 
-def test_only_the_first_turn_of_a_call_is_sent_for_and_each_other_by_the_one_before(
+def test_only_the_first_turn_of_a_recording_is_published_and_each_turn_unblocks_the_next(
     api: TestClient, session_id: str, work: Callable[[], None], broker: redis.Redis, database: Database
 ) -> None:
     post(api, session_id, call(), voices=json.dumps(VOICES))
@@ -229,7 +227,7 @@ def test_only_the_first_turn_of_a_call_is_sent_for_and_each_other_by_the_one_bef
     assert len(messages) == 1
 
 
-def test_a_call_of_a_known_person_goes_on_where_their_last_one_ended(
+def test_a_recording_of_a_known_subject_continues_their_turn_order(
     api: TestClient, work: Callable[[], None], settings: Settings
 ) -> None:
     for _ in range(2):
@@ -241,7 +239,7 @@ def test_a_call_of_a_known_person_goes_on_where_their_last_one_ended(
         assert [position for (position,) in found] == [0, 1, 2, 3]
 
 
-def test_a_cut_outlives_the_cutting_however_short_it_may_be_kept(
+def test_the_audio_of_a_turn_is_kept_until_the_recording_is_split(
     api: TestClient, task: SplitRecording, work: Callable[[], None], settings: Settings, database: Database
 ) -> None:
     task._settings = settings.model_copy(update={"audio_retention_days": 0.0})
@@ -268,7 +266,7 @@ def damaged() -> bytes:
     return whole[: len(whole) * 3 // 4]
 
 
-def test_a_recording_that_is_cut_off_becomes_no_turns_and_leaves_no_sound(
+def test_a_truncated_recording_gives_no_turns_and_leaves_no_audio(
     api: TestClient, session_id: str, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
@@ -282,7 +280,7 @@ def test_a_recording_that_is_cut_off_becomes_no_turns_and_leaves_no_sound(
     assert blobs(settings) == []
 
 
-def test_of_a_call_that_cannot_be_cut_no_cut_is_kept_whatever_was_consented_to(
+def test_a_recording_that_cannot_be_split_leaves_no_audio_of_turns(
     api: TestClient, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
@@ -308,7 +306,7 @@ class Dies(BlobFolder):
         return super().put(uri, source)
 
 
-def test_what_an_attempt_left_behind_is_gone_when_the_next_one_succeeds(
+def test_leftovers_of_a_failed_attempt_are_deleted_when_the_next_succeeds(
     api: TestClient,
     session_id: str,
     task: SplitRecording,
@@ -329,7 +327,7 @@ def test_what_an_attempt_left_behind_is_gone_when_the_next_one_succeeds(
     assert len(blobs(settings)) == 3
 
 
-def test_of_two_who_cut_the_same_recording_the_later_claim_writes(
+def test_of_two_workers_that_split_the_same_recording_the_later_claim_writes(
     api: TestClient, session_id: str, task: SplitRecording, settings: Settings, work: Callable[[], None]
 ) -> None:
     location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
@@ -353,7 +351,7 @@ def test_of_two_who_cut_the_same_recording_the_later_claim_writes(
     assert cuts == (3,)
 
 
-def test_deleting_the_session_ends_its_cutting_and_leaves_no_sound(
+def test_deleting_the_session_stops_the_splitting_and_leaves_no_audio(
     api: TestClient, session_id: str, task: SplitRecording, work: Callable[[], None], settings: Settings
 ) -> None:
     location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
@@ -371,7 +369,7 @@ def test_deleting_the_session_ends_its_cutting_and_leaves_no_sound(
     assert blobs(settings) == []
 
 
-def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
+def test_a_quarantined_recording_can_be_listed_and_retried(
     api: TestClient, session_id: str, task: SplitRecording, engine: JobRunner, database: Database, settings: Settings
 ) -> None:
     location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
@@ -394,7 +392,7 @@ def test_a_long_recording_that_is_given_up_can_be_listed_and_retried(
     assert sum(api.get(location).json()["turns"].values()) == 3
 
 
-def test_a_call_that_nobody_looked_at_in_quarantine_is_deleted_with_what_was_cut_off(
+def test_a_quarantined_recording_is_deleted_with_the_audio_of_its_turns_after_some_days(
     api: TestClient,
     session_id: str,
     task: SplitRecording,
@@ -416,7 +414,7 @@ def test_a_call_that_nobody_looked_at_in_quarantine_is_deleted_with_what_was_cut
     assert blobs(settings) == []
 
 
-def test_a_recording_that_is_too_long_is_refused_where_it_says_so_and_else_when_it_is_heard(
+def test_a_recording_that_is_too_long_is_refused_by_its_header_or_when_it_is_decoded(
     api: TestClient, session_id: str, task: SplitRecording, work: Callable[[], None], settings: Settings
 ) -> None:
     brief = settings.model_copy(update={"max_recording_s": 2.0, "max_turn_s": 1.0})

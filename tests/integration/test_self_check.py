@@ -57,7 +57,7 @@ def test_an_incompatible_decoder_is_named_in_one_line(start: Start, module: list
     assert "cannot decode a recording with av " in line
 
 
-def test_the_clip_is_what_its_script_makes() -> None:
+def test_the_self_check_clip_equals_the_output_of_its_script() -> None:
     assert np.abs(decode(CLIP) - make_clip()).max() <= 2**-15
     assert decode_clip().size == make_clip().size
 
@@ -70,7 +70,7 @@ def test_a_child_process_that_cannot_decode_is_named_in_one_line() -> None:
     sandbox.close()
 
 
-def test_what_goes_wrong_names_the_step_and_its_packages() -> None:
+def test_a_failed_check_names_the_step_and_its_packages() -> None:
     with (
         pytest.raises(SetupError, match=r"cannot sing with numpy \d.*, nonesuch \(not installed\) \(ValueError: a b\)"),
         checking("sing", "numpy", "nonesuch"),
@@ -88,7 +88,7 @@ def test_what_goes_wrong_names_the_step_and_its_packages() -> None:
         Unavailable("no process can be started"),
     ],
 )
-def test_what_is_no_broken_installation_stays_as_it_is(error: Exception) -> None:
+def test_errors_that_are_not_of_the_installation_are_not_changed(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, checking("sing", "numpy"):
         raise error
     assert caught.value is error

@@ -31,7 +31,7 @@ def baseline(*turns: Summary) -> SpeakerBaseline:
 
 
 @given(st.permutations(list(range(6))))
-def test_the_order_of_the_turns_does_not_matter(order: list[int]) -> None:
+def test_a_baseline_does_not_depend_on_the_order_of_turns(order: list[int]) -> None:
     expected, found = (baseline(*(summary(i) for i in turns)) for turns in (range(6), order))
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.variance, expected.variance)
@@ -50,7 +50,7 @@ def test_a_summary_is_mean_and_deviation_of_what_is_real() -> None:
     assert found.flatten(1).tolist() == [[2, 1], [7, 0], [0, 0]]
 
 
-def test_without_earlier_turns_everybody_is_expected(prior: SpeakerPrior) -> None:
+def test_without_earlier_turns_the_baseline_is_the_prior(prior: SpeakerPrior) -> None:
     mean, deviation = prior.expected(baseline())
     torch.testing.assert_close(mean[0], prior.mean)
     torch.testing.assert_close(deviation[0], (prior.within + prior.between).sqrt())
@@ -65,31 +65,31 @@ def far_from_ten(prior: SpeakerPrior, count: int, spread: float = 1.0) -> float:
     return (prior.expected(about_ten(count, spread))[0] - 10).abs().max().item()
 
 
-def test_what_is_expected_of_a_speaker_is_drawn_towards_everybody(prior: SpeakerPrior) -> None:
+def test_a_baseline_shrinks_towards_the_prior(prior: SpeakerPrior) -> None:
     distances = [far_from_ten(prior, count) for count in (0, 1, 3, 20)]
     assert distances == sorted(distances, reverse=True)
     # By hand, of variances 4 and 1: 1 / (1 + 20 x 4) of the way back to 5.
     assert distances[-1] < 0.2
 
 
-def test_turns_that_are_much_alike_are_believed_less(prior: SpeakerPrior) -> None:
+def test_similar_turns_make_a_baseline_less_reliable(prior: SpeakerPrior) -> None:
     prior.variety.copy_(torch.tensor([5.0, 0.0, 2.0]))
     distances = [far_from_ten(prior, 10, spread) for spread in (1.5, 1.0, 0.5, 0.2)]
     assert distances == sorted(distances)
     assert distances[-1] > 2 * distances[0]
 
 
-def test_one_turn_alone_is_not_taken_for_a_mood(prior: SpeakerPrior) -> None:
+def test_a_single_turn_is_not_treated_as_similar_turns(prior: SpeakerPrior) -> None:
     prior.variety.copy_(torch.tensor([5.0, 0.0, -20.0]))
     assert far_from_ten(prior, 1, 0.0) == pytest.approx(1, abs=0.5)  # 1 / (1 + 4) of the way back to 5
 
 
-def test_the_variances_are_told_apart(prior: SpeakerPrior) -> None:
+def test_variance_within_and_between_speakers_is_estimated_separately(prior: SpeakerPrior) -> None:
     torch.testing.assert_close(prior.within.mean(), torch.tensor(1.0), atol=0.1, rtol=0)
     assert 2 < prior.between.mean() < 7
 
 
-def test_one_speaker_alone_says_nothing_of_how_speakers_differ() -> None:
+def test_one_speaker_gives_no_variance_between_speakers() -> None:
     fitted = SpeakerPrior(SHAPE)
     fitted.fit([torch.randn(5, *SHAPE), torch.randn(1, *SHAPE)])
     mean, deviation = fitted.expected(baseline(summary(0)))

@@ -24,13 +24,13 @@ def numbers(scores: EmotionScores | None) -> list[float]:
     return [*scores.categories.values(), scores.dimensions["valence"]]
 
 
-def test_a_text_reads_as_it_always_did(compact: Pipeline) -> None:
+def test_the_compact_bundle_predicts_the_stored_scores_of_a_text(compact: Pipeline) -> None:
     reading = compact.analyze(samples=None, text="I am so happy, this is wonderful!").reading
     golden = [0.0041, 0.0024, 0.0018, 0.9630, 0.0081, 0.0036, 0.0169, 0.9861]
     assert numbers(reading.scores) == pytest.approx(golden, abs=2e-3)
 
 
-def test_a_voice_reads_as_it_always_did(compact: Pipeline) -> None:
+def test_the_compact_bundle_predicts_the_stored_scores_of_a_clip(compact: Pipeline) -> None:
     # The words are in a script that the text encoder does not know.
     reading = compact.analyze(samples=decode(ENGLISH), text="我很高兴").reading
     golden = [0.4940, 0.0050, 0.0242, 0.0327, 0.4137, 0.0277, 0.0027, -0.4717]
@@ -38,7 +38,7 @@ def test_a_voice_reads_as_it_always_did(compact: Pipeline) -> None:
     assert numbers(reading.scores) == pytest.approx(golden, abs=5e-3)
 
 
-def test_happy_words_in_a_flat_voice_are_incongruent(compact: Pipeline) -> None:
+def test_joyful_text_in_flat_audio_is_incongruent(compact: Pipeline) -> None:
     words = "I am so happy to see you again after all these years."
     reading = compact.analyze(samples=decode(ENGLISH), text=words).reading
     golden = [0.4130, 0.0015, 0.0083, 0.1666, 0.3943, 0.0152, 0.0011, 0.4461]
@@ -63,7 +63,7 @@ def test_happy_words_in_a_flat_voice_are_incongruent(compact: Pipeline) -> None:
         ("मैं बहुत खुश हूँ", "joy"),
     ],
 )
-def test_plain_words_are_read_plainly(compact: Pipeline, text: str, emotion: str) -> None:
+def test_clear_texts_get_their_obvious_emotion(compact: Pipeline, text: str, emotion: str) -> None:
     scores = compact.analyze(samples=None, text=text).reading.scores
     assert scores is not None
     assert scores.top == emotion

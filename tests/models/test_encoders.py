@@ -32,7 +32,7 @@ def noise(seconds: float) -> Samples:
 
 
 @torch.inference_mode()
-def test_texts_in_a_batch_are_read_as_alone(text_encoder: TextEncoder) -> None:
+def test_encoding_texts_in_a_batch_equals_encoding_each_alone(text_encoder: TextEncoder) -> None:
     texts = ["I am happy", "no", "what a long and weary way it was"]
     together = text_encoder(texts)
     for i, text in enumerate(texts):
@@ -44,7 +44,7 @@ def test_texts_in_a_batch_are_read_as_alone(text_encoder: TextEncoder) -> None:
 
 
 @torch.inference_mode()
-def test_a_text_is_read_with_the_turns_before_it(text_encoder: TextEncoder) -> None:
+def test_a_text_is_encoded_with_the_turns_before_it(text_encoder: TextEncoder) -> None:
     alone, no_context = text_encoder(["so what"]), text_encoder(["so what"], [[]])
     torch.testing.assert_close(no_context.features, alone.features)
     after = text_encoder(["so what", "so what"], [["it broke"], ["he is here", "it broke"]])
@@ -54,7 +54,7 @@ def test_a_text_is_read_with_the_turns_before_it(text_encoder: TextEncoder) -> N
 
 
 @given(before=st.lists(st.text("abc ", max_size=30), max_size=4), text=st.text("abc", min_size=1, max_size=80))
-def test_what_does_not_fit_is_left_out_of_the_oldest_turn_first(before: list[str], text: str) -> None:
+def test_context_that_does_not_fit_is_cut_from_the_oldest_turn(before: list[str], text: str) -> None:
     turns = TurnTokenizer(tiny_models.tokenizer(), 0, 2, 3, 1, "query: ", 40)
     alone, read = turns.turn(text), turns.turn(text, before)
     assert [read.ids[i] for i in read.own] == alone.ids
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_left_out_of_the_oldest_turn_first(before: list[str
 
 
 @torch.inference_mode()
-def test_clips_in_a_batch_are_heard_as_alone(speech_encoder: SpeechEncoder) -> None:
+def test_encoding_clips_in_a_batch_equals_encoding_each_alone(speech_encoder: SpeechEncoder) -> None:
     clips = [noise(seconds) for seconds in (1.3, 0.013, 0.5, 4.7)]
     together = speech_encoder(clips)
     for i, clip in enumerate(clips):
@@ -78,7 +78,7 @@ def test_clips_in_a_batch_are_heard_as_alone(speech_encoder: SpeechEncoder) -> N
 
 
 @torch.inference_mode()
-def test_a_clip_longer_than_the_positions_is_heard_to_its_end(speech_encoder: SpeechEncoder) -> None:
+def test_a_clip_longer_than_the_positions_is_encoded_to_its_end(speech_encoder: SpeechEncoder) -> None:
     # The tiny encoder's positions last two seconds; a token lasts a tenth.
     tokens = speech_encoder([noise(5.0)])
     assert tokens.mask.sum() == 50
@@ -104,5 +104,7 @@ def test_a_long_text_is_cut_not_refused(text_encoder: TextEncoder) -> None:
         ("   ", False),
     ],
 )
-def test_the_text_encoder_tells_what_it_cannot_read(text_encoder: TextEncoder, text: str, known: bool) -> None:
+def test_the_text_encoder_reports_texts_that_it_cannot_tokenize(
+    text_encoder: TextEncoder, text: str, known: bool
+) -> None:
     assert text_encoder.knows(text) is known

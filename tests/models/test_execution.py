@@ -65,9 +65,7 @@ def test_attention_is_pytorchs_own_where_the_architecture_can(name: str, load: L
 @pytest.mark.parametrize("precision", ROUNDED, ids=str)
 @pytest.mark.parametrize("name", KINDS)
 @torch.inference_mode()
-def test_half_as_many_bits_give_nearly_the_same_features_in_float32(
-    name: str, precision: torch.dtype, load: Load
-) -> None:
+def test_half_precision_gives_nearly_the_same_features(name: str, precision: torch.dtype, load: Load) -> None:
     exact, rounded = load(name), Execution(precision=precision).place(load(name))
     assert {weight.dtype for weight in rounded.parameters()} == {precision}
     for batch in (ONE, ALIKE, MIXED):
@@ -80,7 +78,7 @@ def test_half_as_many_bits_give_nearly_the_same_features_in_float32(
 @pytest.mark.parametrize("name", checkpoints.SPEECH)
 @pytest.mark.parametrize("layers", [(2, 1), (0,), None])
 @torch.inference_mode()
-def test_layers_that_nobody_reads_are_not_run(name: str, layers: tuple[int, ...] | None, load: Load) -> None:
+def test_unused_layers_are_not_run(name: str, layers: tuple[int, ...] | None, load: Load) -> None:
     whole, placed = load(name, layers=layers), Execution().place(load(name, layers=layers))
     torch.testing.assert_close(encoded(placed, MIXED).features, encoded(whole, MIXED).features)
     assert count(placed) < count(whole) if layers else count(placed) == count(whole)
@@ -105,7 +103,7 @@ def test_on_the_cpu_nothing_is_rounded_unless_told_so() -> None:
 
 
 @pytest.mark.parametrize(("has_bfloat16", "precision"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_computes_with_half_as_many_bits(
+def test_a_gpu_computes_in_half_precision(
     has_bfloat16: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -117,13 +115,13 @@ def test_a_gpu_computes_with_half_as_many_bits(
             of(precision="bfloat16")
 
 
-def test_a_gpu_that_is_not_there_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_raises_a_setup_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SetupError, match="TENOR_DEVICE is cuda"):
         of(device="cuda")
 
 
-def test_where_nothing_can_be_compiled_the_setup_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_without_a_compiler_raises_a_setup_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(_: object) -> Callable[..., object]:
         raise RuntimeError("No working C++ compiler found\n in a long trace")
 

@@ -59,7 +59,7 @@ def test_a_batch_equals_its_rows_one_by_one(fusion: Fusion, lengths: list[tuple[
         torch.testing.assert_close(together.valence[i], alone.valence[0], atol=1e-4, rtol=1e-4)
 
 
-def test_what_lies_behind_a_mask_is_never_seen(fusion: Fusion) -> None:
+def test_masked_tokens_do_not_change_the_output(fusion: Fusion) -> None:
     words, sounds = Tokens.padded([text(4)]), Tokens.padded([voice(5)])
     hidden = Tokens(words.features, torch.zeros_like(words.mask))
     other = Tokens(words.features * 100 + 7, torch.zeros_like(words.mask))
@@ -67,7 +67,7 @@ def test_what_lies_behind_a_mask_is_never_seen(fusion: Fusion) -> None:
         torch.testing.assert_close(fusion(hidden, sounds).logits, fusion(other, sounds).logits)
 
 
-def test_both_modalities_matter(fusion: Fusion) -> None:
+def test_both_modalities_change_the_output(fusion: Fusion) -> None:
     base = fuse(fusion, [text(4)], [voice(5)]).logits
     assert not torch.allclose(base, fuse(fusion, [text(4, seed=1)], [voice(5)]).logits)
     assert not torch.allclose(base, fuse(fusion, [text(4)], [voice(5, seed=1)]).logits)
@@ -104,7 +104,7 @@ def test_the_gate_weighs_one_modality_against_the_other() -> None:
             assert torch.allclose(base, other) is not changes
 
 
-def test_the_mean_pools_what_is_there() -> None:
+def test_mean_pooling_ignores_masked_tokens() -> None:
     """With means, and tokens that attend to nothing, repeating a turn's tokens changes nothing."""
     torch.manual_seed(0)
     fusion = made(CONFIG.model_copy(update={"kind": "concat", "pooling": "mean"})).eval()
@@ -112,7 +112,7 @@ def test_the_mean_pools_what_is_there() -> None:
     torch.testing.assert_close(fuse(fusion, [text(4).repeat(3, 1)], [voice(5).repeat(2, 1, 1)]).logits, once)
 
 
-def test_weights_that_were_trained_before_there_were_kinds_still_fit() -> None:
+def test_weights_without_a_fusion_kind_are_loaded_as_cross_attention() -> None:
     names = set(made(CONFIG).state_dict())
     parts = {"voice_self", "text_self", "voice_cross", "text_cross", "voice_pool", "text_pool", "head", "emotion"}
     assert parts <= {name.partition(".")[0] for name in names}
@@ -128,7 +128,7 @@ def test_standardized_features_have_mean_0_and_deviation_1() -> None:
     torch.testing.assert_close(standard.std(dim=0), torch.ones(2, 3), atol=1e-3, rtol=0)
 
 
-def test_a_feature_that_never_changes_stays_finite() -> None:
+def test_standardizing_a_constant_feature_stays_finite() -> None:
     standardization = Standardization(3)
     standardization.fit(torch.full((10, 3), 4.0))
     assert standardization(torch.full((1, 3), 4.0)).tolist() == [[0, 0, 0]]
@@ -168,13 +168,13 @@ def logits(fusion: Fusion, sound: torch.Tensor, baseline: SpeakerBaseline | None
     return fusion(Tokens.padded([text(4)]), Tokens.padded([sound]), baseline).logits
 
 
-def test_a_voice_is_read_against_its_speakers_baseline(relative: Fusion) -> None:
+def test_fusion_subtracts_the_speakers_baseline(relative: Fusion) -> None:
     first = logits(relative, voice(9), None)
     assert not torch.allclose(first, logits(relative, voice(9), known(1, 2, 3)))
     torch.testing.assert_close(first, logits(relative, voice(9), known()))
 
 
-def test_a_speaker_whose_features_all_lie_higher_is_read_alike_once_known() -> None:
+def test_a_constant_offset_of_a_speaker_is_removed_by_their_baseline() -> None:
     torch.manual_seed(0)
     fusion = made(RELATIVE).eval()
     torch.nn.init.normal_(fusion.summary.weight, std=0.01)
@@ -189,7 +189,7 @@ def test_a_speaker_whose_features_all_lie_higher_is_read_alike_once_known() -> N
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_a_baseline_says_nothing_where_there_is_no_voice(relative: Fusion) -> None:
+def test_a_baseline_has_no_effect_on_text_alone(relative: Fusion) -> None:
     silence = logits(relative, voice(0), None)
     torch.testing.assert_close(logits(relative, voice(0), known(1, 2)), silence)
 

@@ -70,7 +70,7 @@ def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "name: x", "{", "name: !!python/object:os.system {}"])
-def test_a_manifest_that_is_none_is_refused(folder: Path, content: str) -> None:
+def test_an_invalid_manifest_is_refused(folder: Path, content: str) -> None:
     (folder / MANIFEST).write_text(content)
     with pytest.raises(BundleError, match="not a valid manifest"):
         read_manifest(folder)
@@ -84,7 +84,7 @@ def test_a_manifest_that_is_none_is_refused(folder: Path, content: str) -> None:
         ({"text_encoder": None, "speech_encoder": None, "fusion": None}, "either"),
     ],
 )
-def test_a_bundle_that_reads_in_two_ways_or_in_none_is_refused(
+def test_a_bundle_with_two_kinds_of_predictor_or_none_is_refused(
     folder: Path, changes: dict[str, object], why: str
 ) -> None:
     edit(folder, **changes)
@@ -98,13 +98,13 @@ def test_a_written_manifest_is_read_as_it_was(folder: Path) -> None:
     assert read_manifest(folder) == before
 
 
-def test_what_a_bundle_lacks_has_no_part_in_its_id(folder: Path) -> None:
+def test_absent_components_do_not_change_the_id_of_a_bundle(folder: Path) -> None:
     before = read_manifest(folder).id
     edit(folder, classifier=None)
     assert read_manifest(folder).id == before
 
 
-def test_a_bundle_that_is_nowhere_is_refused_with_those_that_are(tmp_path: Path) -> None:
+def test_an_unknown_bundle_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="compact"):
         bundle_folder(str(tmp_path / "nothing"))
 
@@ -146,7 +146,7 @@ def test_the_bundles_whisper_is_loaded_unless_another_is_named(folder: Path, ask
     ]
 
 
-def test_a_bundles_id_tells_who_transcribes(folder: Path, tmp_path: Path) -> None:
+def test_the_id_of_a_bundle_depends_on_its_transcriber(folder: Path, tmp_path: Path) -> None:
     one, other = (tmp_path / name for name in ("one", "other"))
     for place in (one, other):
         place.mkdir()
@@ -158,7 +158,7 @@ def test_a_bundles_id_tells_who_transcribes(folder: Path, tmp_path: Path) -> Non
     assert loaded(folder, whisper_dir=one.rename(tmp_path / "moved")).bundle.id == ids[3]
 
 
-def test_two_whispers_are_one_too_many(tmp_path: Path) -> None:
+def test_naming_two_whisper_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="TENOR_WHISPER and TENOR_WHISPER_DIR name two models"):
         Settings(whisper="small", whisper_dir=tmp_path)
 
@@ -170,7 +170,7 @@ def test_a_transcriber_of_an_unknown_kind_is_refused_by_name(folder: Path) -> No
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}")), ids=lambda p: p.name)
-def test_a_shipped_bundle_is_whole_and_small(folder: Path) -> None:
+def test_a_shipped_bundle_is_complete_and_small(folder: Path) -> None:
     verify_files(folder, read_manifest(folder))
     assert sum(path.stat().st_size for path in folder.rglob("*")) < LIMIT_BYTES
     assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".yaml", ".md"}

@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle"))
 
 
-def test_a_text_never_touches_the_speech_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_analysing_a_text_loads_no_audio_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "load_speech_encoder", lambda *_: pytest.fail("the speech encoder was loaded"))
     analysis = pipeline(folder).analyze(samples=None, text="I am happy")
     assert analysis.reading.modalities_used == (Modality.text,)
@@ -34,7 +34,7 @@ def test_a_text_never_touches_the_speech_models(folder: Path, monkeypatch: pytes
     assert analysis.transcript == Transcript.provided("I am happy")
 
 
-def test_speech_is_read_as_words_and_as_voice(folder: Path) -> None:
+def test_audio_is_analysed_as_transcript_and_as_audio(folder: Path) -> None:
     analysis = pipeline(folder, Heard()).analyze(samples=tone(), text=None)
     reading = analysis.reading
     assert reading.modalities_used == (Modality.text, Modality.audio)
@@ -45,7 +45,7 @@ def test_speech_is_read_as_words_and_as_voice(folder: Path) -> None:
     assert analysis.transcript.source is TranscriptSource.asr
 
 
-def test_one_modality_reads_the_same_beside_the_other_as_alone(folder: Path) -> None:
+def test_the_scores_of_one_modality_do_not_depend_on_the_other(folder: Path) -> None:
     subject = pipeline(folder, Heard())
     both = subject.analyze(samples=tone(), text="I am happy").reading
     words = subject.analyze(samples=None, text="I am happy").reading
@@ -54,12 +54,12 @@ def test_one_modality_reads_the_same_beside_the_other_as_alone(folder: Path) -> 
     assert both.text_only.categories == pytest.approx(words.scores.categories, abs=1e-5)
 
 
-def test_words_that_come_with_the_sound_are_taken_as_they_are(folder: Path) -> None:
+def test_a_provided_text_replaces_the_transcription(folder: Path) -> None:
     transcript = pipeline(folder, Heard("something else")).analyze(samples=tone(), text="I am sad").transcript
     assert transcript == Transcript.provided("I am sad")
 
 
-def test_a_voice_is_read_against_the_turns_before(folder: Path) -> None:
+def test_audio_is_compared_with_the_baseline_of_earlier_turns(folder: Path) -> None:
     read = pipeline(folder, Heard()).analyze
     first, other = read(samples=tone(), text="so what"), read(samples=tone() ** 3, text="so what")
     assert first.reading.baseline_turns == 0
@@ -87,7 +87,7 @@ def test_a_bundle_without_baselines_keeps_none(tmp_path: Path) -> None:
     assert (analysis.reading.baseline_turns, analysis.voice_summary) == (0, None)
 
 
-def test_words_are_read_with_the_turns_before(folder: Path) -> None:
+def test_text_is_encoded_with_the_turns_before(folder: Path) -> None:
     read = pipeline(folder).analyze
     alone, after = read(samples=None, text="so what"), read(samples=None, text="so what", context=["it broke"])
     assert alone.reading.scores != after.reading.scores
@@ -96,7 +96,7 @@ def test_words_are_read_with_the_turns_before(folder: Path) -> None:
     assert longer.reading == after.reading
 
 
-def test_where_nobody_speaks_tenor_abstains(folder: Path) -> None:
+def test_audio_without_speech_abstains(folder: Path) -> None:
     analysis = pipeline(folder, Heard(speaks=False)).analyze(samples=tone(), text=None)
     assert analysis.transcript is not None
     assert analysis.transcript.segments == ()
@@ -107,14 +107,14 @@ def test_where_nobody_speaks_tenor_abstains(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["我很高兴", "...", ""])
-def test_words_that_cannot_be_read_leave_the_voice(folder: Path, words: str) -> None:
+def test_unsupported_text_leaves_the_audio_scores(folder: Path, words: str) -> None:
     reading = pipeline(folder, Heard(words)).analyze(samples=tone(), text=None).reading
     assert reading.modalities_used == (Modality.audio,)
     assert reading.scores == reading.audio_only
     assert reading.text_only is None
 
 
-def test_a_text_that_cannot_be_read_gives_no_emotion(folder: Path) -> None:
+def test_a_text_in_an_unsupported_script_abstains(folder: Path) -> None:
     reading = pipeline(folder).analyze(samples=None, text="我很高兴").reading
     assert reading.scores is None
     assert reading.abstained
@@ -128,7 +128,7 @@ SAID = [
 VOICES = [tone(seconds=seconds, hertz=hertz) for seconds, hertz in ((1.0, 200), (3.1, 250), (0.4, 300), (1.0, 180))]
 
 
-def test_words_and_voices_are_encoded_together_as_one_by_one(folder: Path) -> None:
+def test_encoding_a_batch_equals_encoding_each_item(folder: Path) -> None:
     subject = pipeline(folder)
     together = [*subject.text.run(SAID), *subject.speech.run(VOICES)]
     alone = [subject.text.run([said])[0] for said in SAID] + [subject.speech.run([voice])[0] for voice in VOICES]
@@ -137,7 +137,7 @@ def test_words_and_voices_are_encoded_together_as_one_by_one(folder: Path) -> No
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_turns_of_every_kind_are_fused_together_as_one_by_one(tmp_path: Path, relative: bool) -> None:
+def test_fusing_a_batch_equals_fusing_each_turn(tmp_path: Path, relative: bool) -> None:
     subject = pipeline(write_bundle(tmp_path, fusion=FUSION.model_copy(update={"relative": relative})))
     words, voices = subject.text.run(SAID), subject.speech.run(VOICES)
     earlier = [np.random.default_rng(seed).normal(size=FUSION.summary_shape).astype(np.float16) for seed in range(3)]
@@ -161,7 +161,7 @@ def test_turns_of_every_kind_are_fused_together_as_one_by_one(tmp_path: Path, re
             np.testing.assert_allclose(summary, its, atol=2e-3)  # half precision
 
 
-def test_a_turn_goes_the_same_way_however_its_stages_are_run(folder: Path) -> None:
+def test_a_turn_gets_the_same_prediction_with_and_without_batching(folder: Path) -> None:
     subject, passed = pipeline(folder, Heard()), list[str]()
 
     def submit(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:

@@ -67,7 +67,7 @@ def sound(seconds: float, seed: int = 0) -> Samples:
 
 @each_text
 @torch.inference_mode()
-def test_texts_in_a_batch_are_read_as_alone(name: str, folder: Callable[[str], Path]) -> None:
+def test_encoding_texts_in_a_batch_equals_encoding_each_alone(name: str, folder: Callable[[str], Path]) -> None:
     encoder = text_encoder(folder(name))
     together = encoder(TEXTS, CONTEXT)
     for i, (text, turns) in enumerate(zip(TEXTS, CONTEXT, strict=True)):
@@ -80,7 +80,7 @@ def test_texts_in_a_batch_are_read_as_alone(name: str, folder: Callable[[str], P
 
 @each_text
 @torch.inference_mode()
-def test_a_text_is_read_as_transformers_reads_it(name: str, folder: Callable[[str], Path]) -> None:
+def test_a_text_encoder_equals_that_of_transformers(name: str, folder: Callable[[str], Path]) -> None:
     ids = AutoTokenizer.from_pretrained(folder(name))(TEXTS[0], return_tensors="pt")
     expected = AutoModel.from_pretrained(folder(name)).eval()(**ids).last_hidden_state
     encoder = text_encoder(folder(name))
@@ -125,7 +125,7 @@ def test_a_prefix_is_put_before_the_text(folder: Callable[[str], Path]) -> None:
     torch.testing.assert_close(with_prefix(["nobody"]).features, plain(["why did nobody"]).features)
 
 
-def test_a_text_encoder_tells_what_it_cannot_read(folder: Callable[[str], Path]) -> None:
+def test_a_text_encoder_reports_texts_that_it_cannot_tokenize(folder: Callable[[str], Path]) -> None:
     encoder = text_encoder(folder("XLM-R"))
     assert encoder.knows("I am happy")
     assert encoder.knows("میں خوش ہوں")
@@ -142,7 +142,7 @@ def test_more_tokens_than_positions_are_refused(name: str, folder: Callable[[str
 
 @each_speech
 @torch.inference_mode()
-def test_clips_in_a_batch_are_heard_as_alone(name: str, folder: Callable[[str], Path]) -> None:
+def test_encoding_clips_in_a_batch_equals_encoding_each_alone(name: str, folder: Callable[[str], Path]) -> None:
     # The longest is cut into windows.
     clips = [sound(seconds, seed) for seed, seconds in enumerate((1.3, 0.05, 2.7, 1.3, 0.4))]
     encoder = speech_encoder(folder(name), max_seconds=2)
@@ -157,7 +157,7 @@ def test_clips_in_a_batch_are_heard_as_alone(name: str, folder: Callable[[str], 
 
 @pytest.mark.parametrize("name", WAVES)
 @torch.inference_mode()
-def test_a_clip_is_heard_as_transformers_hears_it(name: str, folder: Callable[[str], Path]) -> None:
+def test_a_speech_encoder_equals_that_of_transformers(name: str, folder: Callable[[str], Path]) -> None:
     clip = sound(1.0)
     values = AutoFeatureExtractor.from_pretrained(folder(name))(clip, sampling_rate=SAMPLE_RATE, return_tensors="pt")
     model = AutoModel.from_pretrained(folder(name)).eval()
@@ -169,7 +169,7 @@ def test_a_clip_is_heard_as_transformers_hears_it(name: str, folder: Callable[[s
 
 
 @torch.inference_mode()
-def test_whisper_hears_as_its_layers_do_in_our_own_encoder(folder: Callable[[str], Path]) -> None:
+def test_a_whisper_encoder_equals_the_encoder_of_compact(folder: Callable[[str], Path]) -> None:
     config = SpeechEncoderConfig(width=16, layers=3, heads=2, hidden=32, positions=100, first_layer=2)
     own = SpeechEncoder(config).eval()
     state = load_file(folder("Whisper") / "model.safetensors")
@@ -235,7 +235,7 @@ def test_training_hides_spans_only_where_asked(name: str, folder: Callable[[str]
 
 @each_text
 @torch.inference_mode()
-def test_a_text_encoder_reads_the_same_when_saved_and_loaded(
+def test_a_text_encoder_is_unchanged_by_saving_and_loading(
     name: str, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     encoder = text_encoder(folder(name))
@@ -247,7 +247,7 @@ def test_a_text_encoder_reads_the_same_when_saved_and_loaded(
 
 @each_speech
 @torch.inference_mode()
-def test_a_speech_encoder_hears_the_same_when_saved_and_loaded(
+def test_a_speech_encoder_is_unchanged_by_saving_and_loading(
     name: str, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     encoder = speech_encoder(folder(name))
@@ -307,7 +307,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(name: str, folder: Callable[
 @pytest.mark.parametrize(
     ("file", "content"), [("model.safetensors", b"no weights"), ("config.json", b"{}"), ("config.json", b"")]
 )
-def test_a_damaged_checkpoint_is_a_mistake_in_the_setup(
+def test_a_damaged_checkpoint_raises_a_setup_error(
     file: str, content: bytes, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     damaged = shutil.copytree(folder("BERT"), tmp_path / "damaged")
@@ -333,7 +333,9 @@ def test_a_repository_needs_its_revision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "FacebookAI/xlm-roberta-base"])
-def test_what_cannot_be_had_is_named(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_fetched_is_named(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     class NoHub:
         def model_info(self, *_: object, **__: object) -> None:
             raise ConnectionError("no route to the hub")

@@ -75,7 +75,7 @@ def with_checkpoint(folder: Path, make: Callable[[Path], Path], options: dict[st
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_items_of_unlike_lengths_are_encoded_together_as_one_by_one(name: str, load: Load) -> None:
+def test_encoding_a_batch_of_unequal_lengths_equals_encoding_each_item(name: str, load: Load) -> None:
     stage: Stage[Any, torch.Tensor] = load(text=name).text if name in checkpoints.TEXT else load(speech=name).speech
     items: Sequence[Any] = SAID if name in checkpoints.TEXT else VOICES
     alone = [stage.run([item])[0] for item in items]
@@ -85,7 +85,7 @@ def test_items_of_unlike_lengths_are_encoded_together_as_one_by_one(name: str, l
             torch.testing.assert_close(features, alone[row], atol=1e-4, rtol=0)
 
 
-def test_many_turns_at_once_are_read_as_one_by_one(load: Load) -> None:
+def test_predicting_a_batch_equals_predicting_each_turn(load: Load) -> None:
     subject = load()
     turns = [(VOICES[row % len(VOICES)], None if row % 3 else SAID[row % len(SAID)].words) for row in range(24)]
     alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
@@ -116,7 +116,7 @@ def assert_like(one: Analysis, other: Analysis, tolerance: float = 1e-4) -> None
             assert read.dimensions == pytest.approx(also.dimensions, abs=tolerance)
 
 
-def test_in_half_precision_a_turn_is_read_nearly_alike(load: Load) -> None:
+def test_half_precision_gives_nearly_the_same_prediction(load: Load) -> None:
     exact, rounded = load(), load(execution=Execution(precision=torch.bfloat16))
     for voice, said in zip(VOICES, SAID, strict=False):
         assert_like(*(subject.analyze(samples=voice, text=said.words) for subject in (rounded, exact)), tolerance=0.05)

@@ -26,7 +26,7 @@ def test_every_number_is_within_a_step_of_its_block(matrix: torch.Tensor, bits: 
 
 
 @given(MATRICES)
-def test_storing_again_changes_nothing(matrix: torch.Tensor) -> None:
+def test_quantizing_twice_changes_nothing(matrix: torch.Tensor) -> None:
     once = stored(matrix)
     assert stored(once).equal(once)
 
@@ -37,6 +37,6 @@ def test_half_a_byte_a_number_and_a_scale_for_each_32() -> None:
     assert state["bias"].dtype == torch.float16
 
 
-def test_what_is_not_named_is_kept() -> None:
+def test_weights_that_are_not_named_are_not_quantized() -> None:
     table = torch.randn(4, 32)
     assert dequantized(quantized({"table": table}, {}))["table"].equal(table.half())

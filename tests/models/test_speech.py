@@ -20,7 +20,7 @@ def conversation() -> Samples:
     return np.concatenate(sounds)
 
 
-def test_speech_is_found_where_it_is() -> None:
+def test_speech_spans_are_found_at_the_right_times() -> None:
     stretches = speech(np.concatenate([silence(3), spoken("english"), silence(3)]))
     end = 3 + spoken("english").size / SAMPLE_RATE
     assert stretches[0][0] == pytest.approx(3, abs=0.3)
@@ -75,7 +75,7 @@ def test_a_recording_that_comes_in_parts_is_cut_as_one_that_is_there_at_once(
         assert np.array_equal(sound, conversation[at : at + sound.size])
 
 
-def test_what_never_pauses_is_cut_and_no_more_than_a_turn_is_kept() -> None:
+def test_speech_without_pauses_is_cut_at_the_longest_turn_in_bounded_memory() -> None:
     endless = np.concatenate([spoken("english")] * 60)
     cutter, size = Cutter(), 90 * SAMPLE_RATE
     cuts = []
@@ -88,11 +88,11 @@ def test_what_never_pauses_is_cut_and_no_more_than_a_turn_is_kept() -> None:
     assert sum(sound.size for _, sound in cuts) > 0.9 * endless.size
 
 
-def test_silence_is_nobodys_turn() -> None:
+def test_silence_gives_no_utterance() -> None:
     cutter = Cutter()
     assert [*cutter.add(silence(60)), *cutter.end()] == []
     assert utterances(silence(60)) == []
 
 
-def test_the_detector_reports_to_nobody() -> None:
+def test_the_detector_sends_no_telemetry() -> None:
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

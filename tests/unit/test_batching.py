@@ -113,7 +113,7 @@ def test_no_batch_exceeds_its_limits_but_an_item_alone(lengths: list[float]) -> 
 
 @given(sizes, st.sets(st.integers(0, 29)))
 @settings(deadline=None, max_examples=50)
-def test_poison_fails_alone(lengths: list[float], poison: set[int]) -> None:
+def test_an_item_that_raises_fails_alone(lengths: list[float], poison: set[int]) -> None:
     stage = Stage(frozenset(poison))
     with batching(stage) as batcher:
         with stage.held(batcher):
@@ -124,7 +124,9 @@ def test_poison_fails_alone(lengths: list[float], poison: set[int]) -> None:
 
 @given(st.lists(st.floats(1, 10), min_size=2, max_size=20), st.floats(10, 40))
 @settings(deadline=None, max_examples=50)
-def test_a_batch_too_large_for_the_memory_is_halved_and_not_made_again(lengths: list[float], memory: float) -> None:
+def test_a_batch_too_large_for_the_memory_is_halved_and_that_size_is_not_tried_again(
+    lengths: list[float], memory: float
+) -> None:
     stage = Stage(memory=memory)
     with batching(stage, LIMITS.model_copy(update={"items": 16, "budget": 1000.0})) as batcher:
         allowed = 1000.0
@@ -141,7 +143,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_not_made_again(lengths: 
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("CUDA failed with error out of memory"), RuntimeError("std::bad_alloc")]
 )
-def test_an_item_that_memory_never_suffices_for_fails_alone(error: Exception) -> None:
+def test_an_item_too_large_for_the_memory_fails_alone(error: Exception) -> None:
     def run(items: Sequence[Item]) -> Sequence[Item]:
         if any(size > 50 for _, size in items):
             raise error
@@ -155,7 +157,7 @@ def test_an_item_that_memory_never_suffices_for_fails_alone(error: Exception) ->
     batcher.close()
 
 
-def test_the_interactive_go_into_the_next_batch_ahead_of_bulk() -> None:
+def test_interactive_items_enter_the_next_batch_before_bulk_items() -> None:
     stage = Stage()
     with batching(stage) as batcher, stage.held(batcher):
         for number in range(6):
@@ -165,7 +167,7 @@ def test_the_interactive_go_into_the_next_batch_ahead_of_bulk() -> None:
     assert [number for number, _ in stage.batches[0]] == [10, 11, 12, 0]
 
 
-def test_a_batch_is_filled_up_with_what_is_nearest_in_length() -> None:
+def test_a_batch_is_filled_with_the_items_nearest_in_length() -> None:
     stage = Stage()
     with batching(stage) as batcher, stage.held(batcher):
         for item in enumerate([10.0, 6.0, 15.0, 9.0, 11.0, 40.0, 10.0]):
@@ -180,7 +182,7 @@ def test_a_batch_is_filled_up_with_what_is_nearest_in_length() -> None:
 
 @given(st.lists(st.tuples(lanes, st.sampled_from([1.0, 10.0])), min_size=1, max_size=60))
 @settings(deadline=None, max_examples=100)
-def test_nobody_is_left_behind(arrivals: list[tuple[Lane, float]]) -> None:
+def test_every_item_is_run_within_a_bounded_number_of_batches(arrivals: list[tuple[Lane, float]]) -> None:
     stage = Stage()
     with batching(stage) as batcher, stage.held(batcher):
         for number, (lane, size) in enumerate(arrivals):
@@ -192,7 +194,7 @@ def test_nobody_is_left_behind(arrivals: list[tuple[Lane, float]]) -> None:
             assert run_in[number] + 1 <= -(-(before + 1) * batches_an_item // 1)
 
 
-def test_bulk_moves_while_interactive_never_stops() -> None:
+def test_bulk_items_are_run_while_interactive_items_never_stop() -> None:
     stage = Stage()
     with batching(stage, LIMITS.model_copy(update={"items": 1})) as batcher, stage.held(batcher):
         batcher.submit((99, 1.0), Lane.bulk)
@@ -201,7 +203,7 @@ def test_bulk_moves_while_interactive_never_stops() -> None:
     assert [number for ((number, _),) in stage.batches][:BULK_TURN] == [0, 1, 2, 99]
 
 
-def test_a_batch_filled_up_with_bulk_stays_brief() -> None:
+def test_a_batch_filled_with_bulk_items_stays_within_its_time() -> None:
     batches: list[int] = []
 
     def run(items: Sequence[Item]) -> Sequence[Item]:
@@ -220,7 +222,7 @@ def test_a_batch_filled_up_with_bulk_stays_brief() -> None:
     batcher.close()
 
 
-def test_those_who_bring_more_than_there_is_room_for_wait_bulk_first() -> None:
+def test_submitters_wait_for_room_and_bulk_waits_first() -> None:
     stage = Stage()
     with batching(stage, LIMITS.model_copy(update={"waiting": 4})) as batcher:
         with stage.held(batcher):
@@ -235,7 +237,7 @@ def test_those_who_bring_more_than_there_is_room_for_wait_bulk_first() -> None:
         assert batcher.submit((5, 1.0), Lane.bulk, timeout_s=5)() == (5, 1.0)
 
 
-def test_a_caller_whose_time_is_up_withdraws_what_is_not_yet_run() -> None:
+def test_a_caller_that_times_out_withdraws_its_waiting_items() -> None:
     stage = Stage()
     with batching(stage) as batcher:
         with stage.held(batcher):
@@ -246,7 +248,7 @@ def test_a_caller_whose_time_is_up_withdraws_what_is_not_yet_run() -> None:
     assert stage.batches == [[(8, 1.0)]]
 
 
-def test_what_was_handed_in_before_the_end_is_still_run_and_nothing_after() -> None:
+def test_items_submitted_before_closing_are_run_and_later_ones_are_refused() -> None:
     stage = Stage()
     batcher = MicroBatcher[Item, Item]("test", stage.run, LIMITS)
     with ThreadPoolExecutor(8) as threads:
@@ -257,7 +259,7 @@ def test_what_was_handed_in_before_the_end_is_still_run_and_nothing_after() -> N
         batcher.submit((0, 1.0))
 
 
-def test_a_stage_that_gives_too_few_results_fails_its_items_and_lives_on() -> None:
+def test_a_stage_that_returns_too_few_results_fails_its_items_and_goes_on() -> None:
     batcher = MicroBatcher[Item, Item]("test", lambda items: [item for item in items if item[0]], LIMITS)
     with pytest.raises(RuntimeError, match="0 results for 1 items"):
         batcher.submit((0, 1.0))()

@@ -28,7 +28,7 @@ def test_a_client_is_an_ipv4_address_or_an_ipv6_network(address: str, network: s
 
 
 @pytest.mark.parametrize(("limit", "allowed"), [("-S -n 400", 500), ("-n 400", 80)], ids=["soft", "hard"])
-def test_as_many_connections_are_allowed_as_files_may_be_opened(limit: str, allowed: int) -> None:
+def test_the_connection_limit_follows_the_limit_of_open_files(limit: str, allowed: int) -> None:
     code = "from services.api.connections import allowed_connections; print(allowed_connections(500))"
     command = ["sh", "-c", f'ulimit {limit} && exec "$0" -c "$1"', sys.executable, code]
     told = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -50,7 +50,7 @@ def test_a_dockerfile_passes_hadolint(dockerfile: Path) -> None:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
-def test_an_image_is_small_pinned_and_not_roots(dockerfile: Path) -> None:
+def test_an_image_is_small_and_pinned_and_does_not_run_as_root(dockerfile: Path) -> None:
     text = dockerfile.read_text()
     bases = re.findall(r"^FROM (\S+)", text, re.M)
     assert len(bases) == 2
@@ -92,7 +92,7 @@ def test_every_setting_in_the_env_file_reaches_the_api_and_the_workers_and_no_ot
         assert "env_file" not in COMPOSE["services"][name]
 
 
-def test_what_waits_for_a_service_waits_for_what_that_service_says_of_itself() -> None:
+def test_services_wait_for_the_health_checks_of_the_services_they_need() -> None:
     services = COMPOSE["services"]
     for service in services.values():
         waits = service.get("depends_on", {})
@@ -117,7 +117,7 @@ def test_prometheus_finds_the_api_and_every_worker_where_they_answer() -> None:
     assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
 
 
-def test_only_who_watches_reaches_the_metrics_of_every_pod_that_tells_any() -> None:
+def test_only_the_monitoring_rule_opens_the_metrics_port() -> None:
     rules = {item["metadata"]["name"]: item["spec"] for item in everything("NetworkPolicy")}
     (who,) = rules["tenor-metrics"]["podSelector"]["matchExpressions"]
     assert set(who["values"]) == {item["metadata"]["name"] for item in everything("Deployment")}
@@ -127,7 +127,7 @@ def test_only_who_watches_reaches_the_metrics_of_every_pod_that_tells_any() -> N
     assert rules["tenor-api"]["ingress"] == [{"ports": [{"protocol": "TCP", "port": "http"}]}]
 
 
-def test_what_runs_in_production_logs_for_programs() -> None:
+def test_production_containers_log_json() -> None:
     (config,) = everything("ConfigMap")
     assert config["data"]["TENOR_LOG_FORMAT"] == "json"
     for name in ("api", "worker", "worker-cuda"):
@@ -148,7 +148,7 @@ def test_a_kustomization_names_every_file_beside_it(folder: str) -> None:
     assert {name for name in listed if not name.startswith("..")} == here
 
 
-def test_no_container_is_roots_or_writes_where_it_should_not() -> None:
+def test_no_container_runs_as_root_or_has_a_writable_root_file_system() -> None:
     assert len(pods()) == 4
     for pod in pods():
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -179,7 +179,7 @@ def test_a_worker_is_given_longer_to_end_than_it_takes() -> None:
         assert service["stop_grace_period"] == f"{int(unless_set(service['environment']['TENOR_DRAIN_S'])) + 15}s"
 
 
-def test_each_workers_number_follows_the_queue_and_nothing_else() -> None:
+def test_the_number_of_workers_follows_the_queue_alone() -> None:
     workers = {
         item["metadata"]["name"]: item for item in everything("Deployment") if "worker" in item["metadata"]["name"]
     }

@@ -47,7 +47,7 @@ def shown(scope: Scope) -> tuple[str, str, str, str, str]:
     return scope["client"][0], scope["scheme"], host, scope.get("root_path", ""), scope["path"]
 
 
-def test_a_trusted_proxy_is_believed() -> None:
+def test_headers_of_a_trusted_proxy_are_applied() -> None:
     expected = (CLIENT, "https", "tenor.example.com", "/tenor", "/tenor/v1/sessions")
     assert shown(seen(*FORWARDED)) == expected
     assert shown(seen(*FORWARDED, path="/tenor/v1/sessions")) == expected
@@ -56,11 +56,11 @@ def test_a_trusted_proxy_is_believed() -> None:
 
 
 @pytest.mark.parametrize("client", [CLIENT, "::2", "testclient", ""])
-def test_nobody_else_is(client: str) -> None:
+def test_headers_of_untrusted_peers_are_ignored(client: str) -> None:
     assert shown(seen(*FORWARDED, client=client)) == (client, "http", "api:8000", "", "/v1/sessions")
 
 
-def test_forwarded_is_read_where_there_is_nothing_else() -> None:
+def test_forwarded_is_used_when_there_are_no_x_forwarded_headers() -> None:
     value = 'for="[2001:db8::7]:4711";proto=http;host=a, For=203.0.113.7;Proto=https;Host="tenor.example.com:8443"'
     assert shown(seen(("Forwarded", value)))[:3] == (CLIENT, "https", "tenor.example.com:8443")
     assert shown(seen(("Forwarded", value), FORWARDED[1]))[:3] == (PROXY, "https", "api:8000")
@@ -78,17 +78,17 @@ def test_forwarded_is_read_where_there_is_nothing_else() -> None:
         ("", PROXY),
     ],
 )
-def test_the_client_is_the_last_address_that_is_no_proxys(value: str, client: str) -> None:
+def test_the_client_is_the_last_address_that_is_not_a_trusted_proxy(value: str, client: str) -> None:
     assert seen(("X-Forwarded-For", value))["client"][0] == client
 
 
 @pytest.mark.parametrize("prefix", ["tenor", "//evil.example", "/a/../b", "/a b", "https://evil.example", "", "/"])
-def test_a_prefix_that_is_none_is_left_out(prefix: str) -> None:
+def test_an_invalid_prefix_is_ignored(prefix: str) -> None:
     assert seen(("X-Forwarded-Prefix", prefix)).get("root_path", "") == ""
     assert seen(("X-Forwarded-Prefix", prefix), root_path="/tenor")["root_path"] == "/tenor"
 
 
-def test_the_setting_is_the_prefix_where_no_proxy_names_one() -> None:
+def test_the_root_path_setting_is_the_prefix_without_a_header() -> None:
     assert shown(seen(client=CLIENT, root_path="/tenor"))[3:] == ("/tenor", "/tenor/v1/sessions")
     assert shown(seen(client=CLIENT, root_path="/tenor", path="/tenors"))[3:] == ("/tenor", "/tenor/tenors")
     assert seen(FORWARDED[3], root_path="/other")["root_path"] == "/tenor"
@@ -113,7 +113,9 @@ def test_no_header_makes_a_request_fail(headers: list[tuple[str, str]]) -> None:
         ("TRUSTED_PROXIES", "10.0.0.1/8", "TENOR_TRUSTED_PROXIES: .*host bits"),
     ],
 )
-def test_a_setting_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
+def test_an_invalid_proxy_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
     monkeypatch.setenv(f"TENOR_{name}", value)
     get_settings.cache_clear()
     with pytest.raises(SetupError, match=message):
@@ -121,7 +123,7 @@ def test_a_setting_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, name:
     get_settings.cache_clear()
 
 
-def test_the_settings_are_read() -> None:
+def test_proxy_networks_are_read_from_the_environment() -> None:
     settings = Settings(root_path="/tenor/", trusted_proxies="10.0.0.0/8, ::1")
     assert (settings.root_path, list(settings.proxy_networks)) == ("/tenor", TRUSTED)
 
