@@ -58,7 +58,16 @@ def stages(costs: Costs) -> str:
                 sixteen,
             ]
 
-    head = ["stage", "uses", "of it", "a batch, ms", "a turn", "a second of audio", "4 s alone", "4 s in a batch of 16"]
+    head = [
+        "stage",
+        "uses",
+        "cores",
+        "fixed, ms",
+        "turn, ms",
+        "second, ms",
+        "a turn of 4 s, ms",
+        "in a batch of 16, ms",
+    ]
     return table(head, rows())
 
 
@@ -70,7 +79,7 @@ def traffic(costs: Costs) -> str:
         for name, value in costs.per_turn.model_dump().items():
             yield [_label(name), f"{value:,.3g}", f"{idle[name]:,.3g}"]
 
-    return table(["", "a turn", "an idle second"], rows())
+    return table(["what", "per turn", "per idle second"], rows())
 
 
 def device(costs: Costs) -> str:
@@ -80,15 +89,15 @@ def device(costs: Costs) -> str:
     calm = simulate(Demand(conversations=1), 1, costs, SETTINGS, turns=2000)
     measured = costs.per_turn.worker_cpu_s
     rows = [
-        ["core-seconds of a turn of 4 s, by itself", f"{cores[1]:.3g}"],
-        ["the same in batches of 16", f"{cores[16]:.3g}"],
-        ["the worker's core-seconds a turn as counted on the run, all its other work included", f"{measured:.3g}"],
-        [f"turns/s of {costs.cores} cores, by themselves", f"{costs.cores / cores[1]:.3g}"],
-        [f"turns/s of {costs.cores} cores, in batches of 16", f"{costs.cores / cores[16]:.3g}"],
-        ["turns/s of bulk alone: `tenor simulate --backlog 1000000`", f"{full.turns_per_s:.3g}"],
-        ["latency of a turn alone, p50 and p95: `tenor simulate --conversations 1 --turns 2000`", _latency(calm)],
+        ["core-seconds per turn of 4 s, one at a time", f"{cores[1]:.3g}"],
+        ["the same, in batches of 16", f"{cores[16]:.3g}"],
+        ["core-seconds per turn, counted on a run, with all other work of the worker", f"{measured:.3g}"],
+        [f"turns/s on {costs.cores} cores, one at a time", f"{costs.cores / cores[1]:.3g}"],
+        [f"turns/s on {costs.cores} cores, in batches of 16", f"{costs.cores / cores[16]:.3g}"],
+        ["turns/s with bulk turns only: `tenor simulate --backlog 1000000`", f"{full.turns_per_s:.3g}"],
+        ["latency of one conversation, p50 and p95: `tenor simulate --conversations 1 --turns 2000`", _latency(calm)],
     ]
-    return table(["one worker", ""], iter(rows))
+    return table(["one worker", "figure"], iter(rows))
 
 
 def fleets(costs: Costs) -> str:
@@ -117,12 +126,12 @@ def fleets(costs: Costs) -> str:
         "conversations",
         "turns/s",
         "workers",
-        "their cores' load",
+        "CPU load",
         "latency p50, p95",
         "transactions/s",
         "WAL, MB/s",
     ]
-    return table([*head, "growth, GB a day", "workers' connections", "Redis commands/s", "command"], rows())
+    return table([*head, "growth, GB per day", "connections", "Redis commands/s", "command"], rows())
 
 
 def ceilings(costs: Costs) -> str:
@@ -134,7 +143,7 @@ def ceilings(costs: Costs) -> str:
             turns_per_s = room / per_turn[name] if per_turn[name] else float("inf")
             yield [_label(name), f"{room:,.3g}", f"{turns_per_s:,.3g}", f"{turns_per_s * EVERY_S:,.3g}"]
 
-    return table(["in a second", "one server bears", "turns/s", "conversations"], rows())
+    return table(["resource, per second", "one server bears", "turns/s", "conversations"], rows())
 
 
 def gpus(costs: Costs) -> str:
@@ -147,7 +156,7 @@ def gpus(costs: Costs) -> str:
             busy = [f"{full.busy[name]:.0%}" for name in ("gpu", "cpu", "interpreter")]
             yield [f"{times} times", f"{full.turns_per_s:.3g}", *busy]
 
-    return table(["the models' speed, assumed", "turns/s", "GPU busy", "cores busy", "interpreter busy"], rows())
+    return table(["assumed speed of the models", "turns/s", "GPU busy", "cores busy", "interpreter busy"], rows())
 
 
 def picture(costs: Costs) -> None:
@@ -160,7 +169,9 @@ def picture(costs: Costs) -> None:
         p95 = [_stable_p95(simulate(_demand(load * workers), workers, costs, SETTINGS)) for load in loads]
         axes.plot(loads, p95, marker=".", color=colour, label=f"{workers} worker{'s' * (workers > 1)}")
     axes.axhline(TARGET_S, color="#718096", linestyle="--", linewidth=1)
-    axes.set(xlabel="conversations a worker, a turn each 20 s", ylabel="latency, p95 (s)", ylim=(0, 3 * TARGET_S))
+    axes.set(
+        xlabel="conversations per worker, with a turn every 20 s", ylabel="latency, p95 (s)", ylim=(0, 3 * TARGET_S)
+    )
     axes.legend()
     figure.savefig(DOCS / "scaling.svg", metadata={"Date": None})
 
