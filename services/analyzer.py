@@ -125,8 +125,8 @@ class Analyzer:
         )
         if self._conversation:
             self._texts.append(_text(analysis))
-            if analysis.voice_summary is not None:
-                self._summaries.append(analysis.voice_summary)
+            if analysis.audio_summary is not None:
+                self._summaries.append(analysis.audio_summary)
         return analysis
 
 

@@ -169,7 +169,7 @@ def _record_turns(pipeline: Pipeline, clips: Sequence[Samples]) -> Iterator[Reco
             context=texts[-MAX_CONTEXT_TURNS:],
             submit=recorder.submit,
         )
-        summaries += [] if analysis.voice_summary is None else [analysis.voice_summary]
+        summaries += [] if analysis.audio_summary is None else [analysis.audio_summary]
         texts += [] if analysis.transcript is None else [analysis.transcript.text]
         yield RecordedTurn(samples.size / SAMPLE_RATE, recorder.inputs, tuple(recorder.path), analysis)
 
@@ -224,7 +224,7 @@ class _StoredSession:
                 sha256=64 * "0",
                 media_type="audio/ogg",
                 duration_s=None,
-                channels=None,
+                channel_count=None,
                 retention=None,
             )
             turn = transaction.turns.add(
@@ -236,7 +236,7 @@ class _StoredSession:
 
     def store(self, job: Job, analysis: Analysis) -> None:
         """Run a worker's transactions: one claims the job, the other stores the result."""
-        summary = None if analysis.voice_summary is None else analysis.voice_summary.tobytes()
+        summary = None if analysis.audio_summary is None else analysis.audio_summary.tobytes()
         with self._database.transaction() as transaction:
             claimed = transaction.jobs.claim(job.id, self._lease)
             assert claimed is not None

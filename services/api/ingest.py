@@ -38,7 +38,7 @@ class StagedAudio:
     sha256: str
     media_type: str
     duration_s: float | None
-    channels: int | None
+    channel_count: int | None
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Ingest:
             info = await run_in_threadpool(self._audio.probe, upload.file, limit_s)
         if info.duration_s is not None and info.duration_s > limit_s:
             raise AudioTooLong(f"the recording lasts {info.duration_s:.0f} s; {limit_s:.0f} s are allowed here")
-        if isinstance(body, RecordingIn) and len(body.voices) not in (1, info.channels):
+        if isinstance(body, RecordingIn) and len(body.channels) not in (1, info.channels):
             raise InvalidRequest(
-                f"voices: name one speaker, or one for each of the {info.channels} channels, not {len(body.voices)}"
+                f"channels: name one speaker, or one for each of the {info.channels} channels, not {len(body.channels)}"
             )
         return info
 
@@ -193,7 +193,7 @@ class Ingest:
         recording = transaction.recordings.add(session.id, **asdict(request.audio), retention=retention)
         if isinstance(request.body, RecordingIn):
             body = request.body
-            transaction.recordings.add_long(recording.id, body.voices, body.lane, body.began_at)
+            transaction.recordings.add_long(recording.id, body.channels, body.lane, body.started_at)
         return recording
 
 

@@ -1,4 +1,4 @@
-"""Who may do what: tenants' API keys and their roles."""
+"""Access: API keys, their roles and permissions, and audit events."""
 
 import hashlib
 import secrets
@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Permission(StrEnum):
+    """What a request needs its key to allow."""
+
     read = "read"
     write = "write"
     delete = "delete"
@@ -17,7 +19,7 @@ class Permission(StrEnum):
 
 
 class KeyRole(StrEnum):
-    """`reader` reads histories, `writer` also sends turns, `admin` also deletes, and manages webhooks."""
+    """The role of a key: `reader` reads sessions, `writer` also adds to them, `admin` also deletes and manages."""
 
     reader = "reader"
     writer = "writer"
@@ -36,7 +38,7 @@ _PERMISSIONS = {
 
 
 class ApiKey(BaseModel):
-    """A key as stored: without the key itself."""
+    """An API key as stored, without the key itself."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
@@ -49,7 +51,7 @@ class ApiKey(BaseModel):
 
 
 class AuditEvent(BaseModel):
-    """Who did what to a session. It outlives the session."""
+    """An action on a session and the key that did it. It is kept after the session is deleted."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
@@ -61,10 +63,10 @@ class AuditEvent(BaseModel):
 
 
 def new_key() -> str:
-    """A key with 256 random bits. The prefix lets secret scanners know it."""
+    """Return a new key with 256 random bits. Secret scanners recognise the prefix."""
     return f"tnr_{secrets.token_urlsafe(32)}"
 
 
 def key_hash(key: str) -> str:
-    """What is stored of a key. Plain SHA-256 is enough, as a key is random and cannot be guessed word by word."""
+    """Return the hash of a key, to be stored. Plain SHA-256 is enough, because random keys cannot be guessed."""
     return hashlib.sha256(key.encode()).hexdigest()

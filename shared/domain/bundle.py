@@ -1,4 +1,4 @@
-"""A model bundle: everything that must be the same wherever a prediction is made."""
+"""Model bundles: the models, label space and calibration that a prediction depends on."""
 
 import hashlib
 import json
@@ -10,10 +10,11 @@ from shared.domain.emotion import LabelSpace
 
 
 class Component(BaseModel):
-    """One model of the bundle: a file or folder beside the manifest, or a hub repository at a revision.
+    """One model of the bundle: files beside the manifest, or a hub repository at a revision.
 
-    `files` maps file names, relative to the manifest, to their sha256. `options` are the arguments of the component's
-    class, checked there.
+    Attributes:
+        files: file names, relative to the manifest, with their SHA-256 in hex.
+        options: the arguments of the component's class, which checks them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +27,7 @@ class Component(BaseModel):
 
 
 class OperatingPoint(BaseModel):
-    """If Tenor abstained below `threshold`: the share that is answered, and the share of that which is right."""
+    """The share of turns that are answered with this threshold, and the share of these answers that are right."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,8 +41,8 @@ class Calibration(BaseModel):
 
     Temperature scaling: Guo et al. 2017, "On Calibration of Modern Neural Networks". The threshold promises that, with
     probability `risk_level`, no more than `accepted_risk` of the answers are wrong (Geifman and El-Yaniv 2017,
-    "Selective Classification for Deep Neural Networks") on data like the validation data, of which `coverage` were
-    answered. `accepted_risk` is None where nothing is promised.
+    "Selective Classification for Deep Neural Networks") on data like the validation data, of which the share `coverage`
+    was answered. `accepted_risk` is None where nothing is promised.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,21 +56,21 @@ class Calibration(BaseModel):
     coverage: float | None = Field(default=None, ge=0, le=1)
     selective_accuracy: tuple[OperatingPoint, ...] = ()
 
-    def temperature_of(self, *, text: bool, voice: bool) -> float:
-        """The one for a reading of words, of a voice, or of both."""
-        if text and voice:
+    def temperature_of(self, *, text: bool, audio: bool) -> float:
+        """Return the temperature for logits from text, from audio, or from both."""
+        if text and audio:
             return self.temperature
         return self.text_temperature if text else self.audio_temperature
 
 
-DECISIVE = {"temperature", "text_temperature", "audio_temperature", "abstain_below"}
-"""What of a calibration decides a prediction."""
+PREDICTIVE_FIELDS = {"temperature", "text_temperature", "audio_temperature", "abstain_below"}
+"""The fields of a calibration that change predictions."""
 
 
 class ModelBundle(BaseModel):
     """The manifest, `bundle.yaml`, of a bundle.
 
-    Words and voice are read by two encoders and a fusion, or the voice alone by a classifier, which knows no
+    Either two encoders and a fusion take text and audio, or a classifier takes audio alone. A classifier predicts no
     dimensions.
     """
 
@@ -89,7 +90,7 @@ class ModelBundle(BaseModel):
     licence: str
 
     @model_validator(mode="after")
-    def _reads_in_one_way(self) -> Self:
+    def _has_one_kind_of_models(self) -> Self:
         if self._models.keys() - {"asr"} not in ({"text_encoder", "speech_encoder", "fusion"}, {"classifier"}):
             raise ValueError("a bundle has either text_encoder, speech_encoder and fusion, or a classifier")
         if self.classifier is not None and self.label_space.dimensions:
@@ -113,10 +114,10 @@ class ModelBundle(BaseModel):
 
     @property
     def id(self) -> str:
-        """Name and digest: two bundles that predict differently never share an id.
+        """The name with a digest of all that changes predictions: bundles that predict differently have different ids.
 
-        In which precision and on which device a bundle is run is not seen.
+        Precision and device of a run are not part of the digest.
         """
-        parts: Any = {"label_space": True, **dict.fromkeys(self._models, True), "calibration": DECISIVE}
-        decisive = json.dumps(self.model_dump(mode="json", include=parts), sort_keys=True)
-        return f"{self.name}-{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"
+        included: Any = {"label_space": True, **dict.fromkeys(self._models, True), "calibration": PREDICTIVE_FIELDS}
+        predictive = json.dumps(self.model_dump(mode="json", include=included), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(predictive.encode()).hexdigest()[:12]}"

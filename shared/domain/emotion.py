@@ -1,4 +1,4 @@
-"""What Tenor says about a turn: label spaces, scores and readings."""
+"""Emotions: label spaces, scores and the three-way valence."""
 
 from enum import StrEnum
 from typing import Annotated, Self
@@ -9,6 +9,8 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Modality(StrEnum):
+    """What a prediction is made from."""
+
     text = "text"
     audio = "audio"
 
@@ -24,10 +26,10 @@ class LabelSpace(BaseModel):
     dimensions: tuple[str, ...] = ()
 
     def index(self, category: str) -> int:
-        """Position of `category` in the model's outputs.
+        """Return the position of a category in the model's outputs.
 
         Raises:
-            ValueError: the category is not one of this label space.
+            ValueError: it is not a category of this label space.
         """
         try:
             return self.categories.index(category)
@@ -46,7 +48,7 @@ EKMAN7 = LabelSpace(
 
 
 class Valence(StrEnum):
-    """The three-way reading of the valence dimension."""
+    """The valence dimension in three classes."""
 
     negative = "negative"
     neutral = "neutral"
@@ -54,14 +56,14 @@ class Valence(StrEnum):
 
     @classmethod
     def of(cls, value: float) -> "Valence":
-        """Read a value in [-1, 1] with equal thirds: below -1/3, up to 1/3, above."""
+        """Return the class of a value in [-1, 1]: below -1/3, up to 1/3, or above."""
         if value < -1 / 3:
             return cls.negative
         return cls.positive if value > 1 / 3 else cls.neutral
 
 
 class EmotionScores(BaseModel):
-    """One probability per category (they sum to 1) and one value per dimension."""
+    """A probability for each category, which sum to 1, and a value for each dimension."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,5 +80,5 @@ class EmotionScores(BaseModel):
 
     @property
     def top(self) -> str:
-        """The most probable category; the first in order on a tie."""
+        """The most probable category; of several, the first in order."""
         return max(self.categories, key=self.categories.__getitem__)

@@ -1,4 +1,4 @@
-"""POST requests that may be sent again, and the answers that they get."""
+"""Idempotency: POST requests with an `Idempotency-Key`, and their stored answers."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -6,7 +6,11 @@ from uuid import UUID
 
 @dataclass(frozen=True)
 class IdempotentRequest:
-    """A POST with an `Idempotency-Key`. Two with one fingerprint, the SHA-256 in hex of what they ask, are the same."""
+    """A POST with an `Idempotency-Key`.
+
+    Attributes:
+        fingerprint: SHA-256 in hex of method, path and body; equal for two sendings of one request.
+    """
 
     tenant_id: UUID
     key: str
@@ -19,10 +23,10 @@ class Answer:
 
     Attributes:
         body: JSON.
-        location: the path of what was created, without the prefix of a reverse proxy.
-        session_id: the session that this answer tells of; the answer is deleted with it.
-        webhook_id: likewise the webhook.
-        replayed: whether an earlier request got this answer first.
+        location: the path of the created resource, without the prefix of a reverse proxy.
+        session_id: the session that the answer is about; the answer is deleted with it.
+        webhook_id: the webhook that the answer is about; the answer is deleted with it.
+        replayed: whether an earlier request was given this answer first.
     """
 
     status: int

@@ -1,4 +1,4 @@
-"""Work that was accepted and must end."""
+"""Jobs: work that was accepted, its lane, status and lease; the messages about it, and the workers that do it."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -9,31 +9,31 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Lane(StrEnum):
-    """What a job queues with. Each lane is a queue of the same name, and its jobs have threads of their own."""
+    """A kind of jobs with a queue of the same name in the broker, and worker threads of its own."""
 
     interactive = "interactive"
-    """Turns that somebody waits for."""
+    """Turns that somebody waits for; they are analysed first."""
     bulk = "bulk"
-    """Turns that may wait for those that are waited for, but never for ever."""
+    """Turns that may wait for interactive ones, but are never starved by them."""
     ingest = "ingest"
-    """Long recordings, to be cut into turns."""
+    """Long recordings to split into turns."""
     delivery = "delivery"
-    """Events that somebody else's server is told of."""
+    """Events to deliver to webhooks."""
     maintenance = "maintenance"
-    """What is done for nobody in particular: sound that must go is deleted."""
+    """Audio to delete, for all tenants together."""
 
     @property
     def task(self) -> str:
-        """What is done with the lane's jobs."""
+        """The name of the task that does the lane's jobs."""
         return _TASKS[self]
 
 
 _TASKS = {
     Lane.interactive: "analyze_turn",
     Lane.bulk: "analyze_turn",
-    Lane.ingest: "ingest_recording",
+    Lane.ingest: "split_recording",
     Lane.delivery: "deliver_event",
-    Lane.maintenance: "delete_sound",
+    Lane.maintenance: "delete_audio",
 }
 TurnLane = Literal[Lane.interactive, Lane.bulk]
 TURN_LANES: tuple[TurnLane, ...] = (Lane.interactive, Lane.bulk)
@@ -41,6 +41,8 @@ TURN_LANES: tuple[TurnLane, ...] = (Lane.interactive, Lane.bulk)
 
 
 class JobStatus(StrEnum):
+    """Where a job is in its life: `queued` and `running` jobs are open, the others have ended."""
+
     queued = "queued"
     running = "running"
     succeeded = "succeeded"
@@ -49,11 +51,11 @@ class JobStatus(StrEnum):
 
 
 OPEN = (JobStatus.queued, JobStatus.running)
-"""A job in one of these has still to end by itself. One in quarantine has ended, unless a person puts it back."""
+"""The statuses of jobs that have not ended. A quarantined job has ended, unless an operator requeues it."""
 
 
 class RetryPolicy(BaseModel):
-    """How often a job is tried. Each pause is `factor` times as long as the one before, and none above the longest."""
+    """How often a job is tried. Each pause is `factor` times as long as the one before, and at most `longest_s`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,17 +65,22 @@ class RetryPolicy(BaseModel):
     longest_s: float
 
     def pause(self, attempts: int) -> timedelta:
-        """How long to wait after so many attempts."""
+        """Return how long to wait after this number of attempts."""
         return timedelta(seconds=min(self.first_s * self.factor ** (attempts - 1), self.longest_s))
 
 
 class Job(BaseModel):
-    """Something to be done with one turn, recording or delivery, as its lane says; in the maintenance lane with none.
+    """Work on one turn, recording or delivery, as its lane says; in the maintenance lane on none of them.
 
-    `claims` counts the times that a worker took it up, and `attempts` those of them that count against its limit.
-    `lease_until`: while queued, when its message counts as lost and is sent again; while running, when its worker
-    counts as dead. Both by the database's clock. `correlation_id` and `traceparent` (W3C Trace Context) are those of
-    the request that it came with.
+    A job with its number of claims is a claim: a later claim voids it.
+
+    Attributes:
+        attempts: how many of its claims count against the limit of attempts.
+        claims: how often a worker claimed it.
+        lease_until: while it is queued, when its message counts as lost and is published again; while it is running,
+            when its worker counts as dead. By the database's clock.
+        correlation_id: that of the request that it came with.
+        traceparent: the W3C Trace Context of that request.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -100,14 +107,14 @@ class Job(BaseModel):
 
 
 class ListedJob(Job):
-    """A job, and whose it is: nobody's in the maintenance lane."""
+    """A job with its tenant's name and its session, which are None in the maintenance lane."""
 
     tenant: str | None
     session_id: UUID | None
 
 
 class NewJob(BaseModel):
-    """A job to be done, and the request that it came with."""
+    """A job to enqueue, and the request that it came with."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -119,7 +126,7 @@ class NewJob(BaseModel):
 
 
 class Message(BaseModel):
-    """What goes over the queue: a task's name, and a job's id. The rest is known of the job, and does not."""
+    """A message to the broker: a task's name and a job's id. All else about the job stays in the database."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
@@ -132,7 +139,7 @@ class Message(BaseModel):
 
 
 class QueueDepth(BaseModel):
-    """What waits in a lane: how many jobs, and for how many seconds the oldest of them."""
+    """How many jobs are queued in a lane, and the age of the oldest in seconds."""
 
     lane: Lane
     jobs: int
@@ -140,7 +147,7 @@ class QueueDepth(BaseModel):
 
 
 class JobCount(BaseModel):
-    """How many jobs of a lane are in a status, and how many of them came lately."""
+    """How many jobs of a lane are in a status, and how many of them were added within the last minute and hour."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -152,7 +159,7 @@ class JobCount(BaseModel):
 
 
 class Worker(BaseModel):
-    """A worker that announced itself, and took no leave. Without a bundle it takes no turns."""
+    """A registered worker. One without a bundle takes no turns. `unseen_s` is the age of its last heartbeat."""
 
     model_config = ConfigDict(from_attributes=True)
 

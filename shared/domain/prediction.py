@@ -1,4 +1,4 @@
-"""Predictions: the emotion of one turn, as a model bundle predicts it."""
+"""Predictions: the emotion of a turn, by the models of a bundle."""
 
 from datetime import datetime
 from uuid import UUID
@@ -9,13 +9,16 @@ from shared.domain.emotion import EmotionScores, Modality, Probability, Valence
 
 
 class Prediction(BaseModel):
-    """What the models make of one turn.
+    """The models' result for one turn.
 
-    `scores` is None where there was nothing to read (silence, noise, a script that no encoder knows).
-    `abstained` means that Tenor declines to name an emotion: nothing to read, or a confidence below the
-    bundle's threshold. `incongruence` is the Jensen-Shannon distance, in [0, 1], between the words' and the
-    voice's categories, and None unless both were read. `baseline_turns` is how many of the speaker's earlier
-    turns the voice was read against.
+    Attributes:
+        scores: None where the turn has no input for the models: silence, noise, or a script that no encoder knows.
+        text_only: the scores from text alone, None without text.
+        audio_only: the scores from audio alone, None without speech.
+        abstained: whether Tenor names no emotion, because there are no scores or the confidence is below the bundle's
+            threshold.
+        incongruence: the Jensen-Shannon distance, in [0, 1], between the text-only and the audio-only categories; None
+            without both.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,29 +31,30 @@ class Prediction(BaseModel):
     incongruence: Probability | None
     modalities_used: tuple[Modality, ...]
     baseline_turns: int = Field(
-        default=0, ge=0, description="how many of the speaker's earlier turns the voice was read against"
+        default=0, ge=0, description="how many earlier turns of the speaker are the baseline of its audio"
     )
 
     @computed_field
     @property
     def emotion(self) -> str | None:
-        """The most probable category, None where Tenor abstained."""
+        """The most probable category; None where Tenor abstained."""
         return None if self.abstained or self.scores is None else self.scores.top
 
     @computed_field
     @property
     def valence(self) -> float | None:
-        """From -1, unpleasant, to 1, pleasant."""
+        """The valence from -1, unpleasant, to 1, pleasant."""
         return None if self.scores is None else self.scores.dimensions.get("valence")
 
     @computed_field
     @property
     def valence_label(self) -> Valence | None:
+        """The valence as `negative`, `neutral` or `positive`."""
         return None if self.valence is None else Valence.of(self.valence)
 
 
 class StoredPrediction(Prediction):
-    """A reading by one bundle, as stored: unique per (turn, bundle)."""
+    """A stored prediction with its ids. It is unique for a turn and a bundle."""
 
     id: UUID
     turn_id: UUID

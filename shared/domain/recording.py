@@ -1,4 +1,4 @@
-"""Recordings: stored audio files, and long ones that a worker splits into turns."""
+"""Recordings: stored audio files, and the long ones that a worker splits into turns."""
 
 from datetime import datetime
 from uuid import UUID
@@ -12,8 +12,14 @@ from shared.domain.text import Name
 
 
 class Recording(BaseModel):
-    """A stored sound file. `uri` names its blob; None once the audio was deleted. `source_id` is the longer one that it
-    was cut from, if so.
+    """A stored audio file.
+
+    Attributes:
+        uri: the name of its blob; None once the audio was deleted.
+        sha256: of the file, in hex.
+        channel_count: the number of its audio channels; None if unknown.
+        expires_at: when the audio is deleted at the latest; None: after its turn's analysis.
+        source_id: the long recording that it was cut from, if so.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -24,13 +30,13 @@ class Recording(BaseModel):
     sha256: str
     media_type: str
     duration_s: float | None
-    channels: int | None
+    channel_count: int | None
     expires_at: datetime | None
     source_id: UUID | None = None
 
 
 class Channel(BaseModel):
-    """Who is heard on a channel of a recording."""
+    """Who speaks on a channel of a recording."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,10 +45,12 @@ class Channel(BaseModel):
 
 
 class RecordingWork(BaseModel):
-    """A long recording, to be cut into turns.
+    """All that a worker needs to split a long recording into turns.
 
-    There is one voice for all channels together, or one for each. `lane` is where its turns go, and `began_at` when it
-    began.
+    Attributes:
+        channels: who speaks on each channel, or one for all channels together.
+        lane: where its turns are queued.
+        started_at: when the recording began.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,13 +59,13 @@ class RecordingWork(BaseModel):
     tenant_id: UUID
     consent: Consent
     recording: Recording
-    voices: tuple[Channel, ...]
+    channels: tuple[Channel, ...]
     lane: TurnLane
-    began_at: datetime
+    started_at: datetime
 
 
 class RecordingProgress(BaseModel):
-    """A long recording and what became of it: how many of its turns are in each status."""
+    """A long recording, its job, and the number of its turns in each status."""
 
     model_config = ConfigDict(frozen=True)
 

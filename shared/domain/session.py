@@ -1,4 +1,4 @@
-"""Sessions: one conversation each, and what its speakers agreed to."""
+"""Sessions: conversations, and the consent of their speakers."""
 
 from datetime import datetime
 from uuid import UUID
@@ -9,22 +9,31 @@ from shared.domain.text import Name
 
 
 class Consent(BaseModel):
-    """What the speaker agreed to.
+    """What the speakers of a session agreed to.
 
-    `retain_audio` False: the recording is deleted as soon as its turn has been analysed.
-    `keep_voice_summary` False: no turn leaves statistics of its voice behind, and none is read against earlier ones.
-    `basis` is the tenant's own reference to the agreement or the law it rests on.
+    Attributes:
+        retain_audio: keep recordings after the analysis; else each is deleted as soon as its turn has been analysed.
+        keep_audio_summary: keep an audio summary of each turn, as the baseline of the speaker's later turns; else no
+            summary is stored and none is used.
+        basis: the tenant's own reference to the agreement, or to the law that it rests on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     retain_audio: bool = False
-    keep_voice_summary: bool = True
+    keep_audio_summary: bool = True
     basis: Name | None = None
 
 
 class Session(BaseModel):
-    """One conversation."""
+    """A conversation.
+
+    Attributes:
+        subject_id: the person that it is about, across sessions.
+        external_ref: the tenant's own name for it.
+        language_hint: the language to transcribe; None: it is detected in each recording.
+        closed_at: since when it takes no more turns.
+    """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 

@@ -1,10 +1,10 @@
-"""The roles of the speakers of a conversation."""
+"""Speakers: their roles in a conversation."""
 
 from enum import StrEnum
 
 
 class SpeakerRole(StrEnum):
-    """What a speaker is to the conversation. `customer`, `user` and `patient` are whom a session is about."""
+    """The role of a speaker. `customer`, `user` and `patient` are the session's subject."""
 
     customer = "customer"
     agent = "agent"
@@ -15,5 +15,5 @@ class SpeakerRole(StrEnum):
 
     @property
     def is_subject(self) -> bool:
-        """Whether it is the session's subject who speaks in this role."""
+        """Whether this is a role of the session's subject."""
         return self in (SpeakerRole.customer, SpeakerRole.user, SpeakerRole.patient)

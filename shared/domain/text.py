@@ -1,4 +1,4 @@
-"""Text and names that a database can hold, and codes of languages."""
+"""Text and names that Postgres can store, and codes of languages."""
 
 from typing import Annotated
 
@@ -16,7 +16,8 @@ def _storable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
-"""Any text that a database can hold."""
+"""Text without null characters and lone surrogates, which Postgres cannot store."""
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_storable)]
+"""A name or reference of 1 to 200 characters."""
 Language = Annotated[str, StringConstraints(pattern="^[a-z]{2,3}(-[A-Za-z0-9]{2,6})?$")]
 """An ISO 639-1 code, which a region may follow: `en`, `pt-BR`."""

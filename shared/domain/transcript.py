@@ -1,4 +1,4 @@
-"""The words of a turn, with their times."""
+"""Transcripts: the text of a turn, with the times of its words."""
 
 from enum import StrEnum
 
@@ -6,12 +6,14 @@ from pydantic import BaseModel, ConfigDict
 
 
 class TranscriptSource(StrEnum):
+    """Where a transcript comes from: speech recognition (`asr`), or the request (`provided`)."""
+
     asr = "asr"
     provided = "provided"
 
 
 class Word(BaseModel):
-    """A spoken word; times in seconds within the recording."""
+    """A word; times in seconds within the recording."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,9 +35,11 @@ class Segment(BaseModel):
 
 
 class Transcript(BaseModel):
-    """What was said. Empty segments mean that no speech was found.
+    """The text of a turn in segments. No segments mean that no speech was found.
 
-    `language` is an ISO 639-1 code, None where it is unknown; `language_probability` is None for provided text.
+    Attributes:
+        language: an ISO 639-1 code; None if unknown.
+        language_probability: None for provided text.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,11 +51,12 @@ class Transcript(BaseModel):
 
     @property
     def text(self) -> str:
+        """The text of all segments."""
         return " ".join(segment.text.strip() for segment in self.segments).strip()
 
     @classmethod
     def provided(cls, text: str, language: str | None = None) -> "Transcript":
-        """The transcript of a turn that came with its words."""
+        """Return the transcript of a turn that came with its text."""
         return cls(
             language=language,
             language_probability=None,

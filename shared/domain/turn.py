@@ -1,4 +1,4 @@
-"""Turns: one speaker's part of a conversation, before and after its analysis."""
+"""Turns: what one speaker says at a time, before and after its analysis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +14,31 @@ from shared.domain.speaker import SpeakerRole
 from shared.domain.transcript import Transcript
 
 MAX_BASELINE_TURNS = 50
-"""A voice is read against so many of its speaker's earlier turns, the newest, at most."""
+"""The baseline of a turn's audio is made of at most so many of the speaker's earlier turns, the newest."""
 MAX_CONTEXT_TURNS = 2
-"""Words are read after those of so many turns before."""
+"""How many turns before are a turn's context, unless the bundle says otherwise."""
 
 
-def context_of(earlier_texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the context of a turn: the texts of the `MAX_CONTEXT_TURNS` turns before it, without blank ones.
+def context_of(earlier_texts: Sequence[str], context_turns: int = MAX_CONTEXT_TURNS) -> tuple[str, ...]:
+    """Return the context of a turn: the texts of the `context_turns` turns before it, without blank ones.
 
     Args:
         earlier_texts: of all turns before it or only the last, oldest first; empty for a turn without a text.
+        context_turns: that of the bundle; 0 gives no context.
     """
-    return tuple(text for text in earlier_texts[-MAX_CONTEXT_TURNS:] if text.strip())
+    first = max(len(earlier_texts) - context_turns, 0)
+    return tuple(text for text in earlier_texts[first:] if text.strip())
 
 
 @dataclass(frozen=True)
 class NewTurn:
-    """What somebody says next in a session of the tenant's. `occurred_at` None: now."""
+    """A turn to add to a session of the tenant.
+
+    Attributes:
+        occurred_at: when it was said; None: now.
+        start: seconds within the long recording that it was cut from, if so.
+        end: likewise.
+    """
 
     tenant_id: UUID
     session_id: UUID
@@ -44,10 +52,12 @@ class NewTurn:
 
 
 class Turn(BaseModel):
-    """One speaker's stretch of a conversation: text, a recording, or both.
+    """What one speaker says at a time: text, a recording, or both.
 
-    `index` counts from 0 within the session, in the order of arrival. `start` and `end` are seconds within the
-    longer recording that it was cut from, if so; its own recording holds no more than the turn.
+    Attributes:
+        index: its number within the session, from 0, in the order of arrival.
+        start: seconds within the long recording that it was cut from, if so; its own recording holds only the turn.
+        end: likewise.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -65,7 +75,7 @@ class Turn(BaseModel):
 
 
 class AnalyzedTurn(BaseModel):
-    """One row of a session's history. Transcript and prediction are None until the job succeeded."""
+    """A turn of a session's history, with its job. Transcript and prediction are None until the job has succeeded."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,11 +86,12 @@ class AnalyzedTurn(BaseModel):
 
 
 class TurnWork(BaseModel):
-    """What a worker needs to analyse a turn. (`job.id`, `job.claims`) is its claim: a later claim voids it.
+    """All that a worker needs to analyse a turn.
 
-    `earlier` holds the voice summaries of the speaker's earlier turns, and `context` the words of the turns just before
-    in the session, whoever spoke, both oldest first. A turn that is text alone waits for no other, so what was spoken
-    before it is context only where its words were sent with it.
+    Attributes:
+        earlier_summaries: the audio summaries of the speaker's earlier turns, oldest first.
+        context: the texts of the turns just before in the session, whoever spoke, oldest first. A turn without audio
+            waits for no other turn, so its context leaves out transcripts and holds provided texts only.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -1,4 +1,4 @@
-"""Servers that are told how a tenant's turns ended."""
+"""Webhooks: a tenant's URLs, the events that are sent to them, and the deliveries."""
 
 from datetime import datetime
 from typing import Literal
@@ -10,7 +10,7 @@ from shared.domain.job import Job, JobStatus
 
 
 class EndedTurn(BaseModel):
-    """Which turn has ended, and how."""
+    """The turn that an event is about, and how its job ended."""
 
     turn_id: UUID
     session_id: UUID
@@ -21,7 +21,7 @@ class EndedTurn(BaseModel):
 
 
 class Event(BaseModel):
-    """What a webhook is told: ids and a status, never words or an emotion. Those are read with a key."""
+    """What is sent to a webhook: ids and a status, but no text and no emotion, which are read with an API key."""
 
     type: str = Field(examples=["turn.failed"], description="turn.succeeded, turn.failed or turn.quarantined")
     timestamp: datetime = Field(description="when the turn ended")
@@ -31,7 +31,8 @@ class Event(BaseModel):
 class Delivery(BaseModel):
     """One attempt to send an event to a webhook.
 
-    `trial` says that the webhook is paused and that this event alone is sent, to find out whether it answers again.
+    Attributes:
+        trial: the webhook is paused, and this event alone is sent, to find out whether it answers again.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +48,7 @@ class Delivery(BaseModel):
 
 
 class Undelivered(BaseModel):
-    """An event that a webhook has not been told of: it is `queued` for an attempt, or was given up."""
+    """An event that a webhook has not received: it is `queued` for an attempt, or was given up."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -75,7 +76,7 @@ class Webhook(BaseModel):
     )
     disabled_at: datetime | None
     disabled_reason: str | None
-    undelivered: Undelivered | None = Field(default=None, description="the newest event that it was not told of")
+    undelivered: Undelivered | None = Field(default=None, description="the newest event that it has not received")
 
     @computed_field(description="`paused` and `disabled` webhooks are sent no events")
     @property
@@ -86,6 +87,6 @@ class Webhook(BaseModel):
 
 
 class NewWebhook(Webhook):
-    """A webhook, and the secret that its events are signed with, which is shown this once."""
+    """A new webhook with the secret that signs its events, which cannot be read again."""
 
     secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])

@@ -66,13 +66,13 @@ class Analysis:
     """What is known of a turn. There is no transcript where nothing was said in words or sound.
 
     Attributes:
-        voice_summary: what this turn adds to its speaker's baseline; None where no voice was read, or the bundle
+        audio_summary: what this turn adds to its speaker's baseline; None where no voice was read, or the bundle
             keeps no baseline.
     """
 
     transcript: Transcript | None
     reading: Prediction
-    voice_summary: Summary | None
+    audio_summary: Summary | None
 
 
 class Pipeline:

@@ -224,7 +224,7 @@ def _reading(
 ) -> Prediction:
     calibration = bundle.calibration
     both = has_text and has_voice
-    first = calibration.temperature_of(text=has_text, voice=has_voice)
+    first = calibration.temperature_of(text=has_text, audio=has_voice)
     temperatures = [first, calibration.text_temperature, calibration.audio_temperature]
     read = [
         _scores(bundle.label_space, row, values, temperature)

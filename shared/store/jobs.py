@@ -32,7 +32,7 @@ from shared.domain.job import OPEN, Job, JobStatus, Lane, Message, NewJob, Retry
 from shared.errors import TenorError
 from shared.store.job_ending import attempts_exhausted, end_job, lock_session_of
 from shared.store.outbox import GIVEN_JOBS, Outbox, insert_given
-from shared.store.tables import OPEN_JOB, doomed_blobs, jobs
+from shared.store.tables import OPEN_JOB, jobs, pending_deletions
 from shared.store.turn_order import is_blocked
 
 _BLOCKED_LEASE = timedelta(hours=1)
@@ -71,7 +71,7 @@ class Jobs:
 
     def enqueue_deletion(self, lease: timedelta) -> Sequence[Message]:
         """Insert a maintenance job if there are blobs to delete and no maintenance job is open; return its message."""
-        due = select(doomed_blobs.c.uri).where(doomed_blobs.c.after <= func.now())
+        due = select(pending_deletions.c.uri).where(pending_deletions.c.delete_after <= func.now())
         open_job = select(jobs.c.id).where(jobs.c.lane == Lane.maintenance.value, jobs.c.status.in_(OPEN))
         if not self._connection.execute(select(due.exists() & ~open_job.exists())).scalar_one():
             return []

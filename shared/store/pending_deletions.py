@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Select, delete, func, insert, select
 from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from shared.store.tables import doomed_blobs
+from shared.store.tables import pending_deletions
 
 _DELETION_LOCK = 7_366_711_002
 """The number of the advisory lock that a backup takes to pause deletions."""
@@ -25,7 +25,7 @@ class PendingDeletions:
 
     def add(self, uri: str, patience: timedelta) -> None:
         """Record that a blob is about to be uploaded; it is deleted unless a recording of it is added in `patience`."""
-        self._connection.execute(insert(doomed_blobs).values(uri=uri, after=func.now() + patience))
+        self._connection.execute(insert(pending_deletions).values(uri=uri, delete_after=func.now() + patience))
 
     def due(self, limit: int = 1000) -> Sequence[str]:
         """Return the URIs of blobs to delete now, which stay locked until this transaction ends.
@@ -35,12 +35,12 @@ class PendingDeletions:
         if not self._connection.execute(select(func.pg_try_advisory_xact_lock_shared(_DELETION_LOCK))).scalar_one():
             return []
         # Blobs that another worker is deleting are skipped, so that several workers share the work.
-        locked = select(doomed_blobs.c.uri).where(doomed_blobs.c.after <= func.now())
+        locked = select(pending_deletions.c.uri).where(pending_deletions.c.delete_after <= func.now())
         return self._connection.execute(locked.with_for_update(skip_locked=True).limit(limit)).scalars().all()
 
     def remove(self, uris: Sequence[str]) -> None:
         """Remove the pending deletions of these blobs, which have been deleted or now belong to a recording."""
-        self._connection.execute(delete(doomed_blobs).where(doomed_blobs.c.uri.in_(uris)))
+        self._connection.execute(delete(pending_deletions).where(pending_deletions.c.uri.in_(uris)))
 
     def pause(self) -> None:
         """Wait until no worker deletes blobs, and let none delete any until this transaction ends."""
@@ -50,4 +50,4 @@ class PendingDeletions:
 def insert_due(uris: Select[tuple[str]]) -> Insert:
     """Return the statement that makes blobs, selected by their URIs, pending deletions that are due now."""
     due = uris.add_columns(func.now())
-    return upsert(doomed_blobs).from_select(["uri", "after"], due).on_conflict_do_nothing()
+    return upsert(pending_deletions).from_select(["uri", "delete_after"], due).on_conflict_do_nothing()

@@ -14,7 +14,7 @@ from shared.domain.job import OPEN, Job, JobStatus, TurnLane
 from shared.domain.recording import Channel, Recording, RecordingProgress, RecordingWork
 from shared.errors import RecordingNotFound
 from shared.store.pending_deletions import PendingDeletions, insert_due
-from shared.store.tables import calls, jobs, recordings, sessions, turns
+from shared.store.tables import jobs, long_recordings, recordings, sessions, turns
 
 _EXPIRED_AT_ONCE = 1000
 _HAS_OPEN_JOB = jobs.c.status.in_(OPEN)
@@ -35,7 +35,7 @@ class Recordings:
         sha256: str,
         media_type: str,
         duration_s: float | None,
-        channels: int | None,
+        channel_count: int | None,
         retention: timedelta | None,
         source_id: UUID | None = None,
     ) -> Recording:
@@ -54,7 +54,7 @@ class Recordings:
                 sha256=sha256,
                 media_type=media_type,
                 duration_s=duration_s,
-                channels=channels,
+                channel_count=channel_count,
                 expires_at=None if retention is None else func.now() + retention,
                 source_id=source_id,
             )
@@ -63,24 +63,25 @@ class Recordings:
         return Recording.model_validate(row)
 
     def add_long(
-        self, recording_id: UUID, voices: Sequence[Channel], lane: TurnLane, began_at: datetime | None
+        self, recording_id: UUID, channels: Sequence[Channel], lane: TurnLane, started_at: datetime | None
     ) -> None:
         """Add how a recording is to be split into turns.
 
         Args:
-            voices: who speaks on each channel, or one for all channels together.
+            channels: who speaks on each channel, or one for all channels together.
             lane: where its turns are queued.
-            began_at: when the recording began; None: now.
+            started_at: when the recording began; None: now.
         """
-        values = {"recording_id": recording_id, "voices": [voice.model_dump(mode="json") for voice in voices]}
-        began = {} if began_at is None else {"began_at": began_at}
-        self._connection.execute(insert(calls).values(**values, lane=lane.value, **began))
+        values = {"recording_id": recording_id, "channels": [channel.model_dump(mode="json") for channel in channels]}
+        started = {} if started_at is None else {"started_at": started_at}
+        self._connection.execute(insert(long_recordings).values(**values, lane=lane.value, **started))
 
     def read_work(self, job: Job) -> RecordingWork:
         """Return the long recording of a job, and all that a worker needs to split it."""
+        how = (long_recordings.c.channels, long_recordings.c.lane, long_recordings.c.started_at)
         found = self._connection.execute(
-            select(recordings, calls.c.voices, calls.c.lane, calls.c.began_at, sessions.c.tenant_id, sessions.c.consent)
-            .join(calls, calls.c.recording_id == recordings.c.id)
+            select(recordings, *how, sessions.c.tenant_id, sessions.c.consent)
+            .join(long_recordings, long_recordings.c.recording_id == recordings.c.id)
             .join(sessions, sessions.c.id == recordings.c.session_id)
             .where(recordings.c.id == job.recording_id)
         )
@@ -94,7 +95,8 @@ class Recordings:
             RecordingNotFound: the tenant has no long recording of this id.
         """
         wanted = (recordings.c.id == recording_id, sessions.c.tenant_id == tenant_id)
-        row = self._connection.execute(select(recordings).join(sessions).join(calls).where(*wanted)).one_or_none()
+        found = select(recordings).join(sessions).join(long_recordings).where(*wanted)
+        row = self._connection.execute(found).one_or_none()
         if row is None:
             raise RecordingNotFound(f"there is no long recording {recording_id}")
         job = self._connection.execute(select(jobs).where(jobs.c.recording_id == recording_id)).one()
@@ -138,12 +140,12 @@ class Recordings:
         """
         long_ago = (jobs.c.status == JobStatus.quarantined.value) & (jobs.c.updated_at < func.now() - quarantined_for)
         of_turns = select(turns.c.recording_id).join(jobs, jobs.c.turn_id == turns.c.id).where(long_ago)
-        long_recordings = select(jobs.c.recording_id).where(long_ago)
+        unsplit = select(jobs.c.recording_id).where(long_ago)
         part = recordings.alias("part")
-        parts = select(part.c.id).where(part.c.source_id.in_(long_recordings))
+        parts = select(part.c.id).where(part.c.source_id.in_(unsplit))
         self._connection.execute(
             update(recordings)
-            .where(recordings.c.id.in_(union(of_turns, long_recordings, parts)), recordings.c.expires_at.is_(None))
+            .where(recordings.c.id.in_(union(of_turns, unsplit, parts)), recordings.c.expires_at.is_(None))
             .values(expires_at=func.now())
         )
 

@@ -10,7 +10,7 @@ from shared.domain.job import JobStatus
 from shared.domain.session import Consent, LockedSession, Session
 from shared.errors import SessionClosed, SessionNotFound, TenorError
 from shared.store.pending_deletions import insert_due
-from shared.store.tables import doomed_blobs, jobs, recordings, sessions, subjects, turns
+from shared.store.tables import jobs, pending_deletions, recordings, sessions, subjects, turns
 
 
 class Sessions:
@@ -101,7 +101,7 @@ class Sessions:
             self._lock_subject(subject_id)
             self._expire_queued_leases(subject_id)
         stored = (recordings.c.session_id == session_id, recordings.c.uri.is_not(None))
-        pending = insert_due(select(recordings.c.uri).where(*stored)).returning(doomed_blobs.c.uri)
+        pending = insert_due(select(recordings.c.uri).where(*stored)).returning(pending_deletions.c.uri)
         uris = self._connection.execute(pending).scalars().all()
         self._connection.execute(delete(sessions).where(sessions.c.id == session_id))
         if subject_id is not None:

@@ -1,4 +1,6 @@
-"""Every table. Times are UTC by the database's clock, ids UUIDs; every row leads to its tenant, most by the session."""
+"""All tables. Times are UTC by the database's clock, ids are UUIDs. A row's tenant is found by its session or its own
+`tenant_id`.
+"""
 
 from sqlalchemy import (
     JSON,
@@ -72,7 +74,7 @@ subjects = Table(
     _id(),
     _tenant(),
     Column("external_ref", String(200), nullable=False),
-    Column("turn_count", Integer, nullable=False, server_default=text("0"), comment="of the turns in its scope"),
+    Column("turn_count", Integer, nullable=False, server_default=text("0"), comment="number of the turns in its scope"),
     _now(),
     UniqueConstraint("tenant_id", "external_ref"),
 )
@@ -102,22 +104,27 @@ recordings = Table(
     Column("sha256", String(64), nullable=False),
     Column("media_type", String(100), nullable=False),
     Column("duration_s", Float),
-    Column("channels", Integer),
+    Column("channel_count", Integer),
     Column("expires_at", DateTime(timezone=True)),
-    Column("source_id", Uuid, ForeignKey("recordings.id", ondelete="CASCADE"), comment="that it was cut from"),
+    Column(
+        "source_id",
+        Uuid,
+        ForeignKey("recordings.id", ondelete="CASCADE"),
+        comment="the long recording that it was cut from",
+    ),
     _now(),
     Index(None, "session_id"),
     Index(None, "source_id", postgresql_where=text("source_id IS NOT NULL")),
     Index(None, "expires_at", postgresql_where=text("uri IS NOT NULL")),
 )
 
-calls = Table(
-    "calls",
+long_recordings = Table(
+    "long_recordings",
     metadata,
     Column("recording_id", Uuid, ForeignKey("recordings.id", ondelete="CASCADE"), primary_key=True),
-    Column("voices", JSONB, nullable=False, comment="speaker and role of each channel, or of all together"),
-    Column("lane", String(20), nullable=False, comment="of its turns"),
-    _now("began_at"),
+    Column("channels", JSONB, nullable=False, comment="speaker and role on each channel, or one for all together"),
+    Column("lane", String(20), nullable=False, comment="where its turns are queued"),
+    _now("started_at"),
 )
 
 turns = Table(
@@ -133,8 +140,12 @@ turns = Table(
     Column("start", Float),
     Column("end", Float),
     Column("occurred_at", DateTime(timezone=True), nullable=False),
-    Column("scope_id", Uuid, comment="subject or session within which speaker and role name one voice; null: no voice"),
-    Column("position", Integer, comment="counts the scope's turns"),
+    Column(
+        "scope_id",
+        Uuid,
+        comment="subject or session within which speaker and role identify one person; null: no baseline",
+    ),
+    Column("position", Integer, comment="order of the turns within the scope"),
     _now(),
     UniqueConstraint("session_id", "index"),
     UniqueConstraint("scope_id", "speaker", "role", "position"),
@@ -158,7 +169,7 @@ predictions = Table(
     _id(),
     Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
     Column("bundle_id", String(100), nullable=False),
-    Column("scores", JSON(none_as_null=True), comment="not JSONB, which forgets the order of the categories"),
+    Column("scores", JSON(none_as_null=True), comment="not JSONB, which does not keep the order of the categories"),
     Column("text_only", JSON(none_as_null=True)),
     Column("audio_only", JSON(none_as_null=True)),
     Column("confidence", Float, nullable=False),
@@ -170,8 +181,8 @@ predictions = Table(
     UniqueConstraint("turn_id", "bundle_id"),
 )
 
-voice_summaries = Table(
-    "voice_summaries",
+audio_summaries = Table(
+    "audio_summaries",
     metadata,
     Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
     Column("bundle_id", String(100), primary_key=True),
@@ -185,12 +196,12 @@ webhooks = Table(
     _id(),
     _tenant(),
     Column("url", Text, nullable=False),
-    Column("secret", String(100), nullable=False, comment="in clear, as events are signed with it"),
+    Column("secret", String(100), nullable=False, comment="in clear text, as events are signed with it"),
     _now(),
     Column("disabled_at", DateTime(timezone=True)),
     Column("disabled_reason", Text),
     Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
-    Column("paused_until", DateTime(timezone=True), comment="null: it is not paused"),
+    Column("paused_until", DateTime(timezone=True), comment="null: not paused"),
     Index(None, "tenant_id"),
     Index(None, "paused_until", postgresql_where=text("paused_until IS NOT NULL")),
 )
@@ -212,38 +223,38 @@ jobs = Table(
     "jobs",
     metadata,
     _id(),
-    Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), comment="of a job that analyses one"),
-    Column("recording_id", Uuid, ForeignKey("recordings.id", ondelete="CASCADE"), comment="of a job that cuts one"),
-    Column("delivery_id", Uuid, ForeignKey("deliveries.id", ondelete="CASCADE"), comment="of a job that makes one"),
-    Column("webhook_id", Uuid, comment="the delivery's"),
-    Column("lane", String(20), nullable=False, server_default="interactive", comment="also its queue's name"),
+    Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), comment="the turn that it analyses"),
+    Column(
+        "recording_id",
+        Uuid,
+        ForeignKey("recordings.id", ondelete="CASCADE"),
+        comment="the long recording that it splits",
+    ),
+    Column("delivery_id", Uuid, ForeignKey("deliveries.id", ondelete="CASCADE"), comment="the delivery that it makes"),
+    Column("webhook_id", Uuid, comment="the webhook of its delivery"),
+    Column("lane", String(20), nullable=False, server_default="interactive", comment="also the name of its queue"),
     Column("status", String(20), nullable=False, server_default="queued"),
-    Column("attempts", Integer, nullable=False, server_default=text("0"), comment="claims that count"),
-    Column("claims", Integer, nullable=False, server_default=text("0"), comment="times a worker took it up"),
-    Column("sends", Integer, nullable=False, server_default=text("0"), comment="times its message was sent again"),
+    Column(
+        "attempts", Integer, nullable=False, server_default=text("0"), comment="claims that count against the limit"
+    ),
+    Column("claims", Integer, nullable=False, server_default=text("0"), comment="how often a worker claimed it"),
+    Column(
+        "sends", Integer, nullable=False, server_default=text("0"), comment="how often its message was published again"
+    ),
     Column("lease_until", DateTime(timezone=True), nullable=False),
     Column("error_code", String(50)),
     Column("error_message", Text),
     Column("correlation_id", String(128), comment="of the request that it came with"),
-    Column("traceparent", String(55), comment="likewise, as W3C Trace Context puts it"),
+    Column("traceparent", String(55), comment="W3C Trace Context of the request that it came with"),
     _now(),
     _now("updated_at"),
     Index(None, "turn_id"),
     Index(None, "recording_id", postgresql_where=text("recording_id IS NOT NULL")),
     Index(None, "delivery_id", postgresql_where=text("delivery_id IS NOT NULL")),
-    # Workers of the version before sweep by this index. A later release drops it.
-    Index("ix_jobs_lease_until", "lease_until", postgresql_where=text(OPEN_JOB)),
-    Index(
-        "ix_jobs_lease_until_others",
-        "lease_until",
-        postgresql_where=text(f"{OPEN_JOB} AND lane <> 'delivery'"),
-    ),
-    Index(
-        "ix_jobs_webhook_id_lease_until",
-        "webhook_id",
-        "lease_until",
-        postgresql_where=text(f"{OPEN_JOB} AND lane = 'delivery'"),
-    ),
+    # For the sweeper.
+    Index(None, "lease_until", postgresql_where=text(f"{OPEN_JOB} AND lane <> 'delivery'")),
+    # For claims of deliveries.
+    Index(None, "webhook_id", "lease_until", postgresql_where=text(f"{OPEN_JOB} AND lane = 'delivery'")),
     Index(None, "updated_at", postgresql_where=text("status = 'quarantined'")),
     Index(None, "lane", "created_at", postgresql_where=text("status = 'queued'")),
     Index("ix_jobs_maintenance", "status", postgresql_where=text("lane = 'maintenance'")),
@@ -261,19 +272,19 @@ outbox = Table(
     Index(None, "created_at"),
 )
 
-doomed_blobs = Table(
-    "doomed_blobs",
+pending_deletions = Table(
+    "pending_deletions",
     metadata,
     Column("uri", String(500), primary_key=True),
-    Column("after", DateTime(timezone=True), nullable=False, comment="when it may be deleted"),
-    Index(None, "after"),
+    Column("delete_after", DateTime(timezone=True), nullable=False),
+    Index(None, "delete_after"),
 )
 
 workers = Table(
     "workers",
     metadata,
     _id(),
-    Column("bundle_id", String(100), comment="null: it takes no turns"),
+    Column("bundle_id", String(100), comment="null: the worker takes no turns"),
     Column("host", String(255)),
     Column("device", String(100)),
     _now("started_at"),

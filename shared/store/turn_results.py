@@ -11,7 +11,7 @@ from shared.domain.prediction import Prediction
 from shared.domain.recording import Recording
 from shared.domain.transcript import Transcript
 from shared.domain.turn import MAX_BASELINE_TURNS, MAX_CONTEXT_TURNS, Turn, TurnWork, context_of
-from shared.store.tables import predictions, recordings, sessions, transcripts, turns, voice_summaries
+from shared.store.tables import audio_summaries, predictions, recordings, sessions, transcripts, turns
 
 
 class TurnResults:
@@ -51,7 +51,7 @@ class TurnResults:
         bundle_id: str,
         transcript: Transcript | None,
         prediction: Prediction,
-        voice_summary: bytes | None = None,
+        audio_summary: bytes | None = None,
     ) -> None:
         """Write the result of a turn's analysis; what an earlier attempt wrote is kept.
 
@@ -66,8 +66,8 @@ class TurnResults:
             **prediction.model_dump(mode="json", exclude_computed_fields=True),
         }
         self._connection.execute(upsert(predictions).values(values).on_conflict_do_nothing())
-        if voice_summary is not None:
-            self._write_summary(turn_id, bundle_id, voice_summary)
+        if audio_summary is not None:
+            self._write_summary(turn_id, bundle_id, audio_summary)
 
     def _earlier_summaries(self, turn: Row[Any], bundle_id: str) -> tuple[bytes, ...]:
         """The audio summaries of the speaker's newest earlier turns, oldest first."""
@@ -75,9 +75,9 @@ class TurnResults:
             return ()
         same_speaker = (turns.c.scope_id == turn.scope_id, turns.c.speaker == turn.speaker, turns.c.role == turn.role)
         newest = (
-            select(voice_summaries.c.summary)
-            .join(turns, turns.c.id == voice_summaries.c.turn_id)
-            .where(*same_speaker, turns.c.position < turn.position, voice_summaries.c.bundle_id == bundle_id)
+            select(audio_summaries.c.summary)
+            .join(turns, turns.c.id == audio_summaries.c.turn_id)
+            .where(*same_speaker, turns.c.position < turn.position, audio_summaries.c.bundle_id == bundle_id)
             .order_by(turns.c.position.desc())
             .limit(MAX_BASELINE_TURNS)
         )
@@ -95,12 +95,13 @@ class TurnResults:
         # Only a turn with audio waits for the transcripts of earlier turns. Whether a text turn finds them depends on
         # when it is analysed, so it never uses them.
         uses_transcripts = turn.recording_id is not None
-        return context_of([row["provided_text"] or (_transcribed(row) if uses_transcripts else "") for row in rows])
+        texts = [row["provided_text"] or (_transcribed(row) if uses_transcripts else "") for row in rows]
+        return context_of(texts, context_turns)
 
     def _write_summary(self, turn_id: UUID, bundle_id: str, summary: bytes) -> None:
         row = select(turns.c.id, literal(bundle_id), literal(summary))
         with_baseline = row.where(turns.c.id == turn_id, turns.c.scope_id.is_not(None))
-        written = upsert(voice_summaries).from_select(["turn_id", "bundle_id", "summary"], with_baseline)
+        written = upsert(audio_summaries).from_select(["turn_id", "bundle_id", "summary"], with_baseline)
         self._connection.execute(written.on_conflict_do_nothing())
 
 

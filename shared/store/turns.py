@@ -124,7 +124,7 @@ class Turns:
 
 def _scope(turn: NewTurn, session: LockedSession) -> UUID | None:
     """The id of the subject or session whose earlier turns are the turn's baseline; None where it may have none."""
-    if turn.recording_id is None or not session.consent.keep_voice_summary:
+    if turn.recording_id is None or not session.consent.keep_audio_summary:
         return None
     return session.subject_id if session.subject_id is not None and turn.role.is_subject else session.id
 

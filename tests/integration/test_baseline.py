@@ -43,7 +43,7 @@ class House:
     def session(self, subject_ref: str | None = None, *, keep: bool = True, tenant: str = "acme") -> UUID:
         with self.database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant(tenant)
-            consent = Consent(keep_voice_summary=keep)
+            consent = Consent(keep_audio_summary=keep)
             return transaction.sessions.create(tenant_id, consent, subject_ref).id
 
     def say(
@@ -66,7 +66,7 @@ class House:
                     sha256="0" * 64,
                     media_type="audio/wav",
                     duration_s=1.0,
-                    channels=1,
+                    channel_count=1,
                     retention=None,
                 ).id
             turn = transaction.turns.add(
@@ -198,7 +198,7 @@ def test_an_audio_summary_is_written_once_and_deleted_with_its_session(house: Ho
 
 def summaries_kept(settings: Settings) -> int:
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM voice_summaries").fetchone() or (None,)
+        (count,) = connection.execute("SELECT count(*) FROM audio_summaries").fetchone() or (None,)
     assert count is not None
     return count
 

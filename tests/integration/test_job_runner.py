@@ -167,9 +167,9 @@ def test_audio_is_compared_with_the_audio_summaries_of_earlier_turns(
         analysis = analyze(
             pipeline, samples=samples, text=text, language=language, earlier=earlier, context=context, submit=submit
         )
-        assert analysis.voice_summary is not None
+        assert analysis.audio_summary is not None
         given.append(earlier)
-        left.append(analysis.voice_summary)
+        left.append(analysis.audio_summary)
         return analysis
 
     monkeypatch.setattr(Pipeline, "analyze", analyze_and_note)

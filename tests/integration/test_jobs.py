@@ -363,7 +363,7 @@ def _claim_recording(
         sha256=sha256,
         media_type="audio/wav",
         duration_s=1.0,
-        channels=1,
+        channel_count=1,
         retention=retention,
     )
 

@@ -10,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
 from pydantic import SecretStr
+from sqlalchemy import create_engine
 
 from services.embedded.servers import EmbeddedServers
 from shared.errors import SetupError
@@ -47,6 +50,16 @@ def run(url: str, *command: str) -> "subprocess.CompletedProcess[str]":
     env = {**os.environ, "TENOR_DATABASE_URL": url}
     python = [sys.executable, "-m", *command]
     return subprocess.run(python, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def migrate(url: str, change: Callable[[Config, str], None], revision: str) -> None:
+    """Upgrade or downgrade the tables to a revision."""
+    config = store._alembic()
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:", 1))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        change(config, revision)
+    engine.dispose()
 
 
 def test_many_processes_and_threads_that_start_at_once_migrate_once(url: str, query: Query) -> None:
@@ -114,3 +127,60 @@ def test_migrating_tables_of_a_later_version_is_refused_and_changes_nothing(
     assert "restore a backup" in result.stderr
     assert query("SELECT version_num FROM alembic_version") == [("9999",)]
     empty.check_tables()  # a process of a rolling update goes on
+
+
+BEFORE_0011 = """
+    INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), 'acme');
+    INSERT INTO sessions (tenant_id, consent, turn_count) SELECT id, '{"keep_voice_summary": false}', 1 FROM tenants;
+    INSERT INTO recordings (session_id, uri, sha256, media_type, channels)
+        SELECT id, 'a', '0', 'audio/wav', 2 FROM sessions;
+    INSERT INTO calls (recording_id, voices, lane, began_at)
+        SELECT id, '[{"speaker": "Ana", "role": "agent"}]', 'bulk', '2026-03-01T10:00:00Z' FROM recordings;
+    INSERT INTO doomed_blobs (uri, after) VALUES ('b', '2026-03-02T10:00:00Z');
+    INSERT INTO turns (session_id, index, speaker, role, text, occurred_at)
+        SELECT id, 0, 'Ana', 'user', 'Hello', now() FROM sessions;
+    INSERT INTO voice_summaries (turn_id, bundle_id, summary) SELECT id, 'bundle', 'summary' FROM turns;
+    INSERT INTO webhooks (tenant_id, url, secret) SELECT id, 'https://example.com/', 'secret' FROM tenants;
+    INSERT INTO deliveries (webhook_id, turn_id, turn_status)
+        SELECT webhooks.id, turns.id, 'failed' FROM webhooks, turns;
+    INSERT INTO jobs (delivery_id, lane, lease_until) SELECT id, 'delivery', now() FROM deliveries;
+    INSERT INTO jobs (recording_id, lane, lease_until) SELECT id, 'ingest', now() FROM recordings;
+    INSERT INTO jobs (lane, lease_until) VALUES ('maintenance', now());
+    INSERT INTO outbox (job_id, task, queue) SELECT id, 'ingest_recording', lane FROM jobs WHERE lane = 'ingest';
+    INSERT INTO outbox (job_id, task, queue) SELECT id, 'delete_sound', lane FROM jobs WHERE lane = 'maintenance';
+    SELECT 1
+"""
+
+
+def test_rows_survive_the_renames_of_0011_and_the_way_back(url: str, empty: Database, query: Query) -> None:
+    migrate(url, command.upgrade, "0010")
+    for statement in BEFORE_0011.split(";"):
+        query(f"{statement} RETURNING 1" if "INSERT" in statement else statement)
+    empty.migrate()
+    empty.check_tables()
+    started, due = "2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z"
+    assert query("SELECT consent FROM sessions") == [({"keep_audio_summary": False},)]
+    assert query("SELECT channel_count FROM recordings") == [(2,)]
+    assert query(f"SELECT channels, lane, started_at = '{started}' FROM long_recordings") == [
+        ([{"speaker": "Ana", "role": "agent"}], "bulk", True)
+    ]
+    assert query(f"SELECT uri, delete_after = '{due}' FROM pending_deletions") == [("b", True)]
+    assert query("SELECT summary FROM audio_summaries") == [(b"summary",)]
+    assert query("SELECT jobs.webhook_id = webhooks.id FROM jobs, webhooks WHERE delivery_id IS NOT NULL") == [(True,)]
+    assert query("SELECT task FROM outbox ORDER BY task") == [("delete_audio",), ("split_recording",)]
+    old_names = "'calls|voice_summaries|doomed_blobs|_others'"
+    assert query(f"SELECT relname FROM pg_class WHERE relname ~ {old_names}") == []
+    assert query(f"SELECT conname FROM pg_constraint WHERE conname ~ {old_names}") == []
+    migrate(url, command.downgrade, "0010")
+    assert query("SELECT consent FROM sessions") == [({"keep_voice_summary": False},)]
+    assert query(f"SELECT began_at = '{started}' FROM calls") == [(True,)]
+    assert query(f"SELECT after = '{due}' FROM doomed_blobs") == [(True,)]
+    assert query("SELECT summary FROM voice_summaries") == [(b"summary",)]
+    assert query("SELECT task FROM outbox ORDER BY task") == [("delete_sound",), ("ingest_recording",)]
+
+
+def test_every_revision_is_reached_from_the_others(url: str, empty: Database) -> None:
+    empty.migrate()
+    migrate(url, command.downgrade, "0001")
+    empty.migrate()
+    empty.check_tables()

@@ -33,7 +33,7 @@ from workers.tasks.delete_audio import DeleteAudio
 from workers.tasks.split_recording import Cut, SplitRecording
 
 LEASE = timedelta(seconds=30)
-VOICES = [{"speaker": "Tom", "role": "agent"}, {"speaker": "Ana", "role": "customer"}]
+CHANNELS = [{"speaker": "Tom", "role": "agent"}, {"speaker": "Ana", "role": "customer"}]
 
 
 @pytest.fixture
@@ -93,10 +93,10 @@ def blobs(settings: Settings) -> list[Path]:
 def test_a_recording_is_split_into_the_turns_of_its_speakers_in_order(
     api: TestClient, session_id: str, work: Callable[[], None], settings: Settings, database: Database
 ) -> None:
-    response = post(api, session_id, call(), voices=json.dumps(VOICES), began_at="2026-03-01T10:00:00Z")
+    response = post(api, session_id, call(), channels=json.dumps(CHANNELS), started_at="2026-03-01T10:00:00Z")
     assert response.status_code == 202, response.text
     location = response.headers["Location"]
-    assert (response.json()["status"], response.json()["channels"]) == ("queued", 2)
+    assert (response.json()["status"], response.json()["channel_count"]) == ("queued", 2)
     assert response.json() == api.get(location).json()
     work()
     done = api.get(location).json()
@@ -119,7 +119,7 @@ def test_each_turn_of_a_recording_has_its_own_audio_unchanged(
     api: TestClient, session_id: str, work: Callable[[], None], settings: Settings, database: Database
 ) -> None:
     sound = call()
-    post(api, session_id, sound, voices=json.dumps(VOICES))
+    post(api, session_id, sound, channels=json.dumps(CHANNELS))
     work()
     (settings.data_dir / "whole").write_bytes(sound)
     turns = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
@@ -149,12 +149,12 @@ def test_each_turn_of_a_recording_has_its_own_audio_unchanged(
 def test_a_recording_is_deleted_once_it_is_split_unless_consent_keeps_it(
     api: TestClient, session_id: str, work: Callable[[], None], upkeep: Callable[[], None], settings: Settings
 ) -> None:
-    post(api, session_id, call(), voices=json.dumps(VOICES))
+    post(api, session_id, call(), channels=json.dumps(CHANNELS))
     upkeep()
     upkeep()
     assert len(blobs(settings)) == 3
     consenting = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
-    post(api, consenting, call(), voices=json.dumps(VOICES))
+    post(api, consenting, call(), channels=json.dumps(CHANNELS))
     upkeep()
     upkeep()
     assert len(blobs(settings)) == 3 + 4
@@ -180,9 +180,9 @@ def test_a_recording_without_speech_has_no_turns(api: TestClient, session_id: st
 @pytest.mark.parametrize(
     ("fields", "status", "word"),
     [
-        ({"voices": json.dumps(VOICES[:1] * 3)}, 422, "each of the 2 channels, not 3"),
-        ({"voices": "Tom"}, 422, "voices"),
-        ({"voices": "[]"}, 422, "voices"),
+        ({"channels": json.dumps(CHANNELS[:1] * 3)}, 422, "each of the 2 channels, not 3"),
+        ({"channels": "Tom"}, 422, "channels"),
+        ({"channels": "[]"}, 422, "channels"),
         ({"lane": "ingest"}, 422, "lane"),
     ],
 )
@@ -214,7 +214,7 @@ def test_no_key_sees_another_tenants_recordings(api: TestClient, session_id: str
 def test_only_the_first_turn_of_a_recording_is_published_and_each_turn_unblocks_the_next(
     api: TestClient, session_id: str, work: Callable[[], None], broker: redis.Redis, database: Database
 ) -> None:
-    post(api, session_id, call(), voices=json.dumps(VOICES))
+    post(api, session_id, call(), channels=json.dumps(CHANNELS))
     work()
     assert broker.llen(Lane.bulk.value) == 1
     with database.transaction() as transaction:
@@ -232,7 +232,7 @@ def test_a_recording_of_a_known_subject_continues_their_turn_order(
 ) -> None:
     for _ in range(2):
         session = api.post("/v1/sessions", json={"subject_ref": "Ana"}).json()["id"]
-        post(api, session, call(), voices=json.dumps(VOICES[1:] + VOICES[:1]))  # it is Ana who speaks twice
+        post(api, session, call(), channels=json.dumps(CHANNELS[1:] + CHANNELS[:1]))  # it is Ana who speaks twice
         work()
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         found = connection.execute("SELECT position FROM turns WHERE speaker = 'Ana' ORDER BY created_at, index")
@@ -253,7 +253,7 @@ def test_the_audio_of_a_turn_is_kept_until_the_recording_is_split(
         return cut
 
     task._store = store_and_sweep
-    post(api, session, call(), voices=json.dumps(VOICES))
+    post(api, session, call(), channels=json.dumps(CHANNELS))
     work()
     assert len(blobs(settings)) == 4
     with database.transaction() as transaction:
@@ -314,7 +314,7 @@ def test_leftovers_of_a_failed_attempt_are_deleted_when_the_next_succeeds(
     upkeep: Callable[[], None],
     settings: Settings,
 ) -> None:
-    location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
+    location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
     task._blobs = Dies(settings.blob_dir)
     work()
     waits = api.get(location).json()
@@ -330,7 +330,7 @@ def test_leftovers_of_a_failed_attempt_are_deleted_when_the_next_succeeds(
 def test_of_two_workers_that_split_the_same_recording_the_later_claim_writes(
     api: TestClient, session_id: str, task: SplitRecording, settings: Settings, work: Callable[[], None]
 ) -> None:
-    location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
+    location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
     store, taken_over = task._store, []
 
     def slow(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
@@ -354,7 +354,7 @@ def test_of_two_workers_that_split_the_same_recording_the_later_claim_writes(
 def test_deleting_the_session_stops_the_splitting_and_leaves_no_audio(
     api: TestClient, session_id: str, task: SplitRecording, work: Callable[[], None], settings: Settings
 ) -> None:
-    location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
+    location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
     store, count = task._store, []
 
     def store_two(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
@@ -372,7 +372,7 @@ def test_deleting_the_session_stops_the_splitting_and_leaves_no_audio(
 def test_a_quarantined_recording_can_be_listed_and_retried(
     api: TestClient, session_id: str, task: SplitRecording, engine: JobRunner, database: Database, settings: Settings
 ) -> None:
-    location = post(api, session_id, call(), voices=json.dumps(VOICES)).headers["Location"]
+    location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
     engine._settings = settings.model_copy(update={"max_attempts": 1})
     task._blobs = Dies(settings.blob_dir)
 
@@ -403,7 +403,7 @@ def test_a_quarantined_recording_is_deleted_with_the_audio_of_its_turns_after_so
 ) -> None:
     engine._settings = settings.model_copy(update={"max_attempts": 1})
     task._blobs = Dies(settings.blob_dir)
-    post(api, session_id, call(), voices=json.dumps(VOICES))
+    post(api, session_id, call(), channels=json.dumps(CHANNELS))
     work()
     upkeep()
     assert len(blobs(settings)) == 2

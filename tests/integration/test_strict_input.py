@@ -18,8 +18,12 @@ SOUND = {"audio": ("a.wav", wav(), "audio/wav")}
         (TURNS, {"json": {"text": "x", "ocurred_at": "2026-01-01"}}, "'ocurred_at': did you mean 'occurred_at'?"),
         (TURNS, {"json": {"text": "x", "xyz": 1}}, "'xyz': the fields are lane, occurred_at, role, speaker, text"),
         (TURNS, {"files": SOUND, "data": {"spaeker": "Ada"}}, "'spaeker': did you mean 'speaker'?"),
-        (RECORDINGS, {"files": SOUND, "data": {"voice": "[]"}}, "'voice': did you mean 'voices'?"),
-        (RECORDINGS, {"files": SOUND, "data": {"voices": '[{"rol": "agent"}]'}}, "voices.0: there is no field 'rol'"),
+        (RECORDINGS, {"files": SOUND, "data": {"channel": "[]"}}, "'channel': did you mean 'channels'?"),
+        (
+            RECORDINGS,
+            {"files": SOUND, "data": {"channels": '[{"rol": "agent"}]'}},
+            "channels.0: there is no field 'rol'",
+        ),
         (RECORDINGS, {"files": {"audoi": SOUND["audio"]}}, "audio: a form must hold the recording"),
         ("/v1/sessions", {"json": {"external_reff": "x"}}, "'external_reff': did you mean 'external_ref'?"),
         (

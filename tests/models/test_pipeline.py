@@ -63,9 +63,9 @@ def test_audio_is_compared_with_the_baseline_of_earlier_turns(folder: Path) -> N
     read = pipeline(folder, Heard()).analyze
     first, other = read(samples=tone(), text="so what"), read(samples=tone() ** 3, text="so what")
     assert first.reading.baseline_turns == 0
-    assert first.voice_summary is not None
-    assert other.voice_summary is not None
-    earlier = [other.voice_summary, first.voice_summary.flatten()]  # as a database gives it back
+    assert first.audio_summary is not None
+    assert other.audio_summary is not None
+    earlier = [other.audio_summary, first.audio_summary.flatten()]  # as a database gives it back
     again = read(samples=tone(), text="so what", earlier=earlier)
     assert again.reading.baseline_turns == 2
     assert again.reading.scores != first.reading.scores
@@ -75,16 +75,16 @@ def test_audio_is_compared_with_the_baseline_of_earlier_turns(folder: Path) -> N
 
 
 def test_a_text_has_no_baseline(folder: Path) -> None:
-    summary = pipeline(folder, Heard()).analyze(samples=tone(), text="so what").voice_summary
+    summary = pipeline(folder, Heard()).analyze(samples=tone(), text="so what").audio_summary
     assert summary is not None
     analysis = pipeline(folder).analyze(samples=None, text="so what", earlier=[summary])
-    assert (analysis.reading.baseline_turns, analysis.voice_summary) == (0, None)
+    assert (analysis.reading.baseline_turns, analysis.audio_summary) == (0, None)
 
 
 def test_a_bundle_without_baselines_keeps_none(tmp_path: Path) -> None:
     fusion = FUSION.model_copy(update={"relative": False})
     analysis = pipeline(write_bundle(tmp_path, fusion=fusion), Heard()).analyze(samples=tone(), text=None)
-    assert (analysis.reading.baseline_turns, analysis.voice_summary) == (0, None)
+    assert (analysis.reading.baseline_turns, analysis.audio_summary) == (0, None)
 
 
 def test_text_is_encoded_with_the_turns_before(folder: Path) -> None:

@@ -169,7 +169,7 @@ def measure(readers: Sequence[Reader], calibration: Calibration) -> dict[str, di
     """
     figures = {}
     for name, (corpus, text, voice) in views(readers[0].utterances).items():
-        temperature = calibration.temperature_of(text=text, voice=voice)
+        temperature = calibration.temperature_of(text=text, audio=voice)
         for turns in EARLIER_TURNS if voice and readers[0].model.run.fusion.relative else (None,):
             options: Any = {"text": text, "voice": voice, "earlier_turns": turns, "temperature": temperature}
             if found := read(name, [readers], corpus=corpus, **options):

@@ -57,7 +57,7 @@ class AnalyzeTurn:
                 context=work.context,
                 submit=_entering(enter, submit),
             )
-        summary = None if analysis.voice_summary is None else analysis.voice_summary.astype(_STORED).tobytes()
+        summary = None if analysis.audio_summary is None else analysis.audio_summary.astype(_STORED).tobytes()
 
         def write(transaction: Transaction) -> Sequence[Message]:
             result = (analysis.transcript, analysis.reading, summary)

@@ -71,16 +71,16 @@ class SplitRecording:
     def _utterances(self, call: RecordingWork, enter: Enter) -> Iterator[tuple[Channel, float, Samples]]:
         if call.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was cut into turns")
-        cutters = [Cutter() for _ in call.voices]
+        cutters = [Cutter() for _ in call.channels]
         enter("fetch")
         with self._blobs.open(call.recording.uri) as recording:
             part_s = max(2 * LONGEST_TURN_S, _PART_S / len(cutters))
             parts = self._audio.decode_parts(recording, len(cutters), part_s, self._settings.max_recording_s)
             for number, channels in enumerate(parts):
                 enter(f"part {number}")
-                for voice, cutter, sound in zip(call.voices, cutters, channels, strict=True):
+                for voice, cutter, sound in zip(call.channels, cutters, channels, strict=True):
                     yield from ((voice, *utterance) for utterance in cutter.add(sound))
-        for voice, cutter in zip(call.voices, cutters, strict=True):
+        for voice, cutter in zip(call.channels, cutters, strict=True):
             yield from ((voice, *utterance) for utterance in cutter.end())
 
     def _begin(self, call: RecordingWork) -> None:
@@ -112,7 +112,7 @@ class SplitRecording:
                 sha256=sha256,
                 media_type="audio/flac",
                 duration_s=duration,
-                channels=1,
+                channel_count=1,
                 retention=self._settings.audio_retention if call.consent.retain_audio else None,
                 source_id=call.recording.id,
             )
@@ -138,7 +138,7 @@ def _turn(call: RecordingWork, cut: Cut) -> NewTurn:
         cut.voice.role,
         text=None,
         recording_id=cut.recording_id,
-        occurred_at=call.began_at + timedelta(seconds=cut.start),
+        occurred_at=call.started_at + timedelta(seconds=cut.start),
         start=cut.start,
         end=cut.end,
     )

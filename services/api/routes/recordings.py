@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1", tags=["recordings"], route_class=ApiRoute)
 
 _FIELDS = RecordingIn.model_json_schema()
 _FIELDS.pop("$defs")
-_FIELDS["properties"]["voices"].pop("contentSchema")  # the description and the example say what it holds
+_FIELDS["properties"]["channels"].pop("contentSchema")  # the description and the example say what it holds
 _FORM = {**_FIELDS, "required": ["audio"], "properties": {"audio": AUDIO_FIELD, **_FIELDS["properties"]}}
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
 

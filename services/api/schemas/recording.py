@@ -15,13 +15,13 @@ class RecordingIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    voices: Json[Annotated[tuple[Channel, ...], Field(min_length=1, max_length=32)]] = Field(
+    channels: Json[Annotated[tuple[Channel, ...], Field(min_length=1, max_length=32)]] = Field(
         default=(Channel(),),
         description="who speaks, as a JSON list: one entry for each channel, or one for all channels together",
         examples=['[{"speaker": "Tom", "role": "agent"}, {"speaker": "caller", "role": "customer"}]'],
     )
     lane: TurnLane = Field(default=Lane.bulk, description="the lane of its turns")
-    began_at: Time | None = Field(default=None, description="when the recording began; by default now")
+    started_at: Time | None = Field(default=None, description="when the recording began; by default now")
 
 
 class RecordingOut(BaseModel):
@@ -30,7 +30,7 @@ class RecordingOut(BaseModel):
     id: UUID
     session_id: UUID
     duration_s: float | None
-    channels: int | None
+    channel_count: int | None
     status: JobStatus
     error: ErrorOut | None
     turns: dict[JobStatus, int]
@@ -39,5 +39,5 @@ class RecordingOut(BaseModel):
     def of(cls, progress: RecordingProgress) -> Self:
         """Return the response for a stored recording."""
         job = progress.job
-        fields = progress.recording.model_dump(include={"id", "session_id", "duration_s", "channels"})
+        fields = progress.recording.model_dump(include={"id", "session_id", "duration_s", "channel_count"})
         return cls(**fields, status=job.status, error=ErrorOut.of(job), turns=progress.turns)
