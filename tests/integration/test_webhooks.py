@@ -587,16 +587,6 @@ def test_workers_that_claim_at_the_same_time_get_different_deliveries(
     assert len({delivery.id for delivery in [*first, *second]}) == 4
 
 
-def test_jobs_of_an_earlier_version_are_delivered_too(
-    add_events: AddEvents, deliver: Deliver, webhook: dict[str, Any], settings: Settings, database: Database
-) -> None:
-    add_events(webhook, 2)
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
-        connection.execute("UPDATE jobs SET webhook_id = NULL")
-    sweep(settings, database)
-    assert deliver() is None
-
-
 # webhooks that keep failing
 
 
