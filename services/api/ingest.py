@@ -157,7 +157,7 @@ class Ingest:
         """Store new requests; return their answers, and the messages to publish after the commit."""
         if not requests:
             return [], []
-        sessions = transaction.sessions.lock_open([(it.tenant_id, it.session_id) for it in requests])
+        sessions = transaction.sessions.lock_open([(request.tenant_id, request.session_id) for request in requests])
         pairs = zip(requests, sessions, strict=True)
         accepted = [(request, session) for request, session in pairs if not isinstance(session, TenorError)]
         stored = self._store_accepted(transaction, accepted)
