@@ -130,9 +130,11 @@ class Ingest:
         return info
 
     def _stage_and_accept(self, request: IngestRequest, upload: UploadFile, info: AudioInfo) -> Answer:
-        earlier = self._find_answer(request.idempotent)
-        if earlier is not None:
-            return earlier
+        if request.idempotent is not None:
+            with self._database.transaction() as transaction:
+                earlier = transaction.idempotency.find(request.idempotent)
+            if earlier is not None:
+                return earlier  # before the file is stored in vain
         uri = new_uri(request.tenant_id, request.session_id)
         with staged_upload(upload.file, uri, _STAGING_EXPIRES_AFTER, self._database, self._blobs) as sha256:
             media_type = upload.content_type or "application/octet-stream"
@@ -143,13 +145,6 @@ class Ingest:
             if answer.replayed:
                 raise IdempotencyKeyInProgress("the same request was carried out while this one sent its recording")
         return answer
-
-    def _find_answer(self, idempotent: IdempotentRequest | None) -> Answer | None:
-        """Return the answer to an earlier request, so that nothing is staged in vain."""
-        if idempotent is None:
-            return None
-        with self._database.transaction() as transaction:
-            return transaction.idempotency.find(idempotent)
 
     def _store(
         self, transaction: Transaction, requests: Sequence[IngestRequest]
