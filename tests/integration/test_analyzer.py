@@ -20,7 +20,7 @@ from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
 from tests.audio_clips import tone, wav
 from tests.integration.conftest import read_turn
-from tests.unit.tiny import write_bundle
+from tests.tiny_models import write_bundle
 from workers.job_runner import JobRunner
 from workers.stages import Stages
 from workers.tasks.analyze_turn import AnalyzeTurn
