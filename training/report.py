@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from shared.domain.emotion import EKMAN7
-from training import pictures
+from training import plots
 from training.metrics import (
     Interval,
     Metrics,
@@ -132,10 +132,10 @@ def write_report(out: Path, views: Sequence[Predictions], notes: Sequence[str] =
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
         found = report.views[view.label].metrics
         curves = reliability(labels, probabilities), risk_coverage(confidence, right)
-        pictures.view(out / file, view.label, view.categories, found, *curves)
+        plots.plot_view(out / file, view.label, view.categories, found, *curves)
     for name, by_turns in _by_turns(report).items():
         points = {turns: (found.metrics, found.intervals) for turns, found in by_turns.items()}
-        pictures.by_turns(out / _turns_file(name), name, points)
+        plots.plot_by_earlier_turns(out / _turns_file(name), name, points)
     (out / "metrics.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
     (out / "report.md").write_text(_markdown(report), encoding="utf-8")
     return report

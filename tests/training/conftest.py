@@ -11,11 +11,10 @@ from tokenizers.models import Unigram
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from shared.modeling.speech_encoders import SpeechEncoder
-from shared.modeling.text_encoders import TextEncoder
-from tests.tiny_models import SPEECH, TEXT, tokenizer
-from tests.training.corpora import write_data
-from training.data.load import CORPORA
+from shared.modeling.encoders import SpeechEncoder, TextEncoder
+from tests.training.corpus_samples import write_data
+from tests.unit.tiny import SPEECH, TEXT, tokenizer
+from training.data.registry import CORPORA
 from training.recipes.cache_features import cache_features
 
 WORDS = ("▁the", "▁day", "ing", "▁lovely", "▁дом", "ный", "▁سلام", "▁घर", "▁中国", "▁what", "▁train")

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.domain.emotion import EKMAN7
-from tests.tiny_models import FUSION
-from training.data.corpus import Split, Utterance, target
-from training.data.dataset import (
+from tests.unit.tiny import FUSION
+from training.data.batches import (
     Batch,
     EvaluationSet,
     Example,
@@ -28,7 +27,8 @@ from training.data.dataset import (
     collate,
     with_gaps,
 )
-from training.data.features import FeatureFile
+from training.data.feature_cache import FeatureFile
+from training.data.utterance import Split, Utterance, target
 
 WAYS = {"original": 1.0, "noise": 2.0, "speed": 3.0}
 

@@ -17,8 +17,8 @@ from training.calibration import (
     selective_accuracy,
     softmax,
 )
-from training.data.corpus import Split, Utterance, target
 from training.data.splits import fold_of, is_training
+from training.data.utterance import Split, Utterance, target
 
 logits = arrays(np.float64, (3, 7), elements=st.floats(-30, 30))
 

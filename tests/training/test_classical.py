@@ -12,10 +12,10 @@ from sklearn.preprocessing import StandardScaler
 
 from tests.audio_clips import tone, wav
 from tests.training.test_recipes import recipe
-from training.data import urdu_sindhi
-from training.data.acoustics import extract
-from training.data.corpus import CorpusMissing, Leakage, Utterance
-from training.data.load import load
+from training.data.acoustic_features import extract
+from training.data.corpora import urdu_sindhi
+from training.data.registry import load
+from training.data.utterance import CorpusMissing, Leakage, Utterance
 from training.recipes.classical import Report, classical
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs" / "classical").glob("*.yaml"))
@@ -162,7 +162,7 @@ def test_features_are_extracted_once_and_for_new_recordings_alone(
     utterances = load(acoustic, ["urdu_latif"])[:3]
     first = extract(utterances[:2], "egemaps", tmp_path)
     heard: list[Path] = []
-    monkeypatch.setattr("training.data.acoustics.decode", lambda path: heard.append(path) or tone(0.4))
+    monkeypatch.setattr("training.data.acoustic_features.decode", lambda path: heard.append(path) or tone(0.4))
     second = extract(utterances[::-1], "egemaps", tmp_path)
     assert heard == [utterances[2].audio]
     np.testing.assert_array_equal(second[:0:-1], first)
@@ -202,7 +202,7 @@ def test_a_sample_at_full_scale_does_not_wrap(
 ) -> None:
     found = []
     for peak in (0.999, 1.0):
-        monkeypatch.setattr("training.data.acoustics.decode", lambda path, peak=peak: peak * np.sign(tone(0.4)))
+        monkeypatch.setattr("training.data.acoustic_features.decode", lambda path, peak=peak: peak * np.sign(tone(0.4)))
         found.append(extract(one, "is09", tmp_path / str(peak)))
     np.testing.assert_allclose(found[0], found[1], rtol=0.05, atol=0.05)
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from shared.domain.job import Lane
 from shared.settings import Batches, BatchLimits
 from tests import checkpoints
-from tests.audio_clips import tone, wav
-from tests.tiny_models import Heard, pipeline
-from tests.training.corpora import FEELINGS
+from tests.sounds import tone, wav
+from tests.training.corpus_samples import FEELINGS
 from tests.training.test_recipes import recipe
-from training.data.corpus import Split
-from training.data.load import CORPORA
-from training.data.meld import CLIPS
+from tests.unit.tiny import Heard, pipeline
+from training.data.corpora.meld import CLIPS
+from training.data.registry import CORPORA
+from training.data.utterance import Split
 from training.recipes.train import Run
 from training.report import Report
 from workers.stages import Stages

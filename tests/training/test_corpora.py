@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from shared.audio.decoder import decode
 from shared.domain.emotion import EKMAN7
-from tests.audio_clips import encoded, tone, wav
-from tests.training.corpora import FEELINGS, IEMOCAP_LABELS, RAVDESS_ACTORS
-from training.data import iemocap, meld, ravdess, urdu_latif, xed
-from training.data.corpus import (
+from tests.sounds import encoded, tone, wav
+from tests.training.corpus_samples import FEELINGS, IEMOCAP_LABELS, RAVDESS_ACTORS
+from training.data.corpora import iemocap, meld, ravdess, urdu_latif, xed
+from training.data.registry import CORPORA, load
+from training.data.utterance import (
     CorpusMissing,
     Leakage,
     Split,
@@ -27,7 +28,6 @@ from training.data.corpus import (
     valence,
     views,
 )
-from training.data.load import CORPORA, load
 
 
 def labels(utterances: Sequence[Utterance]) -> set[str]:

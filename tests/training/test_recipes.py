@@ -16,12 +16,12 @@ from shared.modeling.loading import MANIFEST, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig
 from shared.modeling.transcriber import Transcriber
-from tests.tiny_models import FUSION
-from training.branches import VoiceBranch
-from training.data.corpus import views
-from training.data.features import FeatureFile
-from training.data.load import load
-from training.lit_fusion import LitFusion
+from tests.unit.tiny import FUSION
+from training.data.feature_cache import FeatureFile
+from training.data.registry import load
+from training.data.utterance import views
+from training.encoder_branches import VoiceBranch
+from training.fusion_module import LitFusion
 from training.losses import LossConfig
 from training.recipes.cache_features import cache_features
 from training.recipes.evaluate import EARLIER_TURNS, evaluate

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.corpus import Leakage, Split, Utterance, check_leakage, target
-from training.data.load import load
+from training.data.registry import load
 from training.data.splits import Strategy, folds, notes, split
+from training.data.utterance import Leakage, Split, Utterance, check_leakage, target
 
 
 def spoken(number: int, speaker: str | None, show: str | None = None, label: str = "joy") -> Utterance:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from shared.audio.decoder import SAMPLE_RATE
 from tests.audio_clips import tone
 from tests.training.test_recipes import recipe
-from training.data.load import CORPORA
+from training.data.registry import CORPORA
 from training.data.spectrogram import picture
-from training.lit_resnet import LitResNet
 from training.recipes.transfer import Report, resnet, transfer
+from training.resnet_module import LitResNet
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs" / "resnet34").glob("*.yaml"))
 TINY = {"depths": [1, 1], "widths": [4, 8], "size": 32, "folds": 2, "accelerator": "cpu"}

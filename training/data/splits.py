@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, StratifiedKFold
 
-from training.data.corpus import Split, Utterance, check_leakage
+from training.data.utterance import Split, Utterance, check_leakage
 
 Indexes = NDArray[np.intp]
 Folding = Literal["random", "speaker"]

@@ -8,13 +8,11 @@ from rich.progress import track
 
 from shared.audio.decoder import decode
 from shared.modeling.loading import load_encoders
-from shared.modeling.speech_encoders import SpeechEncoder
-from shared.modeling.text_encoders import TextEncoder
-from training.data.augment import AUGMENTATIONS, draws
-from training.data.corpus import Utterance
-from training.data.dataset import turns_before
-from training.data.features import FeatureArray, FeatureFile
-from training.data.load import load
+from training.data.augmentations import AUGMENTATIONS, draws
+from training.data.batches import turns_before
+from training.data.feature_cache import FeatureArray, FeatureFile
+from training.data.registry import load
+from training.data.utterance import Utterance
 
 
 def cache_features(

@@ -18,11 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from shared.domain.emotion import EKMAN7
-from training.data import urdu_sindhi
-from training.data.acoustics import AcousticTable, extract
-from training.data.corpus import Leakage, Utterance
-from training.data.load import load
+from training.data.acoustic_features import AcousticTable, extract
+from training.data.corpora import urdu_sindhi
+from training.data.registry import load
 from training.data.splits import Folding, folds, groups_of
+from training.data.utterance import Leakage, Utterance
 from training.metrics import Scores, scores
 
 Classifier = Literal["svm", "random_forest", "mlp"]

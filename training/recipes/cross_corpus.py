@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.data.corpus import Split, Utterance
-from training.data.labels import LabelScheme, common, scheme_named
-from training.data.load import load
+from training.data.label_schemes import LabelScheme, common, scheme_named
+from training.data.registry import load
 from training.data.splits import SplitPlan, notes
+from training.data.utterance import Split, Utterance
 from training.recipes.evaluate import EARLIER_TURNS, Trained, read_views, show
 from training.recipes.train import train
 from training.report import Predictions, write_report

@@ -14,10 +14,8 @@ from scipy.special import expit
 
 from shared.modeling.baseline import Summary
 from shared.modeling.fusion import AnyFusion, Fused, fusion_of
-from training.branches import Branches
 from training.calibration import softmax
-from training.data.corpus import Split, Utterance, views
-from training.data.dataset import (
+from training.data.batches import (
     EvaluationSet,
     Example,
     Features,
@@ -28,6 +26,8 @@ from training.data.dataset import (
     unencoded,
 )
 from training.data.splits import fold_of, notes
+from training.data.utterance import Split, Utterance, views
+from training.encoder_branches import Branches
 from training.recipes.train import Run, encoded_summary
 from training.report import Predictions, Report, write_report
 

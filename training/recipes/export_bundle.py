@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.modeling.loading import ENCODERS, PRETRAINED, sha256, write_manifest
-from shared.modeling.whisper_weights import transcriber
-from training.branches import TextBranch, VoiceBranch
+from shared.modeling.weights import transcriber
 from training.calibration import ACCEPTED_RISK, calibrate
-from training.data.corpus import Split, Utterance, views
-from training.data.load import corpus_named
+from training.data.registry import corpus_named
+from training.data.utterance import Split, Utterance, views
+from training.encoder_branches import TextBranch, VoiceBranch
 from training.recipes.evaluate import EARLIER_TURNS, Reader, Trained, predict, read
 from training.recipes.train import Run
 from training.report import Figures, Predictions, Report, summarize

@@ -17,8 +17,8 @@ from shared.modeling.audio_classifiers import (
     PatchTransformerConfig,
     PooledClassifier,
 )
-from training.checkpoints import checkpoint_folder, read_weights, with_weights
 from training.pickled_scaler import Scaler, read_scaler
+from training.published_checkpoints import checkpoint_folder, read_weights, with_weights
 from training.recipes.import_checkpoint import config_of, extractor_of, label_space, stated_licence, write_bundle
 
 

@@ -19,9 +19,8 @@ from torch.utils.data import DataLoader
 from shared.audio.decoder import probe
 from shared.modeling.baseline import Summary, summaries
 from shared.modeling.fusion import Fusion, FusionConfig
-from training.branches import Branches, TextBranch, VoiceBranch
-from training.data.corpus import Split, Utterance, views
-from training.data.dataset import (
+from training.baseline_reliability import fit_variety
+from training.data.batches import (
     Batch,
     EvaluationSet,
     Example,
@@ -35,12 +34,13 @@ from training.data.dataset import (
     collate,
     unencoded,
 )
-from training.data.labels import SCHEMES, LabelScheme, scheme_named
-from training.data.load import load
+from training.data.label_schemes import SCHEMES, LabelScheme, scheme_named
+from training.data.registry import load
 from training.data.splits import SplitPlan, is_training
-from training.lit_fusion import LitFusion
+from training.data.utterance import Split, Utterance, views
+from training.encoder_branches import Branches, TextBranch, VoiceBranch
+from training.fusion_module import LitFusion
 from training.losses import Loss, LossConfig
-from training.variety import fit_variety
 
 Kind = TypeVar("Kind", TextBranch | None, VoiceBranch | None)
 

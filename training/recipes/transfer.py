@@ -19,13 +19,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ResNetConfig, ResNetModel
 
-from shared.audio.decoder import decode
-from training.data.corpus import Utterance
-from training.data.load import load
+from shared.audio import decode
+from training.data.registry import load
 from training.data.spectrogram import picture
 from training.data.splits import Folding, folds, groups_of
-from training.lit_resnet import LitResNet
+from training.data.utterance import Utterance
 from training.metrics import Scores, scores
+from training.resnet_module import LitResNet
 
 
 class Phase(BaseModel):

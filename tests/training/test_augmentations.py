@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.audio.decoder import SAMPLE_RATE, Samples
-from tests.audio_clips import tone
-from training.data.augment import (
+from shared.audio import SAMPLE_RATE, Samples
+from tests.sounds import tone
+from training.data.augmentations import (
     AUGMENTATIONS,
     OTHER_VOICES,
     draws,
@@ -19,7 +19,7 @@ from training.data.augment import (
     telephone,
     with_bands_masked,
 )
-from training.data.corpus import Split, Utterance
+from training.data.utterance import Split, Utterance
 
 seeds = pytest.mark.parametrize("seed", range(4))
 

@@ -7,7 +7,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, existing, mapped, target, valence
+from training.data.utterance import Split, Utterance, existing, mapped, target, valence
 
 LICENCE = "CC BY-SA 4.0"
 SOURCE = "https://github.com/IndoNLP/indonlu (dataset/emot_emotion-twitter)"

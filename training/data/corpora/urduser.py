@@ -10,7 +10,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from training.data.corpus import Gender, Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Gender, Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "as stated on its page of Mendeley Data"
 SOURCE = "https://doi.org/10.1016/j.dib.2025.111627 (its data on Mendeley Data)"

@@ -8,7 +8,7 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from training.data.corpus import Gender, Split, Utterance, existing, mapped, target
+from training.data.utterance import Gender, Split, Utterance, existing, mapped, target
 
 LICENCE = "GPL-3.0"
 SOURCE = "https://github.com/declare-lab/MELD (data/MELD, and MELD.Raw for the clips)"

@@ -13,13 +13,13 @@ from shared.modeling.loading import ENCODERS, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from tests import checkpoints
-from tests.tiny_models import FUSION
-from training.branches import Branches, TextBranch, VoiceBranch
-from training.data.dataset import Example, Words
-from training.data.labels import SCHEMES, common
-from training.data.load import load
+from tests.unit.tiny import FUSION
+from training.data.batches import Example, Words
+from training.data.label_schemes import SCHEMES, common
+from training.data.registry import load
+from training.encoder_branches import Branches, TextBranch, VoiceBranch
 from training.finetuning import Lora
-from training.lit_fusion import LitFusion
+from training.fusion_module import LitFusion
 from training.recipes.cross_corpus import cross_corpus
 from training.recipes.evaluate import Reader, Trained, evaluate, predict
 from training.recipes.export_bundle import export_bundle

@@ -7,7 +7,7 @@ modality, channel, emotion, intensity, statement, repetition, actor. Speech only
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "CC BY-NC-SA 4.0"
 SOURCE = "https://zenodo.org/records/1188976 (Audio_Speech_Actors_01-24.zip)"

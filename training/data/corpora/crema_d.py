@@ -8,7 +8,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Gender, Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Gender, Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "ODbL 1.0"
 SOURCE = "https://github.com/CheyneyComputerScience/CREMA-D (AudioWAV and VideoDemographics.csv)"

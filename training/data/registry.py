@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from training.data import (
+from training.data.corpora import (
     crema_d,
     emodb,
     emot,
@@ -24,8 +24,8 @@ from training.data import (
     urduser,
     xed,
 )
-from training.data.corpus import Utterance, check_leakage
-from training.data.labels import SCHEMES, LabelScheme, relabel
+from training.data.label_schemes import SCHEMES, LabelScheme, relabel
+from training.data.utterance import Utterance, check_leakage
 
 
 @dataclass(frozen=True)

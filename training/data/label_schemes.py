@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from shared.domain.emotion import EKMAN7, LabelSpace, Valence
-from training.data import indonesian, ravdess
-from training.data.corpus import Utterance
+from training.data.corpora import indonesian, ravdess
+from training.data.utterance import Utterance
 
 
 class LabelScheme(BaseModel):

@@ -9,8 +9,8 @@ import torch
 from scipy.signal import fftconvolve, resample_poly
 from torch import Tensor
 
-from shared.audio.decoder import SAMPLE_RATE, Samples
-from training.data.corpus import Utterance
+from shared.audio import SAMPLE_RATE, Samples
+from training.data.utterance import Utterance
 
 Augmentation = Callable[[Samples, np.random.Generator], Samples]
 

@@ -3,7 +3,7 @@
 import torch
 
 from shared.modeling.baseline import SpeakerBaseline, SpeakerPrior
-from training.variety import Voices, fit_variety
+from training.baseline_reliability import Voices, fit_variety
 
 SHAPE = (2, 1, 8)
 

@@ -13,7 +13,7 @@ from training.metrics import Interval, Metrics, Reliability, RiskCoverage
 BLUE, ORANGE, GREY = "#2b6cb0", "#c05621", "#718096"
 
 
-def view(
+def plot_view(
     path: Path,
     title: str,
     categories: Sequence[str],
@@ -31,7 +31,7 @@ def view(
     figure.savefig(path, dpi=110)
 
 
-def by_turns(path: Path, title: str, points: Mapping[int, tuple[Metrics, dict[str, Interval]]]) -> None:
+def plot_by_earlier_turns(path: Path, title: str, points: Mapping[int, tuple[Metrics, dict[str, Interval]]]) -> None:
     """Every main metric against the number of earlier turns, with 95% intervals where there are some."""
     names = {"accuracy": "Accuracy", "weighted_f1": "Weighted F1", "macro_f1": "Macro F1", "uar": "UAR", "ece": "ECE"}
     figure = Figure(figsize=(16, 3.8), layout="constrained")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shared.domain.emotion import EKMAN7
-from training.data import xed
-from training.data.corpus import Split, Utterance, target
-from training.data.labels import SCHEMES, LabelScheme, relabel, scheme_named
-from training.data.load import load
+from training.data.corpora import xed
+from training.data.label_schemes import SCHEMES, LabelScheme, relabel, scheme_named
+from training.data.registry import load
+from training.data.utterance import Split, Utterance, target
 
 
 def placed(utterances: list[Utterance], scheme: LabelScheme) -> dict[str, set[str]]:

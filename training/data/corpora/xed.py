@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from training.data.corpus import Utterance, existing, split_by_digest, target, valence
+from training.data.utterance import Utterance, existing, split_by_digest, target, valence
 
 LICENCE = "CC BY 4.0"
 SOURCE = "https://github.com/Helsinki-NLP/XED"

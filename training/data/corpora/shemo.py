@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "Apache-2.0"
 SOURCE = "https://github.com/pariajm/sharif-emotional-speech-dataset (female.zip, male.zip and shemo.json)"

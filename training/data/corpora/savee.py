@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "research use, on registration"
 SOURCE = "http://kahlan.eps.surrey.ac.uk/savee (AudioData)"

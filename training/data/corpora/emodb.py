@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from training.data.corpus import Gender, Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Gender, Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "CC0 1.0"
 SOURCE = "http://emodb.bilderbar.info (download.zip)"

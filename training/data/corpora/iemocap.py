@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from training.data.corpus import Split, Utterance, existing, mapped, target
+from training.data.utterance import Split, Utterance, existing, mapped, target
 
 LICENCE = "by agreement with the University of Southern California, research use"
 SOURCE = "https://sail.usc.edu/iemocap (IEMOCAP_full_release)"

@@ -11,8 +11,8 @@ from transformers import get_scheduler
 
 from shared.modeling.baseline import summaries
 from shared.modeling.fusion import Fused, FusionConfig, fusion_of
-from training.branches import Branches
-from training.data.dataset import Batch, Speakers, Unencoded
+from training.data.batches import Batch, Speakers, Unencoded
+from training.encoder_branches import Branches
 from training.losses import Loss
 from training.metrics import metrics
 

@@ -20,10 +20,7 @@ from shared.modeling.pretrained_encoders import (
     PretrainedTextConfig,
     PretrainedTextEncoder,
 )
-from shared.modeling.speech_encoders import SpeechEncoder
-from shared.modeling.text_encoders import TextEncoder
-from shared.modeling.tokens import Tokens
-from training.data.dataset import Batch, Unencoded, Words, collate, with_gaps
+from training.data.batches import Batch, Unencoded, Words, collate, with_gaps
 from training.finetuning import Lora, add_lora, checkpoint_gradients, freeze, merge_lora
 from training.recipes.build_encoders import write_text_encoder
 

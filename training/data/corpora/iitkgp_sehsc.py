@@ -8,7 +8,7 @@ Sarcasm has no place among the seven categories.
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "research use, on request"
 SOURCE = "https://cse.iitkgp.ac.in/~ksrao/ (on request to Prof. K. Sreenivasa Rao, IIT Kharagpur)"

@@ -13,8 +13,8 @@ import opensmile
 from numpy.typing import NDArray
 from rich.progress import track
 
-from shared.audio.decoder import SAMPLE_RATE, decode
-from training.data.corpus import Utterance
+from shared.audio import SAMPLE_RATE, decode
+from training.data.utterance import Utterance
 
 SETS = {"egemaps": "eGeMAPSv02", "compare": "ComParE_2016", "is09": "IS09", "is10": "IS10", "prosody": "IS10"}
 """openSMILE's names of: eGeMAPS (88 features, Eyben et al. 2016), ComParE (6373, Weninger et al. 2013), the INTERSPEECH

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Utterance, mapped, recordings, split_by_digest, target, valence
+from training.data.utterance import Utterance, mapped, recordings, split_by_digest, target, valence
 
 LICENCE = "under the rules of its competition"
 SOURCE = "https://www.kaggle.com/competitions/speech-emotion-recognition-dl-genap-2024-2025"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 
-from training.data.acoustics import AcousticTable
-from training.data.corpus import existing, mapped
+from training.data.acoustic_features import AcousticTable
+from training.data.utterance import existing, mapped
 
 SOURCE = "https://zenodo.org/records/3685274 (Feats - Urdu.zip, Feats - Sindhi.zip), unpacked"
 FOLDER = "urdu_sindhi"

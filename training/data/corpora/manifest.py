@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from shared.domain.emotion import EKMAN7
-from training.data.corpus import CorpusMissing, Gender, Split, Utterance, mapped, target, valence
+from training.data.utterance import CorpusMissing, Gender, Split, Utterance, mapped, target, valence
 
 LICENCE = "its own"
 SUFFIXES = (".csv", ".jsonl")

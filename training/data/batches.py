@@ -16,10 +16,9 @@ from torch.utils.data import Dataset, IterableDataset
 from shared.audio.decoder import Samples, decode
 from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
 from shared.modeling.fusion import FusionConfig
-from shared.modeling.tokens import Tokens
-from training.data.augment import AUGMENTATIONS, OTHER_VOICES, draws, with_bands_masked
-from training.data.corpus import Utterance
-from training.data.features import FeatureFile
+from training.data.augmentations import AUGMENTATIONS, OTHER_VOICES, draws, with_bands_masked
+from training.data.feature_cache import FeatureFile
+from training.data.utterance import Utterance
 
 
 @dataclass(frozen=True)

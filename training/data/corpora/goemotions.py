@@ -6,7 +6,7 @@ Demszky et al. 2020, https://github.com/google-research/google-research/tree/mas
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, existing, mapped, target, valence
+from training.data.utterance import Split, Utterance, existing, mapped, target, valence
 
 LICENCE = "Apache-2.0"
 SOURCE = "https://github.com/google-research/google-research/tree/master/goemotions, mapped by its ekman_mapping.json"

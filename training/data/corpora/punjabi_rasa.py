@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Gender, Split, Utterance, mapped, recordings, split_by_digest, target, valence
+from training.data.utterance import Gender, Split, Utterance, mapped, recordings, split_by_digest, target, valence
 
 LICENCE = "CC BY 4.0"
 SOURCE = "https://www.kaggle.com/datasets/fatimatuzahra9115/punjabi-emotional-speech-dataset-rasa"

@@ -13,7 +13,7 @@ the show.
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "research use"
 SOURCE = "https://github.com/siddiquelatif/URDU-Dataset"

@@ -7,7 +7,7 @@ Pichora-Fuller and Dupuis 2020, https://doi.org/10.5683/SP2/E8H2MF, CC BY-NC-ND 
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.corpus import Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Split, Utterance, mapped, recordings, target, valence
 
 LICENCE = "CC BY-NC-ND 4.0"
 SOURCE = "https://doi.org/10.5683/SP2/E8H2MF"
