@@ -1,8 +1,8 @@
-"""`python -m training RECIPE FILE --option value`: every recipe is a function, its signature the config."""
+"""`python -m training RECIPE FILE --option value`: runs a recipe, whose arguments are those of its function."""
 
 import sys
 
-from jsonargparse import auto_cli
+from jsonargparse import auto_cli, set_parsing_settings
 
 from training.recipes.build_encoders import build_encoders
 from training.recipes.cache_features import cache_features
@@ -29,19 +29,22 @@ RECIPES = {
 }
 
 
-def named(arguments: list[str]) -> list[str]:
-    """`RECIPE FILE` means `RECIPE --config FILE`."""
-    if len(arguments) < 2 or arguments[1].startswith("-"):
-        return arguments
-    return [arguments[0], "--config", *arguments[1:]]
-
-
-if __name__ == "__main__":
+def run_recipe(arguments: list[str]) -> None:
+    """Run the recipe that the first argument names. `RECIPE FILE` means `RECIPE --config FILE`."""
+    if len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments = [arguments[0], "--config", *arguments[1:]]
+    # The help texts of the argument groups are the docstrings of their attributes.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     auto_cli(
         RECIPES,
-        args=named(sys.argv[1:]),
+        args=arguments,
         as_positional=False,
         prog="python -m training",
         description="Example: python -m training train training/configs/compact.yaml "
-        "--data DATA --cache CACHE --out runs/compact",
+        "--data DATA --cache CACHE --out runs/compact. "
+        "`RECIPE --help` lists the arguments of a recipe, `--GROUP.help` those of an optional group.",
     )
+
+
+if __name__ == "__main__":
+    run_recipe(sys.argv[1:])

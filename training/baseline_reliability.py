@@ -1,4 +1,4 @@
-"""How turns in one mood are told from turns in several, by how widely a speaker's voice varies among them."""
+"""Fitting how reliable a speaker's baseline is: turns of one emotion vary less than turns of several."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,39 +11,44 @@ from torch import Tensor
 from shared.modeling.baseline import SpeakerBaseline, SpeakerPrior
 
 DRAWS = 4000
-COUNTS = (2, 3, 5, 8)
-"""Turns of a draw; more of them in one mood are rarely there."""
+"""How many baselines are drawn to fit the regression."""
+TURN_COUNTS = (2, 3, 5, 8)
+"""The numbers of turns in a drawn baseline; few speakers have more turns of one emotion."""
 
-Voices = tuple[Tensor, Sequence[int]]
-"""A speaker's summaries, shape [turns, 2, layers, width], and their labels."""
+SpeakerTurns = tuple[Tensor, Sequence[int]]
+"""A speaker's audio summaries, of shape [turns, 2, layers, width], and their labels."""
 
 
-def fit_variety(prior: SpeakerPrior, speakers: Sequence[Voices], seed: int) -> None:
-    """Fit `prior.variety` to draws of turns, half of them in one mood; the prior is left as it is where none can be."""
-    known = [voices for voices in speakers if _is_heard_in_both(voices[1])]
-    if not known:
+def fit_baseline_reliability(prior: SpeakerPrior, speakers: Sequence[SpeakerTurns], seed: int) -> None:
+    """Fit the regression that tells baselines of several emotions from baselines of one.
+
+    It is fitted to random baselines, half of them of one emotion. The prior does not change if no speaker has several
+    emotions and two turns of one of them.
+    """
+    usable = [turns for turns in speakers if _has_both_kinds(turns[1])]
+    if not usable:
         return
-    drawn = list(_draws(known, np.random.default_rng(seed)))
+    drawn = list(_draw_turns(usable, np.random.default_rng(seed)))
     shape, device = tuple(prior.mean.shape), str(prior.mean.device)
     baselines = (SpeakerBaseline.of([list(turns.half().numpy())], shape, device) for turns, _ in drawn)
     spreads = torch.cat([prior.spread(baseline).cpu() for baseline in baselines])
-    several = [in_several for _, in_several in drawn]
+    several = [of_several for _, of_several in drawn]
     fitted = LogisticRegression().fit(spreads.numpy(), several)
     prior.variety.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
 
 
-def _is_heard_in_both(labels: Sequence[int]) -> bool:
+def _has_both_kinds(labels: Sequence[int]) -> bool:
     return len(set(labels)) > 1 and max(Counter(labels).values()) > 1
 
 
-def _draws(speakers: Sequence[Voices], rng: np.random.Generator) -> Iterator[tuple[Tensor, bool]]:
-    """Turns of a speaker, and whether they are in several moods."""
+def _draw_turns(speakers: Sequence[SpeakerTurns], rng: np.random.Generator) -> Iterator[tuple[Tensor, bool]]:
+    """Yields turns of a random speaker, and whether they have several emotions."""
     for i in range(DRAWS):
         summaries, labels = speakers[int(rng.integers(len(speakers)))]
-        order, of = rng.permutation(len(labels)), np.asarray(labels)
-        if in_one := i % 2 == 0:
-            moods = [label for label, count in Counter(labels).items() if count > 1]
-            order = order[of[order] == moods[int(rng.integers(len(moods)))]]
-        chosen = order[: int(rng.choice(COUNTS))]
-        if in_one or len(set(of[chosen])) > 1:
-            yield summaries[chosen], not in_one
+        order, label_array = rng.permutation(len(labels)), np.asarray(labels)
+        if of_one := i % 2 == 0:
+            emotions = [label for label, count in Counter(labels).items() if count > 1]
+            order = order[label_array[order] == emotions[int(rng.integers(len(emotions)))]]
+        chosen = order[: int(rng.choice(TURN_COUNTS))]
+        if of_one or len(set(label_array[chosen])) > 1:
+            yield summaries[chosen], not of_one

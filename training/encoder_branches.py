@@ -1,17 +1,18 @@
-"""The two branches before the fusion, while they learn: which encoders, what of them, and how fast."""
+"""The text and audio encoders in front of the fusion while they train."""
 
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
+import torch
 from torch import Tensor, nn
 
+from shared.modeling.baseline import Summary, summaries
+from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
 from shared.modeling.fusion import FusionConfig
 from shared.modeling.loading import ENCODERS, AnySpeechEncoder, AnyTextEncoder, load_encoders
 from shared.modeling.pretrained_encoders import (
@@ -20,106 +21,102 @@ from shared.modeling.pretrained_encoders import (
     PretrainedTextConfig,
     PretrainedTextEncoder,
 )
-from training.data.batches import Batch, Unencoded, Words, collate, with_gaps
-from training.finetuning import Lora, add_lora, checkpoint_gradients, freeze, merge_lora
-from training.recipes.build_encoders import write_text_encoder
+from training.args import AudioBranch, Branch, TextBranch
+from training.data.examples import Batch, Example, TextWithContext, UnencodedBatch, collate, unencoded_batch
+from training.data.input_sources import InputSource
+from training.data.masking import drop_spans
+from training.data.speaker_summaries import Summarize
+from training.data.utterance import Utterance
+from training.encoder_files import write_speech_encoder, write_text_encoder
+from training.finetuning import add_lora, checkpoint_gradients, freeze, merge_lora
 
 
-class Branch(BaseModel):
-    """What of an encoder learns. With `lora`, nothing else does."""
+class EncoderBranches(nn.Module):
+    """The encoders that train together with a fusion, either of which may be missing.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    freeze: int | Literal["all"] = 0
-    """The first so many layers, with all that comes before them."""
-    lora: Lora | None = None
-    recompute: bool = False
-    """Compute the layers again for their gradients: less memory, a third more time."""
-    learning_rate: float = Field(default=2e-5, gt=0)
-
-
-class TextBranch(Branch):
-    """The words' encoder: a checkpoint of transformers, or a folder that `build_encoders` or `train` wrote."""
-
-    encoder: PretrainedTextConfig
-
-
-class VoiceBranch(Branch):
-    """The voice's encoder, likewise."""
-
-    encoder: PretrainedSpeechConfig
-    freeze_cnn: bool = True
-    """The convolutions in front of the layers."""
-    seconds: tuple[float, float] | None = None
-    """Shorter and longer clips are left out."""
-
-
-class Branches(nn.Module):
-    """Encoders that learn, in front of a fusion.
+    Args:
+        text: the text encoder and what of it trains.
+        audio: the audio encoder and what of it trains.
+        dropped_spans: the longest of two spans of audio features that are left out in training, as a share.
 
     Raises:
-        WeightsMissing: a checkpoint cannot be had.
-        BundleError: it is not one that is known here.
+        WeightsMissing: a checkpoint cannot be loaded.
+        BundleError: a checkpoint is of an unknown kind.
     """
 
-    def __init__(self, text: TextBranch | None, voice: VoiceBranch | None, gaps: float = 0.0) -> None:
+    def __init__(self, text: TextBranch | None, audio: AudioBranch | None, dropped_spans: float = 0.0) -> None:
         super().__init__()
         self._rates: list[tuple[nn.Module, float]] = []
-        self._gaps = gaps
+        self._dropped_spans = dropped_spans
         self._rng = np.random.default_rng(0)
-        self._text, self._voice = text, voice
+        self._text_branch, self._audio_branch = text, audio
         self.text = None if text is None else _text_encoder(text.encoder)
-        self.voice = None if voice is None else _speech_encoder(voice.encoder)
-        for encoder, branch in ((self.text, text), (self.voice, voice)):
+        self.audio = None if audio is None else _audio_encoder(audio.encoder)
+        for encoder, branch in ((self.text, text), (self.audio, audio)):
             if encoder is not None and branch is not None:
                 self._prepare(encoder, branch)
-        if voice is not None and self.voice is not None:
-            freeze(self.voice, cnn=voice.freeze_cnn)
+        if audio is not None and self.audio is not None:
+            freeze(self.audio, cnn=audio.freeze_cnn)
 
-    def shaped(self, fusion: FusionConfig) -> FusionConfig:
-        """The fusion's shapes with the encoders' in place."""
+    def fusion_shapes(self, fusion: FusionConfig) -> FusionConfig:
+        """Returns the fusion's configuration with the widths and layers of the encoders."""
         found: dict[str, int] = {}
         if self.text is not None:
             found["text_width"] = self.text.width
-        if self.voice is not None:
-            found |= {"voice_width": self.voice.width, "voice_layers": self.voice.layers_given}
+        if self.audio is not None:
+            found |= {"voice_width": self.audio.width, "voice_layers": self.audio.layers_given}
         return fusion.model_copy(update=found)
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module, but an encoder of which nothing learns stays as it is served: without dropout."""
+        """Set the training mode of the encoders; one without trainable weights stays in evaluation mode.
+
+        A frozen encoder so has no dropout, as when it is served.
+        """
         super().train(mode)
-        for encoder in (self.text, self.voice):
+        for encoder in (self.text, self.audio):
             if encoder is not None and not any(weight.requires_grad for weight in encoder.parameters()):
                 encoder.eval()
         return self
 
-    def forward(self, batch: Unencoded, fusion: FusionConfig) -> Batch:
-        """The batch with features in place of words and sound."""
-        words = _encoded(self._read, [example.text for example in batch.examples])
-        sound = [self._with_gaps(rows) for rows in _encoded(self.voice, [example.voice for example in batch.examples])]
+    def forward(self, batch: UnencodedBatch, fusion: FusionConfig) -> Batch:
+        """Returns the batch with features in place of texts and samples."""
+        texts = _encode_present(self._encode_text, [example.text for example in batch.examples])
+        audio = _encode_present(self.audio, [example.audio for example in batch.examples])
         encoded = [
-            replace(example, text=text, voice=voice)
-            for example, text, voice in zip(batch.examples, words, sound, strict=True)
+            replace(example, text=text, audio=self._with_dropped_spans(features))
+            for example, text, features in zip(batch.examples, texts, audio, strict=True)
         ]
         return collate(encoded, fusion)
 
-    def groups(self) -> list[dict[str, Any]]:
-        """What learns, and how fast, for an optimizer."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Returns the trainable weights with their learning rates, as an optimizer takes them."""
         groups = [
             {"params": [weight for weight in module.parameters() if weight.requires_grad], "lr": rate}
             for module, rate in self._rates
         ]
         return [group for group in groups if group["params"]]
 
+    def summarizer(self, source: InputSource, fusion: FusionConfig) -> Summarize:
+        """Returns the function that encodes an utterance's audio and computes its summary."""
+
+        @torch.no_grad()
+        def summarize(utterance: Utterance, augmentation: str) -> Summary | None:
+            example = Example(utterance, None, source.audio(utterance, augmentation))
+            batch: Batch = self(unencoded_batch([example]), fusion)
+            return summaries(batch.audio)[0].half().cpu().numpy()
+
+        return summarize
+
     def save(self, folder: Path) -> None:
-        """Write what branches read of which each encoder's source is this folder."""
+        """Write the encoders, with LoRA merged, so that a branch can name this folder as its source."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, encoder, branch in (("text", self.text, self._text), ("voice", self.voice, self._voice)):
+        branches = (("text", self.text, self._text_branch), ("audio", self.audio, self._audio_branch))
+        for name, encoder, branch in branches:
             if encoder is None or branch is None:
                 continue
             merge_lora(encoder)
             if isinstance(encoder, TextEncoder | SpeechEncoder):
-                _save_own(encoder, branch, folder)
+                _save_compact(encoder, branch, folder)
             else:
                 encoder.save(folder / name)
 
@@ -131,27 +128,29 @@ class Branches(nn.Module):
             checkpoint_gradients(encoder)
         self._rates.append((encoder, branch.learning_rate))
 
-    def _read(self, words: Sequence[Words]) -> Tokens:
+    def _encode_text(self, texts: Sequence[TextWithContext]) -> Tokens:
         assert self.text is not None
-        return self.text([turn.text for turn in words], [turn.before for turn in words])
+        return self.text([text.text for text in texts], [text.context for text in texts])
 
-    def _with_gaps(self, features: Tensor | None) -> Tensor | None:
-        return with_gaps(features, self._gaps, self._rng) if self.training and features is not None else features
+    def _with_dropped_spans(self, features: Tensor | None) -> Tensor | None:
+        if features is None or not self.training:
+            return features
+        return drop_spans(features, self._dropped_spans, self._rng)
 
 
-def _encoded(encode: Callable[[Sequence[Any]], Tokens] | None, given: Sequence[Any]) -> list[Tensor | None]:
-    """The features of what there is, each of shape [tokens, ...]."""
-    rows: list[Tensor | None] = [None] * len(given)
-    there = [row for row, item in enumerate(given) if item is not None]
-    if there and encode is not None:
-        tokens = encode([given[row] for row in there])
-        for row, features, mask in zip(there, tokens.features, tokens.mask, strict=True):
+def _encode_present(encode: Callable[[Sequence[Any]], Tokens] | None, inputs: Sequence[Any]) -> list[Tensor | None]:
+    """Returns the features of the inputs that are not None, each of shape [tokens, ...], and None for the others."""
+    rows: list[Tensor | None] = [None] * len(inputs)
+    present = [row for row, item in enumerate(inputs) if item is not None]
+    if present and encode is not None:
+        tokens = encode([inputs[row] for row in present])
+        for row, features, mask in zip(present, tokens.features, tokens.mask, strict=True):
             rows[row] = features[mask]
     return rows
 
 
-def _save_own(encoder: TextEncoder | SpeechEncoder, branch: TextBranch | VoiceBranch, folder: Path) -> None:
-    """The files of the source's folder, but for the weights and the description of the encoder that learned."""
+def _save_compact(encoder: TextEncoder | SpeechEncoder, branch: TextBranch | AudioBranch, folder: Path) -> None:
+    """Copy the files of the encoder's source, and replace the weights and the description of the one that trained."""
     for file in Path(branch.encoder.source).iterdir():
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
@@ -161,7 +160,7 @@ def _save_own(encoder: TextEncoder | SpeechEncoder, branch: TextBranch | VoiceBr
         options["text_encoder"]["context_turns"] = branch.encoder.context_turns
         write_text_encoder(state, folder / "text_encoder.safetensors", layers=8)
     else:
-        save_file({name: tensor.half() for name, tensor in state.items()}, folder / "speech_encoder.safetensors")
+        write_speech_encoder(state, folder / "speech_encoder.safetensors")
     options["sources"]["text_encoder" if isinstance(branch, TextBranch) else "speech_encoder"] += ", fine-tuned"
     (folder / ENCODERS).write_text(json.dumps(options, indent=1), encoding="utf-8")
 
@@ -172,7 +171,7 @@ def _text_encoder(config: PretrainedTextConfig) -> AnyTextEncoder:
     return PretrainedTextEncoder.load(config)
 
 
-def _speech_encoder(config: PretrainedSpeechConfig) -> AnySpeechEncoder:
+def _audio_encoder(config: PretrainedSpeechConfig) -> AnySpeechEncoder:
     if (Path(config.source) / ENCODERS).is_file():
         return load_encoders(Path(config.source))[1].requires_grad_(True)
     return PretrainedSpeechEncoder.load(config)

@@ -1,4 +1,4 @@
-"""Which of an encoder's weights learn: all, the upper layers, or low-rank changes; and what their gradients cost."""
+"""Fine-tuning of encoders: freezing, LoRA and gradient checkpointing."""
 
 from typing import Literal
 
@@ -14,9 +14,9 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatur
 from shared.modeling.pretrained_encoders import transformer_layers
 
 FRONT_END = ("feature_extractor", "conv1", "conv2")
-"""What speech encoders call the convolutions before their layers."""
+"""Names of the convolutions in front of the layers of speech encoders."""
 ATTENTION = ({"query", "value"}, {"query_proj", "value_proj"}, {"q_proj", "v_proj"})
-"""What architectures call the projections that LoRA changes, those of Hu et al. 2021."""
+"""Names of the attention projections that LoRA changes, as in Hu et al. 2021, by architecture."""
 FEED_FORWARD = {"intermediate_dense", "output_dense"}
 
 
@@ -26,22 +26,26 @@ class Lora(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: int = Field(default=8, ge=1)
+    """The rank of B A."""
     alpha: int = Field(default=16, ge=1)
+    """The scale of B A, divided by the rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout in front of A."""
     targets: tuple[str, ...] | None = None
-    """Names of linear modules; None takes those that suit the architecture."""
+    """Names of the linear modules to adapt; None takes those of the architecture's attention."""
 
 
 def freeze(encoder: nn.Module, layers: int | Literal["all"] = 0, cnn: bool = False) -> None:
-    """Take weights of an encoder out of training; whatever was out before stays out.
+    """Exclude weights of an encoder from training; weights that are excluded already stay excluded.
 
     Args:
-        layers: the first so many transformer layers, and with them all that is in no layer (embeddings, the CNN front
-            end, norms); "all" leaves nothing to train.
-        cnn: the convolutions of a speech encoder's front end, even where `layers` is 0.
+        encoder: the encoder.
+        layers: how many of the first transformer layers to freeze; with them, everything outside the layers is frozen
+            (embeddings, convolutions, norms). "all" leaves nothing to train.
+        cnn: freeze the convolutions of a speech encoder even if `layers` is 0.
 
     Raises:
-        ValueError: the encoder has not so many layers.
+        ValueError: the encoder has fewer layers.
     """
     stack = transformer_layers(encoder)
     count = len(stack) if layers == "all" else layers
@@ -55,10 +59,10 @@ def freeze(encoder: nn.Module, layers: int | Literal["all"] = 0, cnn: bool = Fal
 
 
 def add_lora(encoder: nn.Module, lora: Lora) -> None:
-    """Put low-rank changes beside an encoder's linear modules, in place; they alone learn from now on.
+    """Add low-rank weights to an encoder's linear modules, in place; only they train from then on.
 
     Raises:
-        ValueError: the encoder has none of the targets.
+        ValueError: the encoder has none of the target modules.
     """
     targets = list(lora.targets or _targets(encoder))
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
@@ -66,7 +70,7 @@ def add_lora(encoder: nn.Module, lora: Lora) -> None:
 
 
 def merge_lora(encoder: nn.Module) -> None:
-    """Make the low-rank changes part of the plain weights, so that nothing but them need be exported."""
+    """Add the low-rank weights to the plain ones, so that the encoder can be exported without PEFT."""
     for name, module in list(encoder.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()
@@ -74,9 +78,9 @@ def merge_lora(encoder: nn.Module) -> None:
 
 
 def checkpoint_gradients(encoder: nn.Module) -> None:
-    """Compute the layers again for the gradients instead of keeping them: less memory, a third more time.
+    """Recompute the layers in the backward pass: less memory, a third more time.
 
-    Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+    See Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 
     Raises:
         ValueError: the encoder is not one of transformers' models.
@@ -92,17 +96,19 @@ def _freeze_front_end(encoder: nn.Module) -> None:
     for name, module in encoder.named_modules():
         if name.rpartition(".")[2] in FRONT_END:
             module.requires_grad_(False)
-            # wav2vec 2.0's asks for gradients of the sound itself until it is told not to.
+            # The front end of wav2vec 2.0 requires gradients of its input until this is set.
             if isinstance(module, Wav2Vec2FeatureEncoder | HubertFeatureEncoder | WavLMFeatureEncoder):
                 module._requires_grad = False
 
 
 def _targets(encoder: nn.Module) -> set[str]:
-    # WavLM's attention reads its projections' weights without calling them, so nothing beside them would be heard.
+    # WavLM's attention uses its projections' weights without calling the modules, so LoRA there would have no effect.
     if any(isinstance(module, WavLMAttention) for module in encoder.modules()):
         return FEED_FORWARD
     names = {name.rpartition(".")[2] for name, _ in encoder.named_modules()}
     for targets in ATTENTION:
         if targets <= names:
             return targets
-    raise ValueError(f"{type(encoder).__name__} has no attention that LoRA knows: name its modules as `targets`")
+    raise ValueError(
+        f"{type(encoder).__name__} has no attention modules with a known name: name them in `lora.targets`"
+    )

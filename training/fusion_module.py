@@ -1,4 +1,4 @@
-"""The fusion, and the encoders where they learn too, as a Lightning module: losses, optimiser, validation."""
+"""The Lightning module that trains a fusion: loss, optimizer and validation."""
 
 from collections.abc import Sequence
 
@@ -11,75 +11,73 @@ from transformers import get_scheduler
 
 from shared.modeling.baseline import summaries
 from shared.modeling.fusion import Fused, FusionConfig, fusion_of
-from training.data.batches import Batch, Speakers, Unencoded
-from training.encoder_branches import Branches
+from training.args import OptimizerArgs
+from training.data.examples import Batch, UnencodedBatch
+from training.data.speaker_summaries import SpeakerSummaries
+from training.encoder_branches import EncoderBranches
 from training.losses import Loss
 from training.metrics import metrics
 
 
-class LitFusion(lightning.LightningModule):
+class FusionModule(lightning.LightningModule):
     """Trains a fusion on cached features, or together with its encoders.
 
     Args:
-        config: the fusion's shapes.
-        branches: the encoders that learn; None where features are cached.
-        loss: of a batch.
-        categories: names of the model's outputs.
-        learning_rate: the fusion's highest.
-        schedule: how the learning rates fall after they rose, `cosine` or `linear`.
-        warmup: share of all steps that the learning rates take to rise.
-        weight_decay: AdamW's.
-        mixup: how much voices are mixed, see `Batch.mixed`.
-        views: names of the validation sets, in the order of their loaders.
-        speakers: keeps the summaries of the voices that encoders which learn make, for the baselines.
+        config: the fusion's kind and shapes.
+        branches: the encoders that train; None if features are cached.
+        loss: the loss of a batch.
+        categories: the names of the model's outputs.
+        optimizer: the optimizer and its schedule.
+        mixup: see `Batch.mixed`.
+        views: the names of the validation sets, in the order of their loaders.
+        speakers: the summaries to update while encoders train; None if no baseline is used or features are cached.
     """
 
     def __init__(
         self,
         config: FusionConfig,
-        branches: Branches | None,
+        branches: EncoderBranches | None,
         loss: Loss,
         categories: Sequence[str],
-        learning_rate: float,
-        schedule: str,
-        warmup: float,
-        weight_decay: float,
+        optimizer: OptimizerArgs,
         mixup: float,
-        views: list[str],
-        speakers: Speakers | None = None,
+        views: Sequence[str],
+        speakers: SpeakerSummaries | None = None,
     ) -> None:
         super().__init__()
         self.fusion = fusion_of(config)
         self.branches = branches
         self._loss = loss
         self._categories = categories
-        self._learning_rate, self._weight_decay = learning_rate, weight_decay
-        self._schedule, self._warmup = schedule, warmup
+        self._optimizer = optimizer
         self._mixup = mixup
         self._views = views
         self._speakers = speakers
         self._outputs: dict[str, list[tuple[list[int], np.ndarray]]] = {}
 
-    def forward(self, batch: Batch | Unencoded) -> Fused:
-        batch = self.encoded(batch)
-        return self.fusion(batch.text, batch.voice, batch.baseline)
+    def forward(self, batch: Batch | UnencodedBatch) -> Fused:
+        """Returns the logits and valences of a batch."""
+        encoded = self.encode(batch)
+        return self.fusion(encoded.text, encoded.audio, encoded.baseline)
 
-    def encoded(self, batch: Batch | Unencoded) -> Batch:
-        """The batch with features in place of words and sound."""
+    def encode(self, batch: Batch | UnencodedBatch) -> Batch:
+        """Returns the batch with features in place of texts and samples."""
         if isinstance(batch, Batch):
             return batch
         assert self.branches is not None
-        return self.branches(batch, self.fusion.config).to(self.device)
+        encoded: Batch = self.branches(batch, self.fusion.config)
+        return encoded.to(self.device)
 
-    def training_step(self, batches: tuple[Batch | Unencoded, ...], index: int) -> Tensor:
-        """The mean loss over all utterances of the step's batches."""
-        losses, count = [], 0
+    def training_step(self, batches: tuple[Batch | UnencodedBatch, ...], index: int) -> Tensor:
+        """Returns the mean loss over all utterances of the step's batches."""
+        losses: list[Tensor] = []
+        count = 0
         for batch in batches:
-            encoded = self.encoded(batch)
-            if isinstance(batch, Unencoded):
-                self._remember(batch, encoded)
+            encoded = self.encode(batch)
+            if isinstance(batch, UnencodedBatch):
+                self._update_summaries(batch, encoded)
             mixed = encoded.mixed(self._mixup)
-            fused = self.fusion(mixed.text, mixed.voice, mixed.baseline)
+            fused = self.fusion(mixed.text, mixed.audio, mixed.baseline)
             losses.append(self._loss(fused, mixed.target, mixed.valence) * len(mixed.utterances))
             count += len(mixed.utterances)
         loss = torch.stack(losses).sum() / count
@@ -89,16 +87,16 @@ class LitFusion(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._outputs = {view: [] for view in self._views}
 
-    def validation_step(self, batch: Batch | Unencoded, index: int, dataloader_idx: int = 0) -> None:
-        encoded = self.encoded(batch)
-        logits = self.fusion(encoded.text, encoded.voice, encoded.baseline).logits
+    def validation_step(self, batch: Batch | UnencodedBatch, index: int, dataloader_idx: int = 0) -> None:
+        encoded = self.encode(batch)
+        logits = self.fusion(encoded.text, encoded.audio, encoded.baseline).logits
         probabilities = torch.softmax(logits.float(), dim=-1).cpu().numpy()
         labels = [utterance.label for utterance in encoded.utterances]
         self._outputs[self._views[dataloader_idx]].append((labels, probabilities))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs every view's weighted F1 and UAR, and `val/score`, the mean of the weighted F1 and UAR of all views."""
-        scores = []
+        """Log every view's weighted F1 and UAR, and `val/score`, the mean of both over all views."""
+        scores: list[float] = []
         for view, outputs in self._outputs.items():
             labels = [i for labels, _ in outputs for i in labels]
             found = metrics(labels, np.concatenate([p for _, p in outputs]), self._categories)
@@ -108,15 +106,16 @@ class LitFusion(lightning.LightningModule):
         self.log("val/score", float(np.mean(scores)), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        groups = [{"params": list(self.fusion.parameters()), "lr": self._learning_rate}]
-        groups += [] if self.branches is None else self.branches.groups()
-        optimizer = torch.optim.AdamW(groups, weight_decay=self._weight_decay)
+        args = self._optimizer
+        groups = [{"params": list(self.fusion.parameters()), "lr": args.learning_rate}]
+        groups += [] if self.branches is None else self.branches.parameter_groups()
+        optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_scheduler(self._schedule, optimizer, int(self._warmup * steps), steps)
+        schedule = get_scheduler(args.schedule, optimizer, int(args.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _remember(self, batch: Unencoded, encoded: Batch) -> None:
-        if self._speakers is not None and encoded.voice.mask.any():
-            made = summaries(encoded.voice).detach().half().cpu().numpy()
-            for example, summary in zip(batch.examples, made, strict=True):
-                self._speakers.renew(example.utterance, example.augmentation, summary)
+    def _update_summaries(self, batch: UnencodedBatch, encoded: Batch) -> None:
+        if self._speakers is not None and encoded.audio.mask.any():
+            computed = summaries(encoded.audio).detach().half().cpu().numpy()
+            for example, summary in zip(batch.examples, computed, strict=True):
+                self._speakers.update(example.utterance, example.augmentation, summary)

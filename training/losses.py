@@ -1,4 +1,4 @@
-"""What a model's answers cost: categories, soft or several at once, and valence."""
+"""The training loss: of categories (one, soft or several at once) and of valence."""
 
 from typing import Literal
 
@@ -11,32 +11,35 @@ from shared.modeling.fusion import Fused
 
 
 class LossConfig(BaseModel):
-    """The default is the cross-entropy with half of the squared error of the valence."""
+    """The loss of a batch; the default is the cross-entropy plus half of the squared error of the valence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     multi_label: bool = False
-    """Whether an utterance may have several categories, each a question of its own, or exactly one."""
+    """Predict each category independently, for utterances with several categories, instead of exactly one."""
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
-    """One for each category; `balanced` makes all that occur weigh the same in sum. With `multi_label`, of the yes."""
+    """A weight for each category; `balanced` gives all categories that occur the same total weight. With
+    `multi_label`, the weight of the positive answers."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target spread evenly: over the categories, or with `multi_label` over yes and no."""
+    """Share of the target that is spread evenly over the categories, or with `multi_label` over yes and no."""
     focal_gamma: float = Field(default=0.0, ge=0)
-    """How much less what is right already counts (Lin et al. 2017, who use 2); 0 is the plain cross-entropy."""
+    """How strongly the focal loss (Lin et al. 2017, who use 2) reduces the weight of correct predictions; 0 is the
+    cross-entropy."""
     valence: Literal["mse", "ccc"] = "mse"
-    """The squared error, or 1 minus the concordance correlation, which needs batches of some size."""
+    """The loss of the valence: squared error, or 1 minus the concordance correlation, which needs large batches."""
     valence_weight: float = Field(default=0.5, ge=0)
+    """The weight of the valence's loss."""
 
 
 class Loss(nn.Module):
     """The loss of a batch.
 
     Args:
-        config: see there.
-        targets: of all that is trained on, shape [utterances, categories]; needed for `balanced`.
+        config: which loss.
+        targets: the targets of the training data, of shape [utterances, categories]; needed for `balanced`.
 
     Raises:
-        ValueError: `balanced` without targets.
+        ValueError: class weights are `balanced`, and there are no targets.
     """
 
     def __init__(self, config: LossConfig, targets: Tensor | None = None) -> None:
@@ -46,12 +49,12 @@ class Loss(nn.Module):
         self.register_buffer("weights", _weights(config, targets), persistent=False)
 
     def forward(self, fused: Fused, target: Tensor, valence: Tensor) -> Tensor:
-        """The categories' loss and the weighted one of the valence, a scalar.
+        """Returns the loss of the categories plus the weighted loss of the valence, a scalar.
 
         Args:
-            fused: the model's answers.
+            fused: the model's outputs.
             target: shape [batch, categories], in [0, 1]; rows sum to 1 unless several labels are allowed.
-            valence: shape [batch]; NaN where nothing is known.
+            valence: shape [batch]; NaN where it is unknown.
         """
         config = self.config
         categories = _multi_label if config.multi_label else _single_label
@@ -61,7 +64,13 @@ class Loss(nn.Module):
 
 
 def valence_loss(predicted: Tensor, valence: Tensor, kind: Literal["mse", "ccc"]) -> Tensor:
-    """The loss over those whose valence is known (not NaN), 0 where nobody's is; both of shape [batch]."""
+    """Returns the loss over the utterances whose valence is not NaN, or 0 if there are none.
+
+    Args:
+        predicted: shape [batch].
+        valence: shape [batch].
+        kind: squared error, or 1 minus the concordance correlation.
+    """
     known = ~valence.isnan()
     if not known.any():
         return predicted.sum() * 0.0
@@ -70,7 +79,7 @@ def valence_loss(predicted: Tensor, valence: Tensor, kind: Literal["mse", "ccc"]
 
 
 def _single_label(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, gamma: float) -> Tensor:
-    """Cross-entropy, averaged as PyTorch does: by the weights of the targets."""
+    """Returns the cross-entropy, averaged over the weights of the targets as PyTorch does."""
     log_probability = torch.log_softmax(logits, dim=-1)
     smooth = (1 - smoothing) * target + smoothing / target.shape[-1]
     losses = -smooth * log_probability * _focus(log_probability, gamma)
@@ -78,7 +87,7 @@ def _single_label(logits: Tensor, target: Tensor, weights: Tensor, smoothing: fl
 
 
 def _multi_label(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float, gamma: float) -> Tensor:
-    """Binary cross-entropy, averaged over utterances and categories."""
+    """Returns the binary cross-entropy, averaged over utterances and categories."""
     smooth = (1 - smoothing) * target + smoothing / 2
     yes, no = functional.logsigmoid(logits), functional.logsigmoid(-logits)
     losses = -(weights * smooth * yes * _focus(yes, gamma) + (1 - smooth) * no * _focus(no, gamma))
@@ -86,12 +95,12 @@ def _multi_label(logits: Tensor, target: Tensor, weights: Tensor, smoothing: flo
 
 
 def _focus(log_probability: Tensor, gamma: float) -> Tensor:
-    """(1 - p) ^ gamma, whose gradient stays finite at p = 1."""
+    """Returns (1 - p) ^ gamma, clamped so that its gradient is finite at p = 1."""
     return (-torch.expm1(log_probability)).clamp(min=1e-7) ** gamma
 
 
 def _discordance(predicted: Tensor, actual: Tensor) -> Tensor:
-    """1 minus the concordance correlation coefficient (Lin 1989), in [0, 2]."""
+    """Returns 1 minus the concordance correlation coefficient (Lin 1989), in [0, 2]."""
     shift = predicted.mean() - actual.mean()
     covariance = ((predicted - predicted.mean()) * (actual - actual.mean())).mean()
     spread = predicted.var(correction=0) + actual.var(correction=0) + shift**2

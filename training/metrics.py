@@ -1,4 +1,4 @@
-"""The field's figures for categories, for dimensions, and for knowing when to be silent."""
+"""Metrics: classification scores, calibration, concordance, risk and coverage, and bootstrap intervals."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ Interval = tuple[float, float]
 
 
 class ClassMetrics(BaseModel):
-    """Of one category; `support` is how often it is the true one."""
+    """The scores of one category; `support` counts the utterances that have it."""
 
     precision: float
     recall: float
@@ -22,7 +22,7 @@ class ClassMetrics(BaseModel):
 
 
 class Scores(BaseModel):
-    """Of predicted categories, over those that occur among the true labels.
+    """Scores of predicted categories, over the categories that occur among the true labels.
 
     `uar` is unweighted average recall and `macro_f1` the unweighted mean of the categories' F1. The confusion matrix
     has a row for each true category and a column for each predicted one, in the order of the label space.
@@ -38,7 +38,7 @@ class Scores(BaseModel):
 
 
 class Metrics(Scores):
-    """The scores, and how good the probabilities are.
+    """The scores, and the quality of the probabilities.
 
     `ece` is the expected calibration error over 15 bins (Guo et al. 2017); `nll` the mean negative log-likelihood in
     nats; `brier` the squared error of the probabilities, from 0 to 2 (Brier 1950); `aurc` the area under the
@@ -52,7 +52,7 @@ class Metrics(Scores):
 
 
 class MultiLabelMetrics(BaseModel):
-    """Where several categories may be true; `ranking_precision` is label-ranking average precision."""
+    """Metrics for utterances with several categories; `ranking_precision` is label-ranking average precision."""
 
     count: int
     micro_f1: float
@@ -61,7 +61,7 @@ class MultiLabelMetrics(BaseModel):
 
 
 class Reliability(BaseModel):
-    """The reliability curve: for each bin of confidence that has answers, their mean confidence and accuracy."""
+    """The reliability curve: the mean confidence, the accuracy and the count of every bin that is not empty."""
 
     confidence: list[float]
     accuracy: list[float]
@@ -69,9 +69,9 @@ class Reliability(BaseModel):
 
 
 class RiskCoverage(BaseModel):
-    """What is answered, and how much of that is wrong, if all below a threshold of confidence is left unanswered.
+    """The risk-coverage curve: the share that is answered, and its share of wrong answers, by confidence threshold.
 
-    One point for each confidence that occurs, highest first.
+    There is one point for each confidence that occurs, the highest first.
     """
 
     threshold: list[float]
@@ -80,7 +80,7 @@ class RiskCoverage(BaseModel):
 
 
 def scores(labels: ArrayLike, predicted: ArrayLike, categories: Sequence[str] = EKMAN7.categories) -> Scores:
-    """The scores of predicted against true labels, both indexes of the categories, of shape [count]."""
+    """Returns the scores of predicted labels against true labels, both indexes of categories of shape [count]."""
     matrix = confusion_matrix(labels, predicted, labels=range(len(categories)))
     return Scores(
         count=int(matrix.sum()),
@@ -93,10 +93,15 @@ def scores(labels: ArrayLike, predicted: ArrayLike, categories: Sequence[str] = 
 def metrics(
     labels: ArrayLike, probabilities: NDArray[np.floating], categories: Sequence[str] = EKMAN7.categories
 ) -> Metrics:
-    """The metrics of `probabilities`, of shape [count, categories], against the true `labels`, of shape [count].
+    """Returns the metrics of probabilities against true labels.
+
+    Args:
+        labels: the true labels, of shape [count].
+        probabilities: shape [count, categories].
+        categories: the names of the categories.
 
     Raises:
-        ValueError: there is nothing to measure, or the shapes or labels do not fit the categories.
+        ValueError: there are no labels, or the shapes or labels do not fit the categories.
     """
     true, predicted = np.asarray(labels), probabilities.argmax(axis=1)
     _check(true, probabilities, categories)
@@ -113,25 +118,30 @@ def metrics(
 def multilabel_metrics(
     true: NDArray[np.bool_], probabilities: NDArray[np.floating], threshold: float = 0.5
 ) -> MultiLabelMetrics:
-    """Metrics where a row may have several true categories: both arguments have the shape [count, categories].
+    """Returns the metrics of utterances that may have several true categories.
 
-    A category is named where its probability is at least `threshold`. The macro F1 is over the categories that are true
-    somewhere. The ranking does not depend on the threshold (Tsoumakas et al. 2010).
+    The macro F1 is over the categories that are true for some utterance. The ranking precision does not depend on the
+    threshold (Tsoumakas et al. 2010).
+
+    Args:
+        true: shape [count, categories].
+        probabilities: shape [count, categories].
+        threshold: the lowest probability with which a category is predicted.
     """
-    named, present = probabilities >= threshold, np.flatnonzero(true.any(axis=0))
+    predicted, present = probabilities >= threshold, np.flatnonzero(true.any(axis=0))
     return MultiLabelMetrics(
         count=len(true),
-        micro_f1=float(f1_score(true, named, average="micro", zero_division=0)),  # pyright: ignore[reportArgumentType]
-        macro_f1=float(f1_score(true, named, labels=present, average="macro", zero_division=0)),  # pyright: ignore[reportArgumentType]
+        micro_f1=float(f1_score(true, predicted, average="micro", zero_division=0)),  # pyright: ignore[reportArgumentType]
+        macro_f1=float(f1_score(true, predicted, labels=present, average="macro", zero_division=0)),  # pyright: ignore[reportArgumentType]
         ranking_precision=float(label_ranking_average_precision_score(true, probabilities)),
     )
 
 
 def concordance(true: ArrayLike, predicted: ArrayLike) -> float:
-    """The concordance correlation coefficient of two sequences of numbers, from -1 to 1 (Lin 1989).
+    """Returns the concordance correlation coefficient of two sequences of numbers, from -1 to 1 (Lin 1989).
 
-    With the moments over n, as Lin has them. Pairs with a NaN are left out; without any pair it is NaN. Two equal
-    constants agree perfectly.
+    The moments are divided by n, as in the publication. Pairs with a NaN are left out; without a pair the coefficient
+    is NaN. Of two equal constants it is 1.
     """
     x, y = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
     known = ~(np.isnan(x) | np.isnan(y))
@@ -143,7 +153,7 @@ def concordance(true: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def reliability(true: NDArray[np.integer], probabilities: NDArray[np.floating], bins: int = 15) -> Reliability:
-    """The reliability curve over equal bins of confidence (Guo et al. 2017)."""
+    """Returns the reliability curve over equal bins of confidence (Guo et al. 2017)."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == true
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -156,15 +166,20 @@ def reliability(true: NDArray[np.integer], probabilities: NDArray[np.floating], 
 
 
 def expected_calibration_error(true: NDArray[np.integer], probabilities: NDArray[np.floating], bins: int = 15) -> float:
-    """How far confidence is from accuracy, on average over equal bins of confidence (Guo et al. 2017)."""
+    """Returns the mean distance of confidence from accuracy over equal bins of confidence (Guo et al. 2017)."""
     curve = reliability(true, probabilities, bins)
     return float(np.average(np.abs(np.subtract(curve.confidence, curve.accuracy)), weights=curve.count))
 
 
 def risk_coverage(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> RiskCoverage:
-    """The risk-coverage curve of answers given with some confidence (Geifman and El-Yaniv 2017)."""
+    """Returns the risk-coverage curve of answers (Geifman and El-Yaniv 2017).
+
+    Args:
+        confidence: shape [count].
+        right: whether each answer is right, shape [count].
+    """
     order = np.argsort(-confidence, kind="stable")
-    # Answers of one confidence are given together or not at all, so the order among them does not matter.
+    # A threshold answers all or none of the answers of equal confidence, so their order does not matter.
     last = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
     answered = last + 1
     return RiskCoverage(
@@ -175,7 +190,7 @@ def risk_coverage(confidence: NDArray[np.floating], right: NDArray[np.bool_]) ->
 
 
 def area_under_risk_coverage(curve: RiskCoverage) -> float:
-    """The mean risk over all answers' confidences as thresholds; 0 where all is right (Geifman and El-Yaniv 2017)."""
+    """Returns the mean risk over all thresholds; 0 if all answers are right (Geifman and El-Yaniv 2017)."""
     return float(np.sum(np.multiply(curve.risk, np.diff(curve.coverage, prepend=0.0))))
 
 
@@ -187,51 +202,60 @@ def bootstrap_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Percentile intervals of accuracy, weighted F1, macro F1 and UAR (Efron and Tibshirani 1993, chapter 13).
+    """Returns bootstrap intervals of accuracy, weighted F1, macro F1 and UAR.
 
-    Utterances of one speaker are not independent, so groups (speakers, dialogues) are drawn with replacement, and then
-    within each drawn group as many of its utterances as it has, with replacement too (Davison and Hinkley 1997, section
-    3.8; van der Leeden, Meijer and Busing 2008). With few groups the second draw keeps the interval from being narrower
-    than that of utterances alone; it errs on the wide side. Without groups, every utterance is one.
+    The intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13). Utterances of one speaker are not
+    independent, so groups are drawn with replacement, and then within each drawn group as many utterances as it has,
+    also with replacement (Davison and Hinkley 1997, section 3.8; van der Leeden, Meijer and Busing 2008). With few
+    groups, the second draw keeps the interval from being narrower than that of utterances without groups; it is rather
+    too wide than too narrow. Where there are several seeds, seeds are drawn too and their answers pooled, so that the
+    interval covers both the choice of speakers and the variance of training.
 
-    Where the probabilities come from several seeds, of shape [seeds, count, categories] rather than [count,
-    categories], seeds are drawn as well, and the drawn ones' answers pooled: the interval then covers both the choice
-    of speakers and the luck of training. A single group says nothing of others: there is none.
+    Args:
+        labels: the true labels, of shape [count].
+        probabilities: shape [count, categories], or of several seeds [seeds, count, categories].
+        groups: the speaker or dialogue of each utterance; None makes each utterance a group.
+        resamples: how many samples to draw.
+        seed: of the draws.
+        level: the probability that an interval covers.
+
+    Returns:
+        The lower and upper bound by metric; empty if there is a single group, which says nothing about others.
     """
     names, group = np.unique(np.arange(np.size(labels)) if groups is None else groups, return_inverse=True)
     if len(names) < 2:
         return {}
     rng = np.random.default_rng(seed)
-    answers = _answers(np.asarray(labels), probabilities)
-    seeds = len(answers)
+    confusions = _utterance_confusions(np.asarray(labels), probabilities)
+    seeds = len(confusions)
     of_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples).astype(np.float32)
-    matrices = np.tensordot(_draws(group, resamples, rng), answers, axes=(1, 1))
+    matrices = np.tensordot(_draw_counts(group, resamples, rng), confusions, axes=(1, 1))
     drawn = np.einsum("rs,rsij->rij", of_seed, matrices)
     tails = [(1 - level) / 2, (1 + level) / 2]
     quantiles = {name: np.quantile(values, tails) for name, values in _from_confusion(drawn).items()}
     return {name: (float(low), float(high)) for name, (low, high) in quantiles.items()}
 
 
-def _draws(group: NDArray[np.integer], resamples: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """How often each utterance is drawn, shape [resamples, utterances]: groups first, then utterances within each."""
+def _draw_counts(group: NDArray[np.integer], resamples: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Returns how often each utterance is drawn, of shape [resamples, utterances]: groups first, then within each."""
     sizes = np.bincount(group)
     of_group = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), resamples)
     drawn = of_group[:, group].astype(np.float32)
     for number in np.flatnonzero(sizes > 1):
-        # A group that is drawn k times is resampled k times, which is one draw of k times its size.
+        # A group that is drawn k times is resampled k times, which is the same as one draw of k times its size.
         size = sizes[number]
         drawn[:, group == number] = rng.multinomial(of_group[:, number] * size, np.full(size, 1 / size))
     return drawn
 
 
 def _from_confusion(matrix: NDArray[np.number]) -> dict[str, NDArray[np.floating]]:
-    """The figures of confusion matrices of shape [..., categories, categories], each of shape [...].
+    """Returns the scores of confusion matrices of shape [..., categories, categories], each of shape [...].
 
-    As scikit-learn computes them, but of thousands of resampled matrices at once.
+    The definitions are those of scikit-learn, which does not take thousands of resampled matrices at once.
     """
-    right, support, named = matrix.diagonal(axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)
+    right, support, predicted = matrix.diagonal(axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)
     present = support > 0
-    f1 = 2 * right / np.maximum(support + named, 1)
+    f1 = 2 * right / np.maximum(support + predicted, 1)
     recall = right / np.maximum(support, 1)
     return {
         "accuracy": right.sum(axis=-1) / support.sum(axis=-1),
@@ -241,21 +265,24 @@ def _from_confusion(matrix: NDArray[np.number]) -> dict[str, NDArray[np.floating
     }
 
 
-def _answers(true: NDArray[np.integer], probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Every utterance's own confusion matrix, shape [seeds, utterances, categories, categories]."""
+def _utterance_confusions(true: NDArray[np.integer], probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Returns a confusion matrix per utterance, of shape [seeds, utterances, categories, categories]."""
     predicted = probabilities.reshape(-1, *probabilities.shape[-2:]).argmax(axis=-1)
     one_hot = np.eye(probabilities.shape[-1], dtype=np.float32)
     return one_hot[true][None, :, :, None] * one_hot[predicted][:, :, None, :]
 
 
 def _classes(matrix: NDArray[np.integer], categories: Sequence[str]) -> dict[str, ClassMetrics]:
-    """Of the categories that occur among the true labels."""
+    """Returns the scores of the categories that occur among the true labels."""
     counts = zip(categories, matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0), strict=True)
     return {
         name: ClassMetrics(
-            precision=right / max(named, 1), recall=right / support, f1=2 * right / (support + named), support=support
+            precision=right / max(predicted, 1),
+            recall=right / support,
+            f1=2 * right / (support + predicted),
+            support=support,
         )
-        for name, right, support, named in counts
+        for name, right, support, predicted in counts
         if support
     }
 

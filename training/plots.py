@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNG files."""
+"""The plots of a report, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def plot_view(
     reliability: Reliability,
     risk_coverage: RiskCoverage,
 ) -> None:
-    """A view's confusion matrix, reliability diagram and risk-coverage curve side by side."""
+    """Plot a view's confusion matrix, reliability diagram and risk-coverage curve side by side."""
     figure = Figure(figsize=(15, 5), layout="constrained")
     confusion_axes, reliability_axes, risk_axes = figure.subplots(1, 3, width_ratios=[1.15, 1, 1])
     figure.suptitle(f"{title}  (n = {found.count})", fontsize=13, fontweight="bold")
@@ -32,7 +32,7 @@ def plot_view(
 
 
 def plot_by_earlier_turns(path: Path, title: str, points: Mapping[int, tuple[Metrics, dict[str, Interval]]]) -> None:
-    """Every main metric against the number of earlier turns, with 95% intervals where there are some."""
+    """Plot the main metrics against the number of earlier turns, with their 95% intervals if all have one."""
     names = {"accuracy": "Accuracy", "weighted_f1": "Weighted F1", "macro_f1": "Macro F1", "uar": "UAR", "ece": "ECE"}
     figure = Figure(figsize=(16, 3.8), layout="constrained")
     panels = figure.subplots(1, len(names))
@@ -49,7 +49,7 @@ def plot_by_earlier_turns(path: Path, title: str, points: Mapping[int, tuple[Met
 
 
 def _curve(axes: Axes, name: str, points: Mapping[int, tuple[Metrics, dict[str, Interval]]]) -> None:
-    # Evenly spaced: between 0 and 1 turns more happens than between 10 and 20.
+    # The numbers are spaced evenly, because the metrics change more between 0 and 1 turns than between 10 and 20.
     at = np.arange(len(points))
     axes.plot(at, [getattr(found, name) for found, _ in points.values()], "o-", color=BLUE, linewidth=2)
     bands = [intervals[name] for _, intervals in points.values() if name in intervals]
@@ -89,12 +89,17 @@ def _reliability(axes: Axes, found: Metrics, curve: Reliability) -> None:
 def _risk_coverage(axes: Axes, found: Metrics, curve: RiskCoverage) -> None:
     axes.plot(curve.coverage, curve.risk, color=ORANGE, linewidth=2)
     axes.fill_between(curve.coverage, curve.risk, color=ORANGE, alpha=0.12, linewidth=0)
-    axes.axhline(1 - found.accuracy, linestyle="--", color=GREY, linewidth=1, label="if all is answered")
+    axes.axhline(1 - found.accuracy, linestyle="--", color=GREY, linewidth=1, label="if everything is answered")
     axes.set(xlim=(0, 1.01), ylim=(0, max(0.05, 1.15 * max(curve.risk))))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower right", frameon=False)
-    _tidy(axes, f"Risk and coverage, AURC {found.aurc:.3f}", "answered, surest first", "wrong among the answered")
+    _tidy(
+        axes,
+        f"Risk and coverage, AURC {found.aurc:.3f}",
+        "answered, highest confidence first",
+        "wrong among the answered",
+    )
 
 
 def _tidy(axes: Axes, title: str, x: str, y: str) -> None:

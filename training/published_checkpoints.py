@@ -1,4 +1,4 @@
-"""Published checkpoints: where they are, and their weights, read without running anything that is in them."""
+"""Published checkpoints: their folder, and their weights, which are read without executing anything from the file."""
 
 import json
 import pickle
@@ -22,35 +22,35 @@ PICKLED_WEIGHTS = "pytorch_model*.bin"
 
 
 def checkpoint_folder(source: str) -> Path:
-    """The folder that `source` is, or what the hub holds of `REPOSITORY@COMMIT`.
+    """Returns a folder with a checkpoint, downloading it from the hub if `source` is `REPOSITORY@COMMIT`.
 
     Raises:
-        WeightsMissing: it is neither, or the hub does not give it.
+        WeightsMissing: the source is neither a folder nor pinned to a commit, or the hub does not answer.
     """
     if Path(source).is_dir():
         return Path(source)
     repository, _, revision = source.partition("@")
     if not re.fullmatch("[0-9a-f]{40}", revision):
         raise WeightsMissing(
-            f"{source!r} is no folder, and a repository of the hub needs a commit of 40 hex digits as its revision, "
-            f"not {revision!r}: what a branch names changes"
+            f"{source!r} is not a folder, and a repository of the hub needs a commit of 40 hex digits as its revision, "
+            f"not {revision!r}: a branch can change"
         )
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL_FILES, SAFE_WEIGHTS]))
         if not any(folder.glob(SAFE_WEIGHTS)):
             snapshot_download(repository, revision=revision, allow_patterns=[PICKLED_WEIGHTS])
     except (OSError, HTTPError) as error:
-        raise WeightsMissing(f"the hub does not give {source}: {error}") from error
+        raise WeightsMissing(f"cannot download {source} from the hub: {error}") from error
     return folder
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by name: from safetensors, or where there are none from `pytorch_model*.bin`.
+    """Returns all tensors of a checkpoint by name, from safetensors, or without those from `pytorch_model*.bin`.
 
-    The latter are pickles, of which PyTorch's restricted reader takes the tensors and refuses anything else.
+    The latter are pickles; PyTorch's restricted reader reads the tensors and refuses everything else.
 
     Raises:
-        BundleError: there are no weights, or more than one model's, or they are not tensors only.
+        BundleError: there are no weights, those of several models, or something other than tensors.
     """
     weights: dict[str, Tensor] = {}
     for path in _weight_files(folder):
@@ -66,9 +66,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             ValueError,
             EOFError,
         ) as error:
-            raise BundleError(f"{path} is not a file of tensors and nothing else: {error}") from error
+            raise BundleError(f"{path} is not a file of tensors only: {error}") from error
     if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise BundleError(f"the weights in {folder} are not tensors by name")
+        raise BundleError(f"the weights in {folder} are not named tensors")
     return weights
 
 
@@ -85,22 +85,24 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def with_weights(model: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, Tensor]) -> PreTrainedModel:
-    """The model with every one of its weights from the checkpoint, older names of them understood.
+    """Returns the model with all of its weights from the checkpoint, whose weights may have older names.
 
     Raises:
-        BundleError: some are missing, of another shape, or have no place in the model's head: transformers would
-            make up the former at random, and leave out the latter.
+        BundleError: a weight is missing, has another shape, or does not belong to the model's head. Transformers would
+            initialize the former at random and ignore the latter.
     """
     loaded: Any = model.from_pretrained(
         None, config=config, state_dict=dict(weights), output_loading_info=True, ignore_mismatched_sizes=True
     )
-    made, told = loaded
-    if missing := sorted(told["missing_keys"]):
+    instance, report = loaded
+    if missing := sorted(report["missing_keys"]):
         raise BundleError(f"the checkpoint lacks weights of {model.__name__}: {', '.join(missing)}")
-    if misshapen := sorted(name for name, *_ in told["mismatched_keys"]):
+    if misshapen := sorted(name for name, *_ in report["mismatched_keys"]):
         raise BundleError(f"config.json gives other shapes than the checkpoint has for {', '.join(misshapen)}")
-    if made.base_model_prefix and made.base_model is not made:
-        unknown = sorted(name for name in told["unexpected_keys"] if not name.startswith(f"{made.base_model_prefix}."))
+    if instance.base_model_prefix and instance.base_model is not instance:
+        unknown = sorted(
+            name for name in report["unexpected_keys"] if not name.startswith(f"{instance.base_model_prefix}.")
+        )
         if unknown:
             raise BundleError(f"{model.__name__} has no place for weights of the checkpoint: {', '.join(unknown)}")
-    return made.float()
+    return instance.float()

@@ -1,4 +1,4 @@
-"""A residual network that reads spectrograms, one phase of its training at a time."""
+"""The Lightning module for one phase of training a residual network on spectrograms."""
 
 from typing import Self
 
@@ -9,15 +9,15 @@ from torch.nn import functional
 from transformers import ResNetModel
 
 
-class LitResNet(lightning.LightningModule):
-    """Trains a head on the pooled features of a body, and the body with it unless that is frozen.
+class ResNetModule(lightning.LightningModule):
+    """Trains a head on the pooled features of a body, and the body too unless it is frozen.
 
     Args:
-        body: reads pictures of shape [count, channels, height, width].
-        head: from the body's width to classes.
-        learning_rate: Adam's.
-        dropout: of the pooled features.
-        frozen: the body stays as it is, its batch norms' statistics too.
+        body: takes images of shape [count, channels, height, width].
+        head: maps the body's width to classes.
+        learning_rate: Adam's learning rate.
+        dropout: dropout of the pooled features.
+        frozen: do not train the body; the statistics of its batch norms do not change either.
     """
 
     def __init__(
@@ -29,25 +29,27 @@ class LitResNet(lightning.LightningModule):
         self._dropout = nn.Dropout(dropout)
         self._learning_rate = learning_rate
         self._frozen = frozen
-        self.train()  # Lightning leaves the modes as it finds them
+        self.train()  # Lightning does not change the mode of a module
 
     def train(self, mode: bool = True) -> Self:
+        """Set the training mode; a frozen body stays in evaluation mode."""
         super().train(mode)
         if self._frozen:
             self.body.eval()
         return self
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits of shape [count, classes]."""
-        return self.head(self._dropout(self.body(pictures).pooler_output.flatten(1)))
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits of shape [count, classes]."""
+        return self.head(self._dropout(self.body(images).pooler_output.flatten(1)))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        pictures, classes = batch
-        loss = functional.cross_entropy(self(pictures), classes)
+        images, classes = batch
+        loss = functional.cross_entropy(self(images), classes)
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True)
         return loss
 
     def predict_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Returns the predicted classes."""
         return self(batch[0]).argmax(dim=1)
 
     def configure_optimizers(self) -> torch.optim.Adam:

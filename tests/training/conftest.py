@@ -1,4 +1,4 @@
-"""Small corpora, small pretrained models and what the recipes make of them, once a test process."""
+"""Fixtures of a test process: small corpora, small pretrained models, and their cached features."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ from tests.unit.tiny import SPEECH, TEXT, tokenizer
 from training.data.registry import CORPORA
 from training.recipes.cache_features import cache_features
 
-WORDS = ("▁the", "▁day", "ing", "▁lovely", "▁дом", "ный", "▁سلام", "▁घर", "▁中国", "▁what", "▁train")
+PIECES = ("▁the", "▁day", "ing", "▁lovely", "▁дом", "ный", "▁سلام", "▁घर", "▁中国", "▁what", "▁train")
 LETTERS = "abcdefghijklmnopqrstuvwxyzабвгдежзиклмнопрстуыйαβγسلامघरकत0123456789:!?中国人"  # noqa: RUF001
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """The tests run side by side: models this small only wait for one another's threads."""
+    """Use one thread: the tests run in parallel, and models this small only wait for each other's threads."""
     torch.set_num_threads(1)
 
 
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `build_encoders` writes them, of random weights."""
+    """A folder as `build_encoders` writes it, with random weights."""
     folder = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
     tokenizer().save(str(folder / "tokenizer.json"))
@@ -58,7 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, encoders: Path, data: Path) 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two pretrained models as the hub has them, but tiny."""
+    """The two pretrained models as on the hub, but tiny."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     text = folder / "multilingual-e5-small"
@@ -67,7 +67,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pieces.save(str(text / "tokenizer.json"))
     bert = BertModel(
         BertConfig(
-            # The hub's matrix has more rows than the vocabulary has pieces.
+            # The matrix on the hub has more rows than the vocabulary has pieces.
             vocab_size=pieces.get_vocab_size() + 5,
             hidden_size=TEXT.width,
             num_hidden_layers=TEXT.layers,
@@ -91,8 +91,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def xlmr_tokenizer() -> Tokenizer:
-    """Special pieces, then the ordinary ones by score, and the mask last, as in XLM-R."""
-    ordinary = [",", ".", "▁", *WORDS, *LETTERS]
+    """A tokenizer with special pieces first, then the ordinary ones by score, and the mask last, as in XLM-R."""
+    ordinary = [",", ".", "▁", *PIECES, *LETTERS]
     scored = [(piece, -3.0 - 0.1 * i) for i, piece in enumerate(ordinary)]
     special = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
     built = Tokenizer(Unigram([*special, *scored, ("<mask>", 0.0)], unk_id=3))

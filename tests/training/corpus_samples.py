@@ -1,4 +1,4 @@
-"""Small copies of the corpora, laid out as their publishers do, with made-up words and synthesised sound."""
+"""Small copies of the corpora in the layout of their publishers, with invented texts and synthetic audio."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from shared.domain.emotion import EKMAN7
 from tests.audio_clips import tone, wav
 
 RAVDESS_ACTORS = (1, 2, 19, 21)
-"""Two that train, one that validates, one that tests."""
+"""Two actors train, one validates, one tests."""
 
 URDU_SPEAKERS = {
     "SF6": "Happy",
@@ -23,9 +23,9 @@ URDU_SPEAKERS = {
     "SM5": "Neutral",
     "SM25": "Sad",
 }
-"""The corpus's own speakers: those that validate, each with the one label that it has there, and four that train."""
+"""Speakers of the corpus: those that validate, each with its one label, and four that train."""
 
-FEELINGS = {
+TEXTS = {
     "anger": "leave me alone now",
     "disgust": "that smells so bad",
     "fear": "there is something out there",
@@ -40,7 +40,7 @@ PLUTCHIK = {"anger": 1, "disgust": 3, "fear": 4, "joy": 5, "sadness": 6, "surpri
 
 
 def write_data(folder: Path) -> Path:
-    """All corpora."""
+    """Write all corpora and return the folder."""
     write_ravdess(folder / "ravdess")
     write_urdu(folder / "urdu_latif")
     write_meld(folder / "meld")
@@ -61,23 +61,23 @@ def write_data(folder: Path) -> Path:
 
 
 def write_ravdess(folder: Path) -> None:
-    """A clip for each actor and emotion, and a song that is no speech."""
+    """A clip for each actor and emotion, and a song, which is not speech."""
     for actor in RAVDESS_ACTORS:
         for emotion in range(1, 9):
             name = f"03-01-{emotion:02}-01-{1 + emotion % 2:02}-01-{actor:02}"
-            _write_sound(folder / f"Actor_{actor:02}" / f"{name}.wav", 60 * emotion + actor)
-    _write_sound(folder / "Actor_01" / "03-02-03-01-01-01-01.wav", 440)
+            _write_tone(folder / f"Actor_{actor:02}" / f"{name}.wav", 60 * emotion + actor)
+    _write_tone(folder / "Actor_01" / "03-02-03-01-01-01-01.wav", 440)
 
 
 def write_urdu(folder: Path) -> None:
     for number, (speaker, label) in enumerate(URDU_SPEAKERS.items(), start=1):
-        _write_sound(folder / label / f"{speaker}_F{number}_{label[0]}{number:02}.wav", 100 + 20 * number)
+        _write_tone(folder / label / f"{speaker}_F{number}_{label[0]}{number:02}.wav", 100 + 20 * number)
 
 
 def write_tess(folder: Path) -> None:
     for speaker in ("OAF", "YAF"):
         for number, emotion in enumerate(("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")):
-            _write_sound(folder / f"{speaker}_{emotion}" / f"{speaker}_back_{emotion}.wav", 120 + 20 * number)
+            _write_tone(folder / f"{speaker}_{emotion}" / f"{speaker}_back_{emotion}.wav", 120 + 20 * number)
 
 
 def write_emot(folder: Path) -> None:
@@ -90,7 +90,7 @@ def write_emot(folder: Path) -> None:
 
 
 def write_meld(folder: Path) -> None:
-    """A dialogue goes through all seven categories; its numbers begin anew in every file."""
+    """Dialogues of all seven categories; the numbers of dialogues restart in every file."""
     folder.mkdir(parents=True)
     columns = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID"]
     columns += ["Season", "Episode", "StartTime", "EndTime"]
@@ -99,34 +99,34 @@ def write_meld(folder: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(columns)
             for dialogue in range(dialogues):
-                for i, (emotion, text) in enumerate(FEELINGS.items()):
-                    said = f"Well, it\x92s {part} {dialogue}, {text}"
+                for i, (emotion, text) in enumerate(TEXTS.items()):
+                    line = f"Well, it\x92s {part} {dialogue}, {text}"
                     sentiment = SENTIMENTS.get(emotion, "negative")
                     speaker = "The Interviewer" if i % 2 else "Ross"
                     times = ["00:16:16,059", "00:16:21,731"]
-                    writer.writerow([i, said, speaker, emotion, sentiment, dialogue, i, 8, 20 + dialogue, *times])
+                    writer.writerow([i, line, speaker, emotion, sentiment, dialogue, i, 8, 20 + dialogue, *times])
 
 
 def write_goemotions(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "labels.txt").write_text("\n".join(EKMAN7.categories), encoding="utf-8")
     for part in ("train", "dev"):
-        lines = [f"{part} {text}\t{i}\t{part}{i}" for i, text in enumerate(FEELINGS.values())]
+        lines = [f"{part} {text}\t{i}\t{part}{i}" for i, text in enumerate(TEXTS.values())]
         lines.append(f"{part}, of two minds\u2028about it\t0,5\t{part}7")
         (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_xed(folder: Path) -> None:
-    """Enough lines that some of each language validate, and lines that are to be left out."""
+    """Enough lines that some of each language validate, and lines that the loader leaves out."""
     folder.mkdir(parents=True)
     for name, prefix in (("en-annotated", "so"), ("fi-annotated", "no"), ("sv-projections", "ja")):
-        lines = [f"{prefix} {i}, {FEELINGS[name_]}\t{n}" for i in range(6) for name_, n in PLUTCHIK.items()]
+        lines = [f"{prefix} {i}, {TEXTS[name_]}\t{n}" for i in range(6) for name_, n in PLUTCHIK.items()]
         lines += [f"{prefix}, only hope\t2, 8", f"{prefix}, fear and hope\t2, 4", "\t5"]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "br-projections.tsv").write_text("que lindo dia\t5\n", encoding="utf-8")
     (folder / "zh-projections.tsv").write_text("多么美好的一天\t5\n", encoding="utf-8")
     for language in ("en", "fi"):
-        lines = [f"{i}\t{language} {i}, {FEELINGS['neutral']}" for i in range(20)]
+        lines = [f"{i}\t{language} {i}, {TEXTS['neutral']}" for i in range(20)]
         (folder / f"neu_{language}.txt").write_text("\n".join([*lines, "20\t"]), encoding="utf-8")
 
 
@@ -137,28 +137,28 @@ def write_crema_d(folder: Path) -> None:
     for actor, sex in ((1001, "Male"), (1074, "Female"), (1091, "Female")):
         rows.append(f"{actor},51,{sex},Caucasian,Not Hispanic")
         for number, emotion in enumerate(("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")):
-            _write_sound(folder / "AudioWAV" / f"{actor}_DFA_{emotion}_XX.wav", 120 + 20 * number)
+            _write_tone(folder / "AudioWAV" / f"{actor}_DFA_{emotion}_XX.wav", 120 + 20 * number)
     (folder / "VideoDemographics.csv").write_text("\n".join(rows), encoding="utf-8")
 
 
 def write_savee(folder: Path) -> None:
     for speaker in ("DC", "JE", "JK", "KL"):
         for number, emotion in enumerate(("a", "d", "f", "h", "n", "sa", "su")):
-            _write_sound(folder / "AudioData" / speaker / f"{emotion}01.wav", 90 + 20 * number)
+            _write_tone(folder / "AudioData" / speaker / f"{emotion}01.wav", 90 + 20 * number)
 
 
 def write_emodb(folder: Path) -> None:
     for speaker in ("03", "08", "12", "13", "15", "16"):
         for number, emotion in enumerate("AEFLNTW"):
-            _write_sound(folder / "wav" / f"{speaker}a01{emotion}a.wav", 110 + 20 * number)
+            _write_tone(folder / "wav" / f"{speaker}a01{emotion}a.wav", 110 + 20 * number)
 
 
 def write_urduser(folder: Path) -> None:
-    """Three actors, and the words of the first one's clips."""
+    """Three actors, and the texts of the first one's clips."""
     emotions = ("Angry", "Fear", "Boredom", "Disgust", "Happy", "Neutral", "Sad")
     for actor, sex in ((1, 0), (4, 0), (10, 1)):
         for number, emotion in enumerate(emotions, start=1):
-            _write_sound(folder / emotion / f"{actor}_{sex}_{number}_01.wav", 100 + 20 * number)
+            _write_tone(folder / emotion / f"{actor}_{sex}_{number}_01.wav", 100 + 20 * number)
     rows = [["تشریح", "جذبات", "فائل کا نام"]]
     rows += [["آپ کہاں ہیں", emotion, f"1_0_{number}_01.wav"] for number, emotion in enumerate(emotions, start=1)]
     with (folder / "UrSEC_Description.csv").open("w", encoding="utf-8-sig", newline="") as file:
@@ -166,48 +166,48 @@ def write_urduser(folder: Path) -> None:
 
 
 def write_punjabi_rasa(folder: Path) -> None:
-    """Enough clips that some of those for training validate, and the words of the test's."""
+    """Enough clips that some of the training part validate, and the texts of the test part."""
     for part, count in (("train", 8), ("test", 1)):
         for number, emotion in enumerate(("angry", "happy", "neutral", "sad")):
             inner = folder / "punjabi_emotional_speech" / part / emotion
             names = [f"PAN_{'FM'[i % 2]}_{emotion.upper()}_{i:05}.wav" for i in range(count)]
             for name in names:
-                _write_sound(inner / "audio" / name, 130 + 20 * number)
+                _write_tone(inner / "audio" / name, 130 + 20 * number)
             if part == "test":
                 lines = [f"{name}|ਤੁਸੀਂ ਕਿੱਥੇ ਹੋ|4.1" for name in names]
                 (inner / "metadata.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def write_shemo(folder: Path) -> None:
-    """Three speakers, of whom one's words are known."""
+    """Three speakers, one of whom has texts."""
     for speaker in ("F01", "M09", "F10"):
         for number, emotion in enumerate("AFHNSW"):
             name = f"{speaker}{emotion}01.wav"
-            _write_sound(folder / ("female" if speaker[0] == "F" else "male") / name, 100 + 20 * number)
+            _write_tone(folder / ("female" if speaker[0] == "F" else "male") / name, 100 + 20 * number)
     rows = [{"id": f"F01{emotion}01", "transcript": "\ufeffدیگر", "ipa": "digar"} for emotion in "AFHNSW"]
     (folder / "shemo.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def write_iitkgp_sehsc(folder: Path) -> None:
-    """Three speakers, one of them misnamed as published."""
+    """Three speakers, one of them with the wrong number, as published."""
     emotions = ("anger", "disgust", "fear", "happy", "neutral", "sadness", "sarcastic", "surprise")
     for speaker in (71, 4, 5):
         for number, emotion in enumerate(emotions):
             name = f"{speaker}.1.{emotion}-1.wav"
-            _write_sound(folder / f"{speaker}" / "session1" / emotion / name, 100 + 20 * number)
+            _write_tone(folder / f"{speaker}" / "session1" / emotion / name, 100 + 20 * number)
 
 
 def write_indonesian(folder: Path) -> None:
-    """Enough clips that some validate, and one of the competition's own tests."""
+    """Enough clips that some validate, and an unlabelled test clip of the competition."""
     for number, emotion in enumerate(("marah", "jijik", "takut", "bahagia", "netral", "sedih")):
         for i in range(5):
             name = f"2_{10 * number + i:05}_{emotion}_{'sedang' if i else 'no_data'}.wav"
-            _write_sound(folder / "train" / name, 100 + 20 * number)
-    _write_sound(folder / "test" / "test544.wav", 300)
+            _write_tone(folder / "train" / name, 100 + 20 * number)
+    _write_tone(folder / "test" / "test544.wav", 300)
 
 
 def write_iemocap(folder: Path) -> None:
-    """A dialogue a session, its turns out of order as in the release."""
+    """One dialogue per session, its turns out of order as in the release."""
     for session in range(1, 6):
         dialogue, root = f"Ses{session:02}F_impro01", folder / f"Session{session}"
         turns = [(f"{dialogue}_{'FM'[i % 2]}{i:03}", label) for i, label in enumerate(IEMOCAP_LABELS)]
@@ -217,12 +217,12 @@ def write_iemocap(folder: Path) -> None:
         for i, (turn, label) in reversed(list(enumerate(turns))):
             lines += [f"[{i}.5000 - {i + 1}.2500]\t{turn}\t{label}\t[{1 + i % 5}.0000, 2.5000, 2.0000]"]
             lines += ["C-E2:\tNeutral;\t()", "A-E3:\tval 3; act 2; dom  2;\t()", ""]
-            _write_sound(root / "sentences" / "wav" / dialogue / f"{turn}.wav", 100 + 20 * i)
+            _write_tone(root / "sentences" / "wav" / dialogue / f"{turn}.wav", 100 + 20 * i)
         (root / "dialog" / "EmoEvaluation" / f"{dialogue}.txt").write_text("\n".join(lines), encoding="utf-8")
         words = [f"{turn} [{i:03}.5000-{i + 1:03}.2500]: Turn {i}." for i, (turn, _) in enumerate(turns)]
         (root / "dialog" / "transcriptions" / f"{dialogue}.txt").write_text("\n".join(words), encoding="utf-8")
 
 
-def _write_sound(path: Path, hertz: float) -> None:
+def _write_tone(path: Path, hertz: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(wav(tone(0.3, hertz)))

@@ -1,4 +1,4 @@
-"""Augmentations keep what is said and change how it sounds."""
+"""Augmentations of audio, and the masking of features."""
 
 import numpy as np
 import pytest
@@ -11,20 +11,20 @@ from tests.sounds import tone
 from training.data.augmentations import (
     AUGMENTATIONS,
     OTHER_VOICES,
-    draws,
     noise,
     other_voice,
+    random_generator,
     reverberation,
     speed,
     telephone,
-    with_bands_masked,
 )
+from training.data.masking import mask_bands
 from training.data.utterance import Split, Utterance
 
 seeds = pytest.mark.parametrize("seed", range(4))
 
 
-def sound(seconds: float = 0.5) -> Samples:
+def noisy_tone(seconds: float = 0.5) -> Samples:
     """A tone in white noise, which has all frequencies."""
     rng = np.random.default_rng(7)
     hiss = rng.standard_normal(int(seconds * SAMPLE_RATE)).astype(np.float32)
@@ -38,19 +38,19 @@ def loudest(samples: Samples) -> float:
 
 @seeds
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_each_gives_finite_samples_that_the_seed_decides(name: str, seed: int) -> None:
-    first, second = (AUGMENTATIONS[name](sound(), np.random.default_rng(seed)) for _ in range(2))
+def test_an_augmentation_gives_finite_samples_that_the_seed_decides(name: str, seed: int) -> None:
+    first, second = (AUGMENTATIONS[name](noisy_tone(), np.random.default_rng(seed)) for _ in range(2))
     assert first.dtype == np.float32
     assert np.isfinite(first).all()
     np.testing.assert_array_equal(first, second)
     if name != "original":
-        other = AUGMENTATIONS[name](sound(), np.random.default_rng(seed + 100))
+        other = AUGMENTATIONS[name](noisy_tone(), np.random.default_rng(seed + 100))
         assert other.size != first.size or not np.array_equal(other, first)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("size", [100, 8_001])
-def test_silence_stays_finite_and_as_long(name: str, size: int) -> None:
+def test_augmented_silence_is_finite_and_keeps_its_length(name: str, size: int) -> None:
     quiet = AUGMENTATIONS[name](np.zeros(size, np.float32), np.random.default_rng(0))
     assert np.isfinite(quiet).all()
     if name not in ("speed", *OTHER_VOICES):
@@ -67,7 +67,7 @@ def test_speed_changes_length_and_pitch_by_the_same_8_to_15_percent(seed: int) -
 
 
 @seeds
-def test_another_voice_has_another_pitch_and_another_response(seed: int) -> None:
+def test_other_voice_changes_pitch_and_loudness(seed: int) -> None:
     samples = tone(2.0, 500)
     changed = other_voice(samples, np.random.default_rng(seed))
     factor = samples.size / changed.size
@@ -76,29 +76,29 @@ def test_another_voice_has_another_pitch_and_another_response(seed: int) -> None
     assert 0.19 < np.abs(changed).max() < 0.91
 
 
-def test_a_speaker_has_one_other_voice_in_all_utterances_and_another_in_the_next() -> None:
-    said = [
+def test_other_voice_is_the_same_for_all_utterances_of_a_speaker_and_differs_between_speakers() -> None:
+    utterances = [
         Utterance(id_, "ravdess", "en", Split.train, None, None, speaker, "calm")
         for id_, speaker in (("1", "a"), ("2", "a"), ("3", "b"))
     ]
     first, second = OTHER_VOICES[:2]
-    same, again, different = (draws(first, one).random() for one in said)
-    assert same == again
-    assert len({same, different, draws(second, said[0]).random()}) == 3
-    assert draws("noise", said[0]).random() != draws("noise", said[1]).random()
+    same, repeated, different = (random_generator(first, one).random() for one in utterances)
+    assert same == repeated
+    assert len({same, different, random_generator(second, utterances[0]).random()}) == 3
+    assert random_generator("noise", utterances[0]).random() != random_generator("noise", utterances[1]).random()
 
 
 @seeds
 def test_noise_is_8_to_25_decibels_below_the_speech(seed: int) -> None:
-    samples = sound()
+    samples = noisy_tone()
     added = noise(samples, np.random.default_rng(seed)) - samples
     ratio = 10 * np.log10(np.mean(samples**2) / np.mean(added**2))
     assert 7.9 < ratio < 25.1
 
 
 @seeds
-def test_a_telephone_lets_300_to_3400_hertz_through_and_nothing_else(seed: int) -> None:
-    samples = sound()
+def test_telephone_passes_300_to_3400_hertz_and_nothing_else(seed: int) -> None:
+    samples = noisy_tone()
     hertz = np.fft.rfftfreq(samples.size, 1 / SAMPLE_RATE)
     inside = (hertz >= 300) & (hertz <= 3400)
     before = np.abs(np.fft.rfft(samples))
@@ -110,33 +110,33 @@ def test_a_telephone_lets_300_to_3400_hertz_through_and_nothing_else(seed: int) 
 
 
 @seeds
-def test_a_room_keeps_sounding_and_dies_away_by_60_decibels_in_a_quarter_to_seven_tenths_of_a_second(seed: int) -> None:
+def test_reverberation_decays_by_60_decibels_in_250_to_700_ms(seed: int) -> None:
     click = np.zeros(SAMPLE_RATE, np.float32)
     click[0] = 1.0
-    heard = reverberation(click, np.random.default_rng(seed))
-    energy = np.cumsum(heard[:0:-1].astype(np.float64) ** 2)[::-1]  # Schroeder's backward integral, without the click
+    wet = reverberation(click, np.random.default_rng(seed))
+    energy = np.cumsum(wet[:0:-1].astype(np.float64) ** 2)[::-1]  # Schroeder's backward integral, without the click
     decay = 10 * np.log10(energy[energy > 0] / energy[0])
     # The slope between -5 and -35 dB, as ISO 3382 measures it.
     times = np.flatnonzero((decay < -5) & (decay > -35)) / SAMPLE_RATE
     slope = np.polyfit(times, decay[(decay < -5) & (decay > -35)], 1)[0]
     assert 0.22 < -60 / slope < 0.77
-    assert 0.05 < energy[0] / heard[0] ** 2 < 1.2  # echoes 0 to 10 dB below the voice
+    assert 0.05 < energy[0] / wet[0] ** 2 < 1.2  # echoes 0 to 10 dB below the direct sound
 
 
 @seeds
-def test_a_room_changes_neither_length_nor_loudness(seed: int) -> None:
-    samples = sound()
+def test_reverberation_changes_neither_length_nor_loudness(seed: int) -> None:
+    samples = noisy_tone()
     wet = reverberation(samples, np.random.default_rng(seed))
     assert wet.size == samples.size
     assert np.std(wet) == pytest.approx(np.std(samples), rel=0.01)
 
 
 @given(share=st.floats(0, 1), count=st.integers(0, 3), seed=st.integers(0, 100), size=st.integers(1, 40))
-def test_masked_bands_hide_the_same_features_everywhere_and_leave_the_rest(
+def test_masked_bands_are_the_same_in_all_frames_and_leave_the_rest(
     share: float, count: int, seed: int, size: int
 ) -> None:
     features = torch.rand(5, 2, size) + 1
-    masked = with_bands_masked(features, share, np.random.default_rng(seed), count)
+    masked = mask_bands(features, share, np.random.default_rng(seed), count)
     hidden = masked == 0
     assert masked.shape == features.shape
     assert hidden.equal(hidden[:1, :1].expand_as(hidden))
@@ -144,9 +144,9 @@ def test_masked_bands_hide_the_same_features_everywhere_and_leave_the_rest(
     assert hidden[0, 0].sum() <= count * share * size
 
 
-def test_masked_bands_show_what_fills_them() -> None:
+def test_masked_bands_have_the_fill_values() -> None:
     features, mean = torch.zeros(50, 80), torch.arange(80.0) + 1
-    masked = with_bands_masked(features, 0.5, np.random.default_rng(1), fill=mean)
+    masked = mask_bands(features, 0.5, np.random.default_rng(1), fill=mean)
     hidden = masked[0] != 0
     assert 0 < hidden.sum() < 80
     torch.testing.assert_close(masked[:, hidden], mean[hidden].expand(50, -1))

@@ -1,4 +1,4 @@
-"""Cached features, and the batches that are drawn from them."""
+"""Cached features, training batches and evaluation sets."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,85 +16,81 @@ from numpy.typing import NDArray
 
 from shared.domain.emotion import EKMAN7
 from tests.unit.tiny import FUSION
-from training.data.batches import (
-    Batch,
-    EvaluationSet,
-    Example,
-    Features,
-    Speakers,
-    TrainingBatches,
-    cached_summary,
-    collate,
-    with_gaps,
-)
+from training.args import AugmentationArgs, BatchArgs
+from training.data.batches import TrainingBatches
+from training.data.evaluation_set import EvaluationSet
+from training.data.examples import Batch, Example, collate
 from training.data.feature_cache import FeatureFile
-from training.data.utterance import Split, Utterance, target
+from training.data.input_sources import CachedFeatures
+from training.data.masking import drop_spans
+from training.data.speaker_summaries import SpeakerSummaries, summarize_cached
+from training.data.utterance import Split, Utterance, ekman_target
 
-WAYS = {"original": 1.0, "noise": 2.0, "speed": 3.0}
+FEATURE_OF = {"original": 1.0, "noise": 2.0, "speed": 3.0}
+PLAIN = AugmentationArgs(kinds=("noise", "speed"), dropped_spans=0, masked_bands=0, mixup=0)
 
 
 def spoken(corpus: str, number: int, category: str = "joy") -> Utterance:
     name = f"{corpus} {number}"
     return Utterance(
-        name, corpus, "en", Split.train, target([category]), 1.0, name, category, text=name, audio=Path(name)
+        name, corpus, "en", Split.train, ekman_target([category]), 1.0, name, category, text=name, audio=Path(name)
     )
 
 
 def written(corpus: str, number: int, category: str = "joy") -> Utterance:
     name = f"{corpus} {number}"
-    return Utterance(name, corpus, "en", Split.train, target([category]), None, name, category, text=name)
+    return Utterance(name, corpus, "en", Split.train, ekman_target([category]), None, name, category, text=name)
 
 
 ACTED = [spoken("ravdess", i, category) for i, category in enumerate(EKMAN7.categories)]
-HEARD = [spoken("urdu_latif", i) for i in range(63)]
-READ = [written("meld", i, category) for i, category in enumerate(EKMAN7.categories)]
-POSTED = [written("xed", i, category) for i, category in enumerate(EKMAN7.categories * 9)]
+URDU = [spoken("urdu_latif", i) for i in range(63)]
+DIALOGUE = [written("meld", i, category) for i, category in enumerate(EKMAN7.categories)]
+SUBTITLES = [written("xed", i, category) for i, category in enumerate(EKMAN7.categories * 9)]
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    """Each text's features are the number of its label, each voice's the number of its augmentation."""
+def features(tmp_path_factory: pytest.TempPathFactory) -> CachedFeatures:
+    """Text features equal the number of the label, audio features that of the augmentation."""
     cache = tmp_path_factory.mktemp("cache")
-    for corpus, utterances in {"ravdess": ACTED, "urdu_latif": HEARD, "meld": READ, "xed": POSTED}.items():
+    for corpus, utterances in {"ravdess": ACTED, "urdu_latif": URDU, "meld": DIALOGUE, "xed": SUBTITLES}.items():
         texts = [(u.id, np.full((3, 32), u.label, np.float16)) for u in utterances]
         FeatureFile.write(cache / corpus / "text", texts)
-        for name, value in WAYS.items() if utterances[0].audio else ():
+        for name, value in FEATURE_OF.items() if utterances[0].audio else ():
             FeatureFile.write(
                 cache / corpus / name, [(u.id, np.full((2, 2, 16), value, np.float16)) for u in utterances]
             )
-    return Features(cache, ["ravdess", "urdu_latif", "meld", "xed"], list(WAYS))
+    return CachedFeatures(cache, ["ravdess", "urdu_latif", "meld", "xed"], list(FEATURE_OF))
 
 
 def batches(
-    features: Features,
+    features: CachedFeatures,
     spoken: list[Utterance],
     written: list[Utterance],
-    **options: Any,  # noqa: ANN401 - each has its own type
+    *,
+    seed: int = 0,
+    augmentation: AugmentationArgs = PLAIN,
+    **options: Any,  # noqa: ANN401 - those of BatchArgs
 ) -> TrainingBatches[Batch]:
-    defaults: dict[str, Any] = {
-        "voices": 200,
-        "texts": 200,
-        "corpus_weights": {},
-        "augmentations": ["noise", "speed"],
-        "gaps": 0.0,
-        "bands": 0.0,
-        "own_words": 0.3,
-        "matching_words": 0.4,
-        "neutral_words": 0.0,
-        "neutral": EKMAN7.index("neutral"),
-        "earlier_turns": [0],
-        "seed": 0,
-    }
-    chosen = defaults | options
-    speakers = Speakers(spoken, cached_summary(features), chosen["augmentations"])
-    return TrainingBatches(features, speakers, partial(collate, config=FUSION), spoken, written, **chosen)
+    defaults = {"audio": 200, "text": 200, "corpus_weights": {}, "own_text": 0.3, "matching_text": 0.4}
+    speakers = SpeakerSummaries(spoken, summarize_cached(features), augmentation.kinds)
+    return TrainingBatches(
+        features,
+        speakers,
+        partial(collate, config=FUSION),
+        spoken,
+        written,
+        batches=BatchArgs.model_validate({**defaults, "earlier_turns": (0,), **options}),
+        augmentation=augmentation,
+        neutral=EKMAN7.index("neutral"),
+        seed=seed,
+    )
 
 
 def share(batch: Batch, corpus: str) -> float:
     return sum(u.corpus == corpus for u in batch.utterances) / len(batch.utterances)
 
 
-def test_features_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_cached_features_are_read_as_they_were_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     items = {f"id {i}": rng.standard_normal((i + 1, 2, 3)).astype(np.float16) for i in range(4)}
     assert not FeatureFile.exists(tmp_path / "voice")
@@ -109,13 +105,13 @@ def test_features_come_back_as_they_were_written(tmp_path: Path) -> None:
         file["id 4"]
 
 
-def test_features_written_by_half_do_not_exist(tmp_path: Path) -> None:
-    def broken_off() -> Iterator[tuple[str, NDArray[np.float16]]]:
+def test_features_do_not_exist_until_all_are_written(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[tuple[str, NDArray[np.float16]]]:
         yield "a", np.zeros((1, 2), np.float16)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        FeatureFile.write(tmp_path, broken_off())
+        FeatureFile.write(tmp_path, interrupted())
     assert not FeatureFile.exists(tmp_path)
 
 
@@ -123,7 +119,7 @@ lengths = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, 
 
 
 @given(lengths)
-def test_a_batchs_masks_say_what_is_there_and_the_rest_is_zero(sizes: list[tuple[int, int]]) -> None:
+def test_a_batchs_masks_mark_the_features_and_padding_is_zero(sizes: list[tuple[int, int]]) -> None:
     examples = [
         Example(
             ACTED[0],
@@ -133,107 +129,109 @@ def test_a_batchs_masks_say_what_is_there_and_the_rest_is_zero(sizes: list[tuple
         for words, sounds in sizes
     ]
     batch = collate(examples, FUSION)
-    for tokens, wanted in ((batch.text, [w for w, _ in sizes]), (batch.voice, [s for _, s in sizes])):
+    for tokens, wanted in ((batch.text, [w for w, _ in sizes]), (batch.audio, [s for _, s in sizes])):
         assert tokens.mask.sum(dim=1).tolist() == wanted
         assert tokens.mask.shape == tokens.features.shape[:2]
         assert tokens.mask.shape[1] == max(1, *wanted)
         assert (tokens.features.flatten(2).amax(dim=2) > 0).equal(tokens.mask)
 
 
-def test_a_batch_has_each_utterances_target_and_no_number_where_the_valence_is_unknown() -> None:
-    batch = collate([Example(ACTED[0], None, None), Example(READ[6], None, None)], FUSION)
+def test_a_batch_has_the_targets_and_nan_for_an_unknown_valence() -> None:
+    batch = collate([Example(ACTED[0], None, None), Example(DIALOGUE[6], None, None)], FUSION)
     assert batch.target.argmax(dim=1).tolist() == [0, 6]
     assert batch.valence.isnan().tolist() == [False, True]
-    assert batch.utterances == (ACTED[0], READ[6])
+    assert batch.utterances == (ACTED[0], DIALOGUE[6])
 
 
-def test_corpora_are_drawn_by_their_weights_whatever_their_sizes(features: Features) -> None:
+def test_corpora_are_drawn_by_their_weights_whatever_their_sizes(features: CachedFeatures) -> None:
     weights = {"ravdess": 3.0, "xed": 4.0}
-    pairs = list(islice(batches(features, ACTED + HEARD, READ + POSTED, corpus_weights=weights), 5))
+    pairs = list(islice(batches(features, ACTED + URDU, DIALOGUE + SUBTITLES, corpus_weights=weights), 5))
     assert np.mean([share(voices, "ravdess") for voices, _ in pairs]) == pytest.approx(0.75, abs=0.06)
     assert np.mean([share(texts, "xed") for _, texts in pairs]) == pytest.approx(0.8, abs=0.06)
-    assert not any(texts.voice.mask.any() for _, texts in pairs)
+    assert not any(texts.audio.mask.any() for _, texts in pairs)
 
 
-def test_only_spoken_or_only_written_corpora_give_one_batch(features: Features) -> None:
+def test_without_audio_or_without_texts_there_is_one_batch(features: CachedFeatures) -> None:
     (voices,) = next(iter(batches(features, ACTED, [])))
-    assert voices.voice.mask.all()
-    # There are no texts of the same emotion, so the words are an utterance's own or none.
+    assert voices.audio.mask.all()
+    # There are no texts of the same emotion, so the text is the utterance's own or none.
     assert voices.text.mask.any(dim=1).float().mean() == pytest.approx(0.3, abs=0.1)
-    (texts,) = next(iter(batches(features, [], READ)))
+    (texts,) = next(iter(batches(features, [], DIALOGUE)))
     assert texts.text.mask.all()
-    assert not texts.voice.mask.any()
+    assert not texts.audio.mask.any()
 
 
-def test_a_voice_comes_with_words_of_its_emotion(features: Features) -> None:
-    voices, _ = next(iter(batches(features, ACTED, READ + POSTED, own_words=0.0, matching_words=1.0)))
+def test_audio_can_come_with_a_text_of_the_same_emotion(features: CachedFeatures) -> None:
+    voices, _ = next(iter(batches(features, ACTED, DIALOGUE + SUBTITLES, own_text=0.0, matching_text=1.0)))
     label = voices.target.argmax(dim=1)
     assert voices.text.features[:, 0, 0].equal(label.float())
 
 
-def test_a_voice_comes_with_neutral_words_whatever_it_says(features: Features) -> None:
-    options = {"own_words": 0.0, "matching_words": 0.0, "neutral_words": 1.0}
-    voices, _ = next(iter(batches(features, ACTED, READ + POSTED, **options)))
+def test_audio_can_come_with_a_neutral_text(features: CachedFeatures) -> None:
+    options = {"own_text": 0.0, "matching_text": 0.0, "neutral_text": 1.0}
+    voices, _ = next(iter(batches(features, ACTED, DIALOGUE + SUBTITLES, **options)))
     assert (voices.text.features[:, 0, 0] == EKMAN7.index("neutral")).all()
     assert len(set(voices.target.argmax(dim=1).tolist())) == len(EKMAN7.categories)
 
 
-def test_a_voice_comes_with_no_words_where_none_are_asked_for(features: Features) -> None:
-    voices, _ = next(iter(batches(features, ACTED, READ, own_words=0.0, matching_words=0.0)))
+def test_audio_can_come_without_text(features: CachedFeatures) -> None:
+    voices, _ = next(iter(batches(features, ACTED, DIALOGUE, own_text=0.0, matching_text=0.0)))
     assert not voices.text.mask.any()
 
 
-def test_half_of_the_voices_are_as_recorded(features: Features) -> None:
-    voices, _ = next(iter(batches(features, ACTED, READ)))
-    way = voices.voice.features[:, 0, 0, 0]
-    assert (way == WAYS["original"]).float().mean() == pytest.approx(0.5, abs=0.12)
-    assert set(way.tolist()) == set(WAYS.values())
+def test_half_of_the_audio_is_not_augmented(features: CachedFeatures) -> None:
+    voices, _ = next(iter(batches(features, ACTED, DIALOGUE)))
+    way = voices.audio.features[:, 0, 0, 0]
+    assert (way == FEATURE_OF["original"]).float().mean() == pytest.approx(0.5, abs=0.12)
+    assert set(way.tolist()) == set(FEATURE_OF.values())
 
 
-def test_without_augmentations_all_voices_are_as_recorded(features: Features) -> None:
-    voices, _ = next(iter(batches(features, ACTED, READ, augmentations=[])))
-    assert (voices.voice.features == WAYS["original"]).all()
+def test_without_augmentations_no_audio_is_augmented(features: CachedFeatures) -> None:
+    voices, _ = next(iter(batches(features, ACTED, DIALOGUE, augmentation=PLAIN.model_copy(update={"kinds": ()}))))
+    assert (voices.audio.features == FEATURE_OF["original"]).all()
 
 
 def drawn(subject: TrainingBatches[Batch]) -> list[str]:
     return [u.id for batch in next(iter(subject)) for u in batch.utterances]
 
 
-def test_the_seed_decides_what_is_drawn_and_every_epoch_draws_anew(features: Features) -> None:
-    first, second, other = (batches(features, ACTED, READ, seed=seed) for seed in (1, 1, 2))
+def test_the_seed_decides_the_draws_and_every_epoch_draws_differently(features: CachedFeatures) -> None:
+    first, second, other = (batches(features, ACTED, DIALOGUE, seed=seed) for seed in (1, 1, 2))
     epochs = [drawn(first), drawn(first)]
     assert epochs == [drawn(second), drawn(second)]
     assert epochs[0] != epochs[1]
     assert drawn(other) != epochs[0]
 
 
-def test_an_evaluation_has_who_has_the_modalities_and_only_those(features: Features) -> None:
-    both = EvaluationSet(features, ACTED + READ, text=True, voice=True)
+def test_an_evaluation_set_has_the_utterances_with_its_modalities(features: CachedFeatures) -> None:
+    both = EvaluationSet(features, ACTED + DIALOGUE, text=True, audio=True)
     assert [both[i].utterance for i in range(len(both))] == ACTED
-    texts = EvaluationSet(features, ACTED + READ, text=True, voice=False)
-    assert len(texts) == len(ACTED + READ)
-    assert texts[0].voice is None
+    texts = EvaluationSet(features, ACTED + DIALOGUE, text=True, audio=False)
+    assert len(texts) == len(ACTED + DIALOGUE)
+    assert texts[0].audio is None
     assert texts[0].text is not None
 
 
-SAID = [replace(HEARD[i], group="one speaker", target=target(["joy" if i else "fear"])) for i in range(5)] + [HEARD[5]]
+TURNS = [replace(URDU[i], group="one speaker", target=ekman_target(["joy" if i else "fear"])) for i in range(5)] + [
+    URDU[5]
+]
 """Five turns of one speaker, one of another."""
 
 
-def test_a_baseline_is_of_other_turns_of_the_speaker_recorded_in_the_same_way(features: Features) -> None:
-    speakers = Speakers(SAID, cached_summary(features), ["noise"])
+def test_a_baseline_is_of_other_turns_of_the_speaker_with_the_same_augmentation(features: CachedFeatures) -> None:
+    speakers = SpeakerSummaries(TURNS, summarize_cached(features), ["noise"])
     rng = np.random.default_rng(0)
-    assert [len(speakers.earlier(SAID[0], count, rng)) for count in (0, 1, 3, 4, 20)] == [0, 1, 3, 4, 4]
-    assert speakers.earlier(SAID[5], 3, rng) == []
+    assert [len(speakers.earlier(TURNS[0], count, rng)) for count in (0, 1, 3, 4, 20)] == [0, 1, 3, 4, 4]
+    assert speakers.earlier(TURNS[5], 3, rng) == []
     for name in ("original", "noise"):
-        for known in speakers.earlier(SAID[0], 4, rng, name):
+        for known in speakers.earlier(TURNS[0], 4, rng, name):
             assert known.shape == FUSION.summary_shape
-            assert (known[0] == WAYS[name]).all()
-    assert [len(turns) for turns, _ in speakers.voices()] == [5, 1]
+            assert (known[0] == FEATURE_OF[name]).all()
+    assert [len(turns) for turns, _ in speakers.by_speaker()] == [5, 1]
 
 
-def test_all_voices_of_a_batch_have_as_many_earlier_turns_as_there_are(features: Features) -> None:
-    drawn = islice(batches(features, SAID, [], earlier_turns=[0, 2]), 6)
+def test_all_baselines_of_a_batch_have_the_same_number_of_turns(features: CachedFeatures) -> None:
+    drawn = islice(batches(features, TURNS, [], earlier_turns=[0, 2]), 6)
     counts = [
         {int(n) for u, n in zip(batch.utterances, batch.baseline.count, strict=True) if u.group == "one speaker"}
         for (batch,) in drawn
@@ -243,88 +241,93 @@ def test_all_voices_of_a_batch_have_as_many_earlier_turns_as_there_are(features:
     assert all(len(found) == 1 for found in counts)
 
 
-def test_who_is_heard_in_one_emotion_only_trains_without_a_baseline(features: Features) -> None:
-    said = [replace(utterance, target=target(["joy"])) for utterance in SAID]
-    (batch,) = next(iter(batches(features, said, [], earlier_turns=[3])))
+def test_a_speaker_with_one_emotion_trains_without_a_baseline(features: CachedFeatures) -> None:
+    utterances = [replace(utterance, target=ekman_target(["joy"])) for utterance in TURNS]
+    (batch,) = next(iter(batches(features, utterances, [], earlier_turns=[3])))
     assert not batch.baseline.count.any()
 
 
-def test_an_evaluation_draws_the_same_earlier_turns_every_time(features: Features) -> None:
-    speakers = Speakers(SAID, cached_summary(features))
-    options: dict[str, Any] = {"text": False, "voice": True, "speakers": speakers, "earlier_turns": 3}
-    first, second = (EvaluationSet(features, SAID, **options) for _ in range(2))
-    assert [len(first[i].earlier) for i in range(len(SAID))] == [3, 3, 3, 3, 3, 0]
-    for i in range(len(SAID)):
+def test_an_evaluation_set_draws_the_same_earlier_turns_every_time(features: CachedFeatures) -> None:
+    speakers = SpeakerSummaries(TURNS, summarize_cached(features))
+    options: dict[str, Any] = {"text": False, "audio": True, "speakers": speakers, "earlier_turns": 3}
+    first, second = (EvaluationSet(features, TURNS, **options) for _ in range(2))
+    assert [len(first[i].earlier) for i in range(len(TURNS))] == [3, 3, 3, 3, 3, 0]
+    for i in range(len(TURNS)):
         np.testing.assert_array_equal(first[i].earlier, second[i].earlier)
 
 
 @pytest.fixture
-def moody(tmp_path: Path) -> tuple[Features, list[Utterance]]:
-    """One speaker, four times in joy, in fear and in anger; each voice's features are the number of its label."""
-    moods = ("joy", "fear", "anger")
-    said = [replace(spoken("ravdess", i, moods[i % 3]), group="one speaker") for i in range(12)]
-    FeatureFile.write(tmp_path / "ravdess" / "text", [(u.id, np.zeros((1, 32), np.float16)) for u in said])
-    voices = [(u.id, np.full((2, 2, 16), u.label, np.float16)) for u in said]
+def several_emotions(tmp_path: Path) -> tuple[CachedFeatures, list[Utterance]]:
+    """One speaker with joy, fear and anger four times each; audio features equal the number of the label."""
+    emotions = ("joy", "fear", "anger")
+    utterances = [replace(spoken("ravdess", i, emotions[i % 3]), group="one speaker") for i in range(12)]
+    FeatureFile.write(tmp_path / "ravdess" / "text", [(u.id, np.zeros((1, 32), np.float16)) for u in utterances])
+    voices = [(u.id, np.full((2, 2, 16), u.label, np.float16)) for u in utterances]
     FeatureFile.write(tmp_path / "ravdess" / "original", voices)
-    return Features(tmp_path, ["ravdess"], ["original"]), said
+    return CachedFeatures(tmp_path, ["ravdess"], ["original"]), utterances
 
 
-def heard(earlier: Sequence[NDArray[np.float16]]) -> list[str]:
+def emotions_of(earlier: Sequence[NDArray[np.float16]]) -> list[str]:
     """The emotions of the earlier turns."""
     return [EKMAN7.categories[int(summary[0, 0, 0])] for summary in earlier]
 
 
-def test_a_baseline_of_one_mood_has_its_turns_before_all_others(moody: tuple[Features, list[Utterance]]) -> None:
-    features, said = moody
-    speakers = Speakers(said, cached_summary(features))
+def test_a_baseline_prefers_turns_of_the_given_emotion(
+    several_emotions: tuple[CachedFeatures, list[Utterance]],
+) -> None:
+    features, utterances = several_emotions
+    speakers = SpeakerSummaries(utterances, summarize_cached(features))
     rng = np.random.default_rng(0)
     fear = EKMAN7.index("fear")
-    assert heard(speakers.earlier(said[0], 4, rng, mood=fear)) == ["fear"] * 4
-    topped_up = heard(speakers.earlier(said[0], 6, rng, mood=fear))
+    assert emotions_of(speakers.earlier(utterances[0], 4, rng, emotion=fear)) == ["fear"] * 4
+    topped_up = emotions_of(speakers.earlier(utterances[0], 6, rng, emotion=fear))
     assert topped_up[:4] == ["fear"] * 4
     assert "fear" not in topped_up[4:]
-    assert len(speakers.earlier(said[0], 20, rng, mood=fear)) == 11
+    assert len(speakers.earlier(utterances[0], 20, rng, emotion=fear)) == 11
 
 
-def test_an_evaluation_in_one_mood_reads_against_turns_in_the_same_emotion(
-    moody: tuple[Features, list[Utterance]],
+def test_an_evaluation_set_can_prefer_turns_of_the_same_emotion(
+    several_emotions: tuple[CachedFeatures, list[Utterance]],
 ) -> None:
-    features, said = moody
-    options: dict[str, Any] = {"text": False, "voice": True, "speakers": Speakers(said, cached_summary(features))}
-    hard = EvaluationSet(features, said, earlier_turns=3, one_mood=True, **options)
-    assert [heard(hard[i].earlier) for i in range(3)] == [[mood] * 3 for mood in ("joy", "fear", "anger")]
-    assert any(
-        len(set(heard(EvaluationSet(features, said, earlier_turns=3, **options)[i].earlier))) > 1 for i in (0, 1)
-    )
+    features, utterances = several_emotions
+    options: dict[str, Any] = {
+        "text": False,
+        "audio": True,
+        "speakers": SpeakerSummaries(utterances, summarize_cached(features)),
+    }
+    easy = EvaluationSet(features, utterances, earlier_turns=3, **options)
+    hard = EvaluationSet(features, utterances, earlier_turns=3, same_emotion=True, **options)
+    assert [emotions_of(hard[i].earlier) for i in range(3)] == [[emotion] * 3 for emotion in ("joy", "fear", "anger")]
+    assert any(len(set(emotions_of(easy[i].earlier))) > 1 for i in (0, 1))
 
 
 @given(st.integers(1, 200), st.floats(0, 0.5), st.integers(0, 2**32 - 1))
-def test_gaps_leave_a_part_in_its_order(length: int, share: float, seed: int) -> None:
+def test_dropping_spans_keeps_the_order(length: int, share: float, seed: int) -> None:
     tokens = torch.arange(length)[:, None]
-    kept = with_gaps(tokens, share, np.random.default_rng(seed)).flatten().tolist()
+    kept = drop_spans(tokens, share, np.random.default_rng(seed)).flatten().tolist()
     assert kept == sorted(set(kept))
     assert length * (1 - 2 * share) <= len(kept) <= length
 
 
 def voices(*lengths: int) -> Batch:
-    """One voice of ones, of twos, and so on; each of a category of its own."""
+    """One clip of ones, one of twos, and so on, each with another category."""
     utterances = [spoken("ravdess", i, EKMAN7.categories[i]) for i in range(len(lengths))]
     features = [torch.full((length, 2, 16), i + 1.0) for i, length in enumerate(lengths)]
     return collate([Example(u, None, voice) for u, voice in zip(utterances, features, strict=True)], FUSION)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_mixed_voices_have_mixed_targets_of_which_the_first_is_larger(seed: int) -> None:
+def test_mixup_mixes_audio_and_targets_in_the_same_proportion(seed: int) -> None:
     torch.manual_seed(seed)
     batch = voices(4, 6, 5)
     mixed = batch.mixed(0.5)
     assert mixed.target.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
     assert mixed.target.argmax(dim=1).tolist() == batch.target.argmax(dim=1).tolist()
     loudness = (mixed.target[:, :3] * torch.tensor([1.0, 2.0, 3.0])).sum(dim=1)
-    torch.testing.assert_close(mixed.voice.features[:, 0, 0, 0], loudness)
-    # Where the softer voice has ended, the other is alone.
-    assert mixed.voice.features[1, 5, 0, 0] == 2
-    assert mixed.voice.mask.equal(batch.voice.mask)
+    torch.testing.assert_close(mixed.audio.features[:, 0, 0, 0], loudness)
+    # After the end of the softer clip, the other is alone.
+    assert mixed.audio.features[1, 5, 0, 0] == 2
+    assert mixed.audio.mask.equal(batch.audio.mask)
 
 
 def test_texts_are_not_mixed() -> None:
@@ -332,22 +335,23 @@ def test_texts_are_not_mixed() -> None:
     assert batch.mixed(0.5) is batch
 
 
-def test_no_mixing_is_none() -> None:
+def test_mixup_of_0_changes_nothing() -> None:
     batch = voices(4, 6)
     assert batch.mixed(0.0) is batch
 
 
-def test_bands_of_a_voice_are_held_at_its_mean(tmp_path: Path) -> None:
-    said = [spoken("ravdess", i) for i in range(20)]
+def test_masked_bands_are_held_at_the_clips_mean(tmp_path: Path) -> None:
+    utterances = [spoken("ravdess", i) for i in range(20)]
     rng = np.random.default_rng(0)
-    voices = {u.id: rng.standard_normal((6, 2, 16)).astype(np.float16) for u in said}
+    voices = {u.id: rng.standard_normal((6, 2, 16)).astype(np.float16) for u in utterances}
     FeatureFile.write(tmp_path / "ravdess" / "original", voices.items())
-    FeatureFile.write(tmp_path / "ravdess" / "text", [(u.id, np.zeros((1, 32), np.float16)) for u in said])
-    cached = Features(tmp_path, ["ravdess"], ["original"])
+    FeatureFile.write(tmp_path / "ravdess" / "text", [(u.id, np.zeros((1, 32), np.float16)) for u in utterances])
+    cached = CachedFeatures(tmp_path, ["ravdess"], ["original"])
     for bands in (0.0, 0.5):
-        drawn = next(iter(batches(cached, said, [], voices=20, augmentations=[], bands=bands)))[0]
+        masking = PLAIN.model_copy(update={"kinds": (), "masked_bands": bands})
+        drawn = next(iter(batches(cached, utterances, [], audio=20, augmentation=masking)))[0]
         held = 0
-        for utterance, voice in zip(drawn.utterances, drawn.voice.features, strict=True):
+        for utterance, voice in zip(drawn.utterances, drawn.audio.features, strict=True):
             whole = torch.from_numpy(voices[utterance.id].astype(np.float32))
             band = (voice != whole).any(dim=0).any(dim=0)
             torch.testing.assert_close(voice[:, :, band], whole.mean(dim=0)[:, band].expand(6, -1, -1))

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 from sklearn.preprocessing import StandardScaler
 
-from tests.audio_clips import tone, wav
-from tests.training.test_recipes import recipe
+from tests.sounds import tone, wav
+from training.__main__ import run_recipe
 from training.data.acoustic_features import extract
 from training.data.corpora import urdu_sindhi
 from training.data.registry import load
@@ -21,7 +21,7 @@ from training.recipes.classical import Report, classical
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs" / "classical").glob("*.yaml"))
 SMALL = ["--folds=2", "--trees=5", "--hidden=[4]"]
 CLIPS = 22
-"""Of each label: the network holds out a tenth of half of them, one of each label at least."""
+"""Clips per label: the network holds out a tenth of half of them, at least one of each label."""
 
 
 def write_urdu_sindhi(folder: Path) -> None:
@@ -43,12 +43,12 @@ def write_recordings(data: Path) -> None:
     for speaker in range(1, 13):
         for emotion in range(1, 9):
             name = f"Actor_{speaker:02}/03-01-{emotion:02}-01-01-01-{speaker:02}.wav"
-            write_sound(data / "ravdess" / name, 80 + 40 * emotion + speaker)
+            write_tone(data / "ravdess" / name, 80 + 40 * emotion + speaker)
         for i, label in enumerate(("Neutral", "Happy", "Sad", "Angry")):
-            write_sound(data / "urdu_latif" / label / f"SM{speaker}_F{i}_{label[0]}{speaker:02}.wav", 90 + 60 * i)
+            write_tone(data / "urdu_latif" / label / f"SM{speaker}_F{i}_{label[0]}{speaker:02}.wav", 90 + 60 * i)
 
 
-def write_sound(path: Path, hertz: float) -> None:
+def write_tone(path: Path, hertz: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(wav(tone(0.4, hertz)))
 
@@ -77,14 +77,14 @@ def report(out: Path) -> Report:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_measures_every_classifier_on_every_feature_set(
-    config: Path, acoustic: Path, extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, acoustic: Path, extracted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "results" / "figures.json"
     places = [f"--data={acoustic}", f"--cache={extracted}", f"--out={out}"]
     options = yaml.safe_load(config.read_text())
     published = options["corpus"] in urdu_sindhi.CORPORA
     names = options["features"] if published else ["egemaps", "prosody"]  # extracting takes its time
-    recipe(monkeypatch, "classical", f"--config={config}", *places, *SMALL, f"--features=[{','.join(names)}]")
+    run_recipe(["classical", f"--config={config}", *places, *SMALL, f"--features=[{','.join(names)}]"])
     found = report(out)
     assert found.test_corpus == options.get("test_corpus", options["corpus"])
     named = [(result.features, result.classifier) for result in found.results]
@@ -131,18 +131,18 @@ def test_the_scaler_sees_only_the_clips_that_the_fold_trains_on(
 
 
 def test_a_corpus_without_speakers_cannot_be_split_by_them(acoustic: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not name its speakers, so only the split 'random'"):
+    with pytest.raises(ValueError, match="does not identify its speakers, so only the split 'random'"):
         classical(acoustic, tmp_path, tmp_path / "out.json", "sindhi_syed", split="speaker")
 
 
-def test_across_corpora_only_the_labels_of_both_are_used(acoustic: Path, extracted: Path, tmp_path: Path) -> None:
+def test_with_two_corpora_only_labels_of_both_are_used(acoustic: Path, extracted: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     classical(acoustic, extracted, out, "urdu_syed", "sindhi_syed", labels="ekman7")
     assert "sarcasm" not in report(out).results[0].labels
 
 
 def test_a_corpus_is_not_tested_on_itself(acoustic: Path, tmp_path: Path) -> None:
-    with pytest.raises(Leakage, match="urdu_syed is to be trained on and tested on"):
+    with pytest.raises(Leakage, match="urdu_syed is both trained on and tested on"):
         classical(acoustic, tmp_path, tmp_path / "out.json", "urdu_syed", "urdu_syed")
 
 
@@ -152,7 +152,7 @@ def test_corpora_with_too_few_labels_in_common_say_which_they_have(acoustic: Pat
     place = tmp_path / "urdu_sindhi" / "Feats - Sindhi" / "eGeMAPS funcs" / "Matfiles"
     place.mkdir(parents=True)
     savemat(place / "Sarcasm_0001.mat", {"feats": np.zeros((1, 8))})
-    with pytest.raises(ValueError, match=r"have Sarcasm in common, of Anger, .* and Sarcasm: two labels at least"):
+    with pytest.raises(ValueError, match=r"have Sarcasm in common, of Anger, .* and Sarcasm: at least two labels"):
         classical(tmp_path, tmp_path, tmp_path / "out.json", "urdu_syed", "sindhi_syed")
 
 
@@ -161,10 +161,10 @@ def test_features_are_extracted_once_and_for_new_recordings_alone(
 ) -> None:
     utterances = load(acoustic, ["urdu_latif"])[:3]
     first = extract(utterances[:2], "egemaps", tmp_path)
-    heard: list[Path] = []
-    monkeypatch.setattr("training.data.acoustic_features.decode", lambda path: heard.append(path) or tone(0.4))
+    decoded: list[Path] = []
+    monkeypatch.setattr("training.data.acoustic_features.decode", lambda path: decoded.append(path) or tone(0.4))
     second = extract(utterances[::-1], "egemaps", tmp_path)
-    assert heard == [utterances[2].audio]
+    assert decoded == [utterances[2].audio]
     np.testing.assert_array_equal(second[:0:-1], first)
 
 
@@ -181,7 +181,7 @@ def test_a_configuration_file_of_opensmile_is_a_feature_set(one: list[Utterance]
     assert len(list(tmp_path.glob("IS09_emotion-*.npz"))) == 1
 
 
-def test_a_feature_set_that_is_not_known_says_which_are(one: list[Utterance], tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_feature_set_lists_the_known_ones(one: list[Utterance], tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"'gemaps' is neither one of egemaps, .* https://github.com/audeering/opensmile"
     ):
@@ -190,8 +190,8 @@ def test_a_feature_set_that_is_not_known_says_which_are(one: list[Utterance], tm
         urdu_sindhi.load(tmp_path, "urdu_syed", "gemaps")
 
 
-def test_a_recording_that_is_too_short_is_named(tmp_path: Path) -> None:
-    write_sound(tmp_path / "urdu_latif" / "Sad" / "SM1_F1_S1.wav", 200)
+def test_the_error_names_a_recording_that_is_too_short(tmp_path: Path) -> None:
+    write_tone(tmp_path / "urdu_latif" / "Sad" / "SM1_F1_S1.wav", 200)
     (tmp_path / "urdu_latif" / "Sad" / "SM1_F1_S1.wav").write_bytes(wav(tone(0.01)))
     with pytest.raises(ValueError, match=r"SM1_F1_S1\.wav is too short for the features egemaps"):
         extract(load(tmp_path, ["urdu_latif"]), "egemaps", tmp_path)
@@ -207,7 +207,7 @@ def test_a_sample_at_full_scale_does_not_wrap(
     np.testing.assert_allclose(found[0], found[1], rtol=0.05, atol=0.05)
 
 
-def test_a_features_corpus_that_is_not_there_says_where_to_get_it(tmp_path: Path) -> None:
+def test_the_error_for_missing_features_says_where_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(CorpusMissing, match=r"urdu_syed is not at .*Matfiles: get it from https://zenodo.org/records"):
         urdu_sindhi.load(tmp_path, "urdu_syed", "is10")
 
@@ -224,7 +224,7 @@ def test_a_features_corpus_that_is_not_there_says_where_to_get_it(tmp_path: Path
         ("Anger_9999.mat", {"feats": "none"}, r"Anger_9999\.mat holds no numeric array"),
     ],
 )
-def test_a_file_unlike_the_corpus_is_named(
+def test_the_error_names_a_file_that_does_not_fit_the_corpus(
     acoustic: Path, tmp_path: Path, name: str, content: dict[str, object], message: str
 ) -> None:
     place = tmp_path / "Feats - Urdu" / "eGeMAPS funcs" / "Matfiles"

@@ -1,10 +1,11 @@
-"""Every configuration is loaded and runs, on small corpora and checkpoints of the published depth."""
+"""Every shipped configuration loads, and runs on small corpora and small checkpoints of the published depth."""
 
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,22 +16,23 @@ from shared.domain.job import Lane
 from shared.settings import Batches, BatchLimits
 from tests import checkpoints
 from tests.sounds import tone, wav
-from tests.training.corpus_samples import FEELINGS
-from tests.training.test_recipes import recipe
+from tests.training.corpus_samples import TEXTS
 from tests.unit.tiny import Heard, pipeline
+from training.__main__ import run_recipe
 from training.data.corpora.meld import CLIPS
 from training.data.registry import CORPORA
 from training.data.utterance import Split
-from training.recipes.train import Run
 from training.report import Report
+from training.runs import RunConfig
 from workers.stages import Stages
 
 ROOT = Path(__file__).parents[2]
 OTHERS = {"classical", "resnet34"}
-"""Folders of recipes that have tests of their own."""
+"""Folders of the recipes `classical` and `transfer`, which run in their own tests."""
 FOLDER = ROOT / "training" / "configs"
 PUBLISHED_CONFIGS = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name not in OTHERS)
 CONFIGS = [FOLDER / "full.yaml", *PUBLISHED_CONFIGS]
+EVERY_CONFIG = sorted(FOLDER.rglob("*.yaml"))
 PUBLISHED: dict[str, Callable[[Path], Path]] = {
     "facebook/wav2vec2-xls-r-300m": partial(checkpoints.xls_r, layers=24),
     "facebook/wav2vec2-large-xlsr-53": partial(checkpoints.xls_r, layers=24),
@@ -40,14 +42,15 @@ PUBLISHED: dict[str, Callable[[Path], Path]] = {
     "FacebookAI/roberta-base": partial(checkpoints.roberta, layers=12, positions=512),
     "FacebookAI/xlm-roberta-base": partial(checkpoints.xlm_roberta, layers=12, positions=512),
 }
-SMALL = ["--fusion.width=16", "--fusion.heads=2", "--fusion.hidden=16", "--fusion.head_width=8"]
-SMALL_PATCHES = ["--fusion.patches.patch=8", "--fusion.patches.width=16", "--fusion.patches.heads=2"]
-SHORT = ["--epochs=1", "--steps_per_epoch=1", "--voices=2", "--texts=2", "--accumulate=1", "--accelerator=cpu"]
+SMALL = [f"--model.fusion.{shape}" for shape in ("width=16", "heads=2", "hidden=16", "head_width=8")]
+SMALL_PATCHES = [f"--model.fusion.patches.{shape}" for shape in ("patch=8", "width=16", "heads=2")]
+TRAINER = ("epochs=1", "steps_per_epoch=1", "accumulate=1", "accelerator=cpu")
+SHORT = [*(f"--trainer.{option}" for option in TRAINER), "--batches.audio=2", "--batches.text=2"]
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A checkpoint by its name on the hub."""
+    """Returns a small checkpoint for a name on the hub."""
     folder = tmp_path_factory.mktemp("published")
 
     def of(name: str) -> Path:
@@ -68,10 +71,23 @@ def corpora(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "meld" / table.name).symlink_to(table)
     for split in (Split.train, Split.validation):
         (folder / "meld" / CLIPS[split]).mkdir()
-        for i in range(len(FEELINGS)):
+        for i in range(len(TEXTS)):
             clip = folder / "meld" / CLIPS[split] / f"dia0_utt{i}.mp4"
             clip.write_bytes(wav(tone(0.3, 100 + 20 * i)))
     return folder
+
+
+@pytest.mark.parametrize("config", EVERY_CONFIG, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_configuration_loads_without_running(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"--data={tmp_path}", f"--cache={tmp_path}", f"--out={tmp_path}"]
+    recipe = recipe_of(config)
+    places = [place for place in places if recipe != "transfer" or "cache" not in place]
+    with pytest.raises(SystemExit, match="0"):
+        run_recipe([recipe, str(config), *places, "--print_config"])
+    loaded = yaml.safe_load(capsys.readouterr().out)
+    assert yaml.safe_load(config.read_text()).keys() <= loaded.keys()
 
 
 def test_every_published_system_has_a_configuration() -> None:
@@ -90,14 +106,13 @@ def test_a_configuration_runs(
     corpora: Path,
     published: Callable[[str], Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = recipe_of(config)
     options = yaml.safe_load(config.read_text())
     seeds = ["--seeds=[0]"] if name == "cross_corpus" else []
     places = [f"--data={corpora}", f"--out={tmp_path}"]
-    small = SMALL_PATCHES if options["fusion"]["kind"] == "patch_transformer" else SMALL
-    recipe(monkeypatch, name, str(config), *places, *sources(options, published), *small, *SHORT, *seeds)
+    small = SMALL_PATCHES if options["model"]["fusion"]["kind"] == "patch_transformer" else SMALL
+    run_recipe([name, str(config), *places, *sources(options, published), *small, *SHORT, *seeds])
     if name == "cross_corpus":
         report = Report.model_validate_json((tmp_path / "metrics.json").read_text())
         assert len(report.views) == 1 + options.get("both_directions", False)
@@ -106,16 +121,16 @@ def test_a_configuration_runs(
     assert list(tmp_path.rglob("run.json"))
 
 
-def test_the_full_profile_reads_turns_in_batches_as_one_by_one(
-    corpora: Path, published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_full_profile_predicts_the_same_in_batches_as_one_by_one(
+    corpora: Path, published: Callable[[str], Path], tmp_path: Path
 ) -> None:
     config, run, bundle = FOLDER / "full.yaml", tmp_path / "run", tmp_path / "bundle"
     options = yaml.safe_load(config.read_text())
     places = [f"--data={corpora}", f"--out={run}"]
-    few = ["--corpora=[ravdess,meld]", "--corpus_weights=null"]
-    recipe(monkeypatch, "train", str(config), *places, *few, *sources(options, published), *SMALL, *SHORT)
+    few = ["--corpora=[ravdess,meld]", "--batches.corpus_weights=null"]
+    run_recipe(["train", str(config), *places, *few, *sources(options, published), *SMALL, *SHORT])
     export = [f"--data={corpora}", f"--runs=[{run}]", f"--out={bundle}", "--name=full", "--whisper=large-v3-turbo"]
-    recipe(monkeypatch, "export_bundle", *export)
+    run_recipe(["export_bundle", *export])
     subject = pipeline(bundle, Heard("what a day"))
     turns = [(tone(0.3 + 0.4 * (row % 5), 150 + 10 * row), "so happy" if row % 4 == 0 else None) for row in range(16)]
     alone = [subject.analyze(samples=sound, text=text) for sound, text in turns]
@@ -135,28 +150,29 @@ def test_the_full_profile_reads_turns_in_batches_as_one_by_one(
 
 
 def recipe_of(config: Path) -> str:
-    """What the comment at its top runs it with."""
-    called = re.search(r"#   (?:tenor|python -m training) (\w+) (\S+)", config.read_text())
-    assert called is not None, "the comment at the top does not say how to run it"
+    """Returns the recipe in the command of the comment at the top."""
+    called = re.search(r"#   (?:tenor|python -m training) (\w+) (?:--config )?(\S+)", config.read_text())
+    assert called is not None, "the comment at the top has no command"
     assert called[2] == str(config.relative_to(ROOT))
     return called[1]
 
 
-def sources(options: dict[str, dict[str, dict[str, str]]], published: Callable[[str], Path]) -> Iterator[str]:
-    """Small checkpoints in place of the published ones, which are named by a commit."""
-    for branch in {"text", "voice"} & options.keys():
-        encoder = options[branch]["encoder"]
+def sources(options: dict[str, Any], published: Callable[[str], Path]) -> Iterator[str]:
+    """Yields options that replace the published checkpoints, which are named by a commit, by small ones."""
+    for name in {"text", "audio"} & options["model"].keys():
+        encoder = options["model"][name]["encoder"]
         assert re.fullmatch("[0-9a-f]{40}", encoder["revision"])
-        yield f"--{branch}.encoder.source={published(encoder['source'])}"
-    if "seconds" in options.get("voice", {}):
-        yield "--voice.seconds=[0.1,10]"  # the small corpora's clips are shorter than any real one
+        yield f"--model.{name}.encoder.source={published(encoder['source'])}"
+    if "seconds" in options["model"].get("audio", {}):
+        yield "--model.audio.seconds=[0.1,10]"  # the small corpora's clips are shorter than any real one
 
 
-def check_run(folder: Path, options: dict[str, object]) -> None:
-    run = Run.model_validate_json((folder / "run.json").read_text())
-    assert (run.text is not None, run.voice is not None) == ("text" in options, "voice" in options)
+def check_run(folder: Path, options: dict[str, Any]) -> None:
+    config = RunConfig.model_validate_json((folder / "run.json").read_text())
+    trained = {"text", "audio"} & options["model"].keys()
+    assert {name for name in ("text", "audio") if getattr(config.model, name) is not None} == trained
     labels = options.get("labels", "ekman7")
-    assert run.labels.space.name == (labels["space"]["name"] if isinstance(labels, dict) else labels)
-    assert run.fusion.categories == len(run.labels.space.categories)
+    assert config.labels.space.name == (labels["space"]["name"] if isinstance(labels, dict) else labels)
+    assert config.model.fusion.categories == len(config.labels.space.categories)
     assert all(torch.isfinite(weight).all() for weight in load_file(folder / "fusion.safetensors").values())
-    assert {path.name for path in (folder / "encoders").iterdir()} == {"text", "voice"} & options.keys()
+    assert {path.name for path in (folder / "encoders").iterdir()} == trained

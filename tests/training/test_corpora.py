@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shared.audio.decoder import decode
 from shared.domain.emotion import EKMAN7
 from tests.sounds import encoded, tone, wav
-from tests.training.corpus_samples import FEELINGS, IEMOCAP_LABELS, RAVDESS_ACTORS
+from tests.training.corpus_samples import IEMOCAP_LABELS, RAVDESS_ACTORS, TEXTS
 from training.data.corpora import iemocap, meld, ravdess, urdu_latif, xed
 from training.data.registry import CORPORA, load
 from training.data.utterance import (
@@ -23,11 +23,11 @@ from training.data.utterance import (
     Split,
     Utterance,
     check_leakage,
-    mapped,
-    target,
-    valence,
-    views,
+    ekman_target,
+    implied_valence,
+    look_up,
 )
+from training.data.views import views
 
 
 def labels(utterances: Sequence[Utterance]) -> set[str]:
@@ -51,19 +51,19 @@ def test_every_corpus_trains_and_validates_and_its_targets_sum_to_one(data: Path
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_a_missing_corpus_is_named_with_where_to_get_it(tmp_path: Path, name: str) -> None:
+def test_the_error_for_a_missing_corpus_says_where_to_get_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(CorpusMissing, match=r"get it from https?://"):
         load(tmp_path, [name])
 
 
-def test_a_corpus_that_nobody_knows_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'msp' is not a corpus: use some of ravdess, urdu_latif.* or a manifest"):
+def test_the_error_for_an_unknown_corpus_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'msp' is not a corpus: use some of ravdess, .* or the path of a manifest"):
         load(tmp_path, ["msp"])
 
 
-def test_a_label_that_a_corpus_does_not_have_is_named_with_those_it_has() -> None:
+def test_the_error_for_an_unknown_label_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"clip\.wav: '09' is not one of the labels 01, 02"):
-        mapped("09", ravdess.EMOTIONS, "clip.wav")
+        look_up("09", ravdess.EMOTIONS, "clip.wav")
 
 
 @pytest.mark.parametrize("name", CORPORA)
@@ -75,10 +75,10 @@ def test_every_corpus_is_read_in_its_languages_with_its_own_labels(data: Path, n
     assert {label for utterance in utterances for label in utterance.label_names} <= set(labels)
     assert set(labels.values()) <= {*EKMAN7.categories, None}
     for utterance in utterances:
-        assert utterance.target == target(labels[label] for label in utterance.label_names)
+        assert utterance.target == ekman_target(labels[label] for label in utterance.label_names)
 
 
-def test_ravdess_has_its_speech_and_not_its_songs(data: Path) -> None:
+def test_only_the_speech_of_ravdess_is_loaded(data: Path) -> None:
     utterances = load(data, ["ravdess"])
     assert len(utterances) == 8 * len(RAVDESS_ACTORS)
     assert not any(utterance.id.startswith("03-02") for utterance in utterances)
@@ -144,7 +144,7 @@ def test_melds_dialogues_of_the_same_number_in_two_files_are_apart(data: Path) -
     utterances = load(data, ["meld"])
     assert {utterance.group for utterance in utterances} == {"train 0", "train 1", "validation 0"}
     said = by_id(utterances)["train 0 3"]
-    assert said.text == f"Well, it's train 0, {FEELINGS['joy']}"
+    assert said.text == f"Well, it's train 0, {TEXTS['joy']}"
     assert (EKMAN7.categories[said.label], said.valence) == ("joy", 1.0)
 
 
@@ -187,7 +187,7 @@ def test_a_label_that_meld_does_not_have_is_named(data: Path, tmp_path: Path) ->
 
 def test_goemotions_with_several_labels_shares_its_target(data: Path) -> None:
     both = by_id(load(data, ["goemotions"]))["train7"]
-    assert both.target == target(["anger", "sadness"])
+    assert both.target == ekman_target(["anger", "sadness"])
     assert both.label_names == ("anger", "sadness")
     assert both.valence == -1
     assert both.text == "train, of two minds\u2028about it"
@@ -202,7 +202,7 @@ def test_xed_leaves_out_what_has_no_category_no_words_or_no_known_script(data: P
     hope = [utterance for utterance in xed.load(data / "xed") if utterance.text == "so, only hope"]
     assert [(utterance.label_name, utterance.target) for utterance in hope] == [("anticipation, trust", None)]
     assert EKMAN7.categories[texts["so, fear and hope"].label] == "fear"
-    neutral = [utterance for utterance in utterances if utterance.target == target(["neutral"])]
+    neutral = [utterance for utterance in utterances if utterance.target == ekman_target(["neutral"])]
     assert len(neutral) == 40
 
 
@@ -213,18 +213,18 @@ def test_xed_takes_no_more_of_a_projected_language_than_the_limit(data: Path) ->
 
 
 def test_one_target_of_several_categories() -> None:
-    assert target(["joy", "joy", "surprise"]) == (0, 0, 0, 0.5, 0, 0, 0.5)
-    assert valence(["joy", "surprise"]) == 1
-    assert valence(["anger", "joy"]) == 0
-    assert valence(["surprise"]) is None
-    assert target([None]) is None
-    assert valence([None]) is None
+    assert ekman_target(["joy", "joy", "surprise"]) == (0, 0, 0, 0.5, 0, 0, 0.5)
+    assert implied_valence(["joy", "surprise"]) == 1
+    assert implied_valence(["anger", "joy"]) == 0
+    assert implied_valence(["surprise"]) is None
+    assert ekman_target([None]) is None
+    assert implied_valence([None]) is None
     with pytest.raises(ValueError, match="'boredom' is not a category of ekman7"):
-        target(["boredom"])
+        ekman_target(["boredom"])
 
 
 def utterance(id_: str, group: str, split: Split, corpus: str = "meld") -> Utterance:
-    return Utterance(id_, corpus, "en", split, target(["joy"]), 1.0, group, "joy")
+    return Utterance(id_, corpus, "en", split, ekman_target(["joy"]), 1.0, group, "joy")
 
 
 splits = st.sampled_from(Split)
@@ -280,16 +280,16 @@ def test_love_in_emot_is_joy(data: Path) -> None:
     assert labels(utterances) == {"anger", "fear", "joy", "sadness"}
 
 
-def test_a_corpus_is_viewed_by_what_it_has(data: Path) -> None:
+def test_a_corpus_has_a_view_for_each_combination_of_its_modalities(data: Path) -> None:
     assert views(load(data, ["ravdess", "urdu_latif", "meld"])) == {
-        "ravdess voice": ("ravdess", False, True),
+        "ravdess audio": ("ravdess", False, True),
         "ravdess both": ("ravdess", True, True),
-        "urdu_latif voice": ("urdu_latif", False, True),
+        "urdu_latif audio": ("urdu_latif", False, True),
         "meld text": ("meld", True, False),
     }
 
 
-def unplaced(utterances: Sequence[Utterance]) -> set[str]:
+def without_category(utterances: Sequence[Utterance]) -> set[str]:
     return {utterance.label_name for utterance in utterances if utterance.target is None}
 
 
@@ -302,16 +302,16 @@ def unplaced(utterances: Sequence[Utterance]) -> set[str]:
         ("iemocap", {"fru", "xxx"}),
     ],
 )
-def test_a_label_without_a_place_is_left_out_unless_everything_is_asked_for(
+def test_utterances_without_a_category_are_left_out_unless_no_scheme_is_applied(
     data: Path, name: str, labels: set[str]
 ) -> None:
-    assert unplaced(load(data, [name], scheme=None)) == labels
-    assert unplaced(load(data, [name])) == set()
+    assert without_category(load(data, [name], scheme=None)) == labels
+    assert without_category(load(data, [name])) == set()
 
 
-def test_an_utterance_without_a_place_has_no_label(data: Path) -> None:
+def test_an_utterance_without_a_category_has_no_label(data: Path) -> None:
     bored = by_id(load(data, ["emodb"], scheme=None))["03a01La"]
-    with pytest.raises(ValueError, match="emodb, 03a01La: 'boredom' has no place among the categories"):
+    with pytest.raises(ValueError, match="emodb, 03a01La: the label 'boredom' has no category"):
         _ = bored.label
 
 
@@ -336,7 +336,7 @@ def test_an_utterance_without_a_place_has_no_label(data: Path) -> None:
         ("iemocap", "Ses03F_impro01_M003", "exc", "joy", "Ses03M", "male", "Turn 3."),
     ],
 )
-def test_what_the_files_say_of_an_utterance(
+def test_a_loader_reads_label_speaker_gender_and_text_of_an_utterance(
     data: Path,
     name: str,
     id_: str,
@@ -354,20 +354,20 @@ def test_what_the_files_say_of_an_utterance(
 
 
 @pytest.mark.parametrize("name", ["crema_d", "savee", "emodb", "urduser", "shemo", "iitkgp_sehsc", "iemocap"])
-def test_the_stated_split_of_an_acted_corpus_has_three_parts_apart_in_speakers(data: Path, name: str) -> None:
+def test_the_split_of_an_acted_corpus_has_three_parts_without_a_common_speaker(data: Path, name: str) -> None:
     utterances = load(data, [name])
     assert {utterance.split for utterance in utterances} == set(Split)
     check_leakage(utterances, ["speaker"])
     assert all(utterance.speaker for utterance in utterances)
 
 
-def test_crema_d_without_its_table_says_nothing_of_anybodys_sex(data: Path, tmp_path: Path) -> None:
+def test_crema_d_without_its_table_has_no_genders(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data / "crema_d", tmp_path / "crema_d"))
     (copy / "VideoDemographics.csv").unlink()
     assert {utterance.gender for utterance in load(tmp_path, ["crema_d"])} == {None}
 
 
-def test_savee_is_read_with_the_speaker_in_the_name_as_well(data: Path, tmp_path: Path) -> None:
+def test_savee_may_have_the_speaker_in_the_file_name(data: Path, tmp_path: Path) -> None:
     (tmp_path / "savee").mkdir()
     for path in (data / "savee" / "AudioData").glob("*/*"):
         shutil.copy(path, tmp_path / "savee" / f"{path.parent.name}_{path.name}")
@@ -383,24 +383,24 @@ def test_the_table_of_urduser_must_have_its_columns(data: Path, tmp_path: Path) 
         load(tmp_path, ["urduser"])
 
 
-def test_the_published_test_of_punjabi_rasa_tests(data: Path) -> None:
+def test_the_published_test_part_of_punjabi_rasa_is_the_test_split(data: Path) -> None:
     tests = [utterance for utterance in load(data, ["punjabi_rasa"]) if utterance.split is Split.test]
     assert {utterance.id.split()[0] for utterance in tests} == {"test"}
     assert len(tests) == 4
 
 
-def test_punjabi_rasa_without_its_test_is_missing(data: Path, tmp_path: Path) -> None:
+def test_punjabi_rasa_without_its_test_part_is_missing(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data / "punjabi_rasa", tmp_path / "punjabi_rasa"))
     shutil.rmtree(copy / "punjabi_emotional_speech" / "test")
     with pytest.raises(CorpusMissing, match=r"Punjabi RASA is not at .*test"):
         load(tmp_path, ["punjabi_rasa"])
 
 
-def test_the_unlabelled_tests_of_the_indonesian_competition_are_left_out(data: Path) -> None:
+def test_unlabelled_clips_of_the_indonesian_competition_are_left_out(data: Path) -> None:
     assert not any(utterance.id.startswith("test") for utterance in load(data, ["indonesian"]))
 
 
-def test_iemocaps_turns_stand_in_the_order_of_time_with_all_that_was_said(data: Path) -> None:
+def test_iemocaps_turns_are_sorted_by_time_and_include_those_without_a_category(data: Path) -> None:
     turns = [turn for turn in load(data, ["iemocap"], scheme=None) if turn.dialogue == "Ses02F_impro01"]
     assert [(turn.position, turn.label_name) for turn in turns] == list(enumerate(IEMOCAP_LABELS))
     assert [turn.speaker for turn in turns[:2]] == ["Ses02F", "Ses02M"]
@@ -432,7 +432,9 @@ def test_a_session_of_iemocap_that_is_not_there_is_named(data: Path, tmp_path: P
         ("indonesian", "train/sedih.wav", r"as the Indonesian six are \(1_05420_sedih_no_data\)"),
     ],
 )
-def test_a_file_that_is_none_of_a_corpus_s_own_is_named(tmp_path: Path, name: str, path: str, message: str) -> None:
+def test_the_error_names_a_file_that_does_not_belong_to_the_corpus(
+    tmp_path: Path, name: str, path: str, message: str
+) -> None:
     (tmp_path / name / path).parent.mkdir(parents=True)
     (tmp_path / name / path).touch()
     with pytest.raises(ValueError, match=message):
@@ -475,7 +477,7 @@ def test_a_manifest_is_a_corpus(tmp_path: Path, name: str) -> None:
     assert (spoken.audio, spoken.group, spoken.valence) == (tmp_path / "mine" / "clips" / "1.wav", "a", 1)
     assert (bored.label_name, bored.target, bored.gender, bored.language) == ("boredom", None, "female", "und")
     assert [(turn.dialogue, turn.position) for turn in (spoken, bored, written)] == [("d", 0), ("d", 1), ("e", 0)]
-    assert (written.target, written.audio, written.show) == (target(["anger", "disgust"]), None, "s")
+    assert (written.target, written.audio, written.show) == (ekman_target(["anger", "disgust"]), None, "s")
     assert [utterance.label_name for utterance in load(tmp_path, [name])] == ["joy", "anger, disgust"]
 
 
@@ -489,7 +491,7 @@ def test_a_manifest_is_a_corpus(tmp_path: Path, name: str) -> None:
         ({"label": "joy", "path": "a.wav"}, CorpusMissing, r"row 1: there is no recording at .*a\.wav"),
     ],
 )
-def test_a_row_of_a_manifest_that_cannot_be_read_is_named(
+def test_the_error_names_a_row_of_a_manifest_that_cannot_be_read(
     tmp_path: Path, row: dict[str, str], error: type[Exception], message: str
 ) -> None:
     (tmp_path / "my.jsonl").write_text(json.dumps(row), encoding="utf-8")
@@ -497,10 +499,10 @@ def test_a_row_of_a_manifest_that_cannot_be_read_is_named(
         load(tmp_path, ["my.jsonl"])
 
 
-def test_a_manifest_that_is_not_there_or_not_below_the_data_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_is_missing_or_outside_the_data_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusMissing, match=r"there is no manifest at .*my\.csv"):
         load(tmp_path, ["my.csv"])
-    with pytest.raises(ValueError, match="a manifest is named by its path below the folder of the data"):
+    with pytest.raises(ValueError, match="name a manifest by its path below the data folder"):
         load(tmp_path, [str(tmp_path / "my.csv")])
 
 

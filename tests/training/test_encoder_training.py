@@ -1,4 +1,4 @@
-"""Encoders that learn together with the fusion: pretrained ones of either modality, and those of a bundle."""
+"""Encoders that train together with the fusion: pretrained ones and those of a bundle; and zero-shot tests."""
 
 import json
 from collections.abc import Callable
@@ -14,22 +14,26 @@ from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from tests import checkpoints
 from tests.unit.tiny import FUSION
-from training.data.batches import Example, Words
-from training.data.label_schemes import SCHEMES, common
+from training.args import AudioBranch, BatchArgs, ModelArgs, TextBranch, TrainerArgs
+from training.data.examples import Example, TextWithContext
+from training.data.label_schemes import SCHEMES, common_categories
 from training.data.registry import load
-from training.encoder_branches import Branches, TextBranch, VoiceBranch
+from training.data.views import View
+from training.encoder_branches import EncoderBranches
 from training.finetuning import Lora
-from training.fusion_module import LitFusion
+from training.fusion_module import FusionModule
+from training.predictions import UtterancePredictor, predict
 from training.recipes.cross_corpus import cross_corpus
-from training.recipes.evaluate import Reader, Trained, evaluate, predict
+from training.recipes.evaluate import evaluate
 from training.recipes.export_bundle import export_bundle
 from training.recipes.train import train
 from training.report import Report
+from training.runs import TrainedRun
 
-Train = Callable[..., Trained]
+Train = Callable[..., TrainedRun]
 
-PLAIN = FUSION.model_copy(update={"relative": False})
-"""Reads no voice against its speaker's baseline."""
+PLAIN = ModelArgs(fusion=FUSION.model_copy(update={"relative": False}))
+"""A model without speakers' baselines."""
 
 
 @pytest.fixture(scope="module")
@@ -39,53 +43,65 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TextBranch:
 
 
 @pytest.fixture(scope="module")
-def voice(tmp_path_factory: pytest.TempPathFactory) -> VoiceBranch:
-    source = checkpoints.xls_r(tmp_path_factory.mktemp("voice") / "model")
-    return VoiceBranch(encoder=PretrainedSpeechConfig(source=str(source)))
+def audio(tmp_path_factory: pytest.TempPathFactory) -> AudioBranch:
+    source = checkpoints.xls_r(tmp_path_factory.mktemp("audio") / "model")
+    return AudioBranch(encoder=PretrainedSpeechConfig(source=str(source)))
+
+
+SHORT = TrainerArgs(steps_per_epoch=2, epochs=1, accelerator="cpu")
+BATCHES = BatchArgs(audio=4, text=4)
+ONE_STEP = SHORT.model_copy(update={"steps_per_epoch": 1})
 
 
 @pytest.fixture
 def trained(data: Path, tmp_path: Path) -> Train:
-    """A short training's result."""
+    """Trains shortly into the folder `run` and returns the trained run."""
 
-    def of(*corpora: str, relative: bool = False, **options: Any) -> Trained:  # noqa: ANN401 - `train`'s
-        fusion = FUSION.model_copy(update={"relative": relative})
-        short = {"voices": 4, "texts": 4, "steps_per_epoch": 2, "epochs": 1, "accelerator": "cpu"}
-        train(data, tmp_path / "run", corpora, fusion=fusion, **short | options)
-        return Trained.load(tmp_path / "run")
+    def run(
+        *corpora: str,
+        text: TextBranch | None = None,
+        audio: AudioBranch | None = None,
+        relative: bool = False,
+        labels: str = "ekman7",
+        **options: Any,  # noqa: ANN401 - those of TrainerArgs
+    ) -> TrainedRun:
+        model = ModelArgs(text=text, audio=audio, fusion=FUSION.model_copy(update={"relative": relative}))
+        trainer = SHORT.model_copy(update=options)
+        train(data, tmp_path / "run", corpora, labels=labels, model=model, batches=BATCHES, trainer=trainer)
+        return TrainedRun.load(tmp_path / "run")
 
-    return of
+    return run
 
 
-def changed(before: TextBranch | VoiceBranch, trained: Trained, name: str) -> set[str]:
+def changed(before: TextBranch | AudioBranch, trained: TrainedRun, name: str) -> set[str]:
     """The weights of an encoder that are not what they were."""
-    branches = Branches(
+    branches = EncoderBranches(
         text=before if isinstance(before, TextBranch) else None,
-        voice=before if isinstance(before, VoiceBranch) else None,
+        audio=before if isinstance(before, AudioBranch) else None,
     )
     old, new = getattr(branches, name).state_dict(), getattr(trained.branches, name).state_dict()
     assert old.keys() == new.keys()
     return {key for key in old if not torch.equal(old[key], new[key])}
 
 
-def test_both_encoders_learn_but_for_the_convolutions_of_the_voice(
-    trained: Train, text: TextBranch, voice: VoiceBranch
+def test_both_encoders_train_except_the_convolutions_of_the_audio_encoder(
+    trained: Train, text: TextBranch, audio: AudioBranch
 ) -> None:
-    result = trained("ravdess", "meld", text=text, voice=voice)
+    result = trained("ravdess", "meld", text=text, audio=audio)
     assert any("layer.2" in name for name in changed(text, result, "text"))
-    heard = changed(voice, result, "voice")
+    heard = changed(audio, result, "audio")
     assert any("layers.2" in name for name in heard)
     assert not any("feature_extractor" in name for name in heard)
 
 
-def test_a_run_is_evaluated_with_the_encoders_that_it_wrote(
-    data: Path, tmp_path: Path, trained: Train, text: TextBranch, voice: VoiceBranch
+def test_a_run_is_evaluated_with_its_trained_encoders(
+    data: Path, tmp_path: Path, trained: Train, text: TextBranch, audio: AudioBranch
 ) -> None:
-    trained("ravdess", "meld", text=text, voice=voice)
+    trained("ravdess", "meld", text=text, audio=audio)
     evaluate(data, [tmp_path / "run"], tmp_path / "report")
     report = Report.model_validate_json((tmp_path / "report" / "metrics.json").read_text())
     assert {name: view.metrics.count for name, view in report.views.items()} == {
-        "ravdess voice": 8,
+        "ravdess audio": 8,
         "ravdess both": 8,
         "meld text": 7,
     }
@@ -93,34 +109,34 @@ def test_a_run_is_evaluated_with_the_encoders_that_it_wrote(
 
 @pytest.mark.parametrize("freeze", [0, "all"])
 def test_a_run_with_encoders_of_its_own_becomes_a_bundle(
-    data: Path, tmp_path: Path, trained: Train, text: TextBranch, voice: VoiceBranch, freeze: int | Literal["all"]
+    data: Path, tmp_path: Path, trained: Train, text: TextBranch, audio: AudioBranch, freeze: int | Literal["all"]
 ) -> None:
-    words, sound = (branch.model_copy(update={"freeze": freeze}) for branch in (text, voice))
-    result = trained("ravdess", "meld", text=words, voice=sound, relative=True, labels="four")
+    trained_text, trained_audio = (branch.model_copy(update={"freeze": freeze}) for branch in (text, audio))
+    result = trained("ravdess", "meld", text=trained_text, audio=trained_audio, relative=True, labels="four")
     export_bundle(data, [tmp_path / "run"], tmp_path / "bundle", name="full", whisper="large-v3-turbo")
     manifest = read_manifest(tmp_path / "bundle")
     assert (manifest.asr.options, manifest.label_space.name) == ({"size": "large-v3-turbo"}, "four")
     (tmp_path / "run").rename(tmp_path / "moved")
 
-    pipeline = Pipeline.load(tmp_path / "bundle", lambda: pytest.fail("nobody speaks"))
+    pipeline = Pipeline.load(tmp_path / "bundle", lambda: pytest.fail("no audio is given"))
     reading = pipeline.analyze(samples=None, text="what a day", context=["I am so happy"]).reading
     assert reading.scores is not None
     turn = load(data, ["meld"])[0]
-    expected = result.read([Example(turn, Words("what a day", ("I am so happy",)), None)])
+    expected = result.predict([Example(turn, TextWithContext("what a day", ("I am so happy",)), None)])
     temperature = manifest.calibration.text_temperature
     probabilities = torch.softmax(expected.logits[0] / temperature, dim=-1).tolist()
     assert list(reading.scores.categories.values()) == pytest.approx(probabilities, abs=2e-3)
 
 
-def test_a_run_that_lacks_a_modality_is_no_bundle(data: Path, tmp_path: Path, trained: Train, text: TextBranch) -> None:
+def test_a_run_of_one_modality_cannot_be_exported(data: Path, tmp_path: Path, trained: Train, text: TextBranch) -> None:
     trained("meld", text=text)
-    with pytest.raises(ValueError, match="no speech branch"):
+    with pytest.raises(ValueError, match="no speech encoder"):
         export_bundle(data, [tmp_path / "run"], tmp_path / "bundle")
     with pytest.raises(ValueError, match="give one"):
         export_bundle(data, [tmp_path / "run"] * 2, tmp_path / "bundle")
 
 
-def test_a_text_encoder_that_learned_tells_what_it_was_read_with(
+def test_a_trained_text_encoder_states_its_context_and_origin(
     data: Path, tmp_path: Path, trained: Train, encoders: Path
 ) -> None:
     own = TextBranch(encoder=PretrainedTextConfig(source=str(encoders), context_turns=2), learning_rate=1e-2)
@@ -133,7 +149,7 @@ def test_a_text_encoder_that_learned_tells_what_it_was_read_with(
     assert sources == {"text_encoder": "random, fine-tuned", "speech_encoder": "random"}
 
 
-def test_pooled_runs_each_answer_for_themselves(data: Path, tmp_path: Path, trained: Train, text: TextBranch) -> None:
+def test_pooled_runs_are_counted_one_by_one(data: Path, tmp_path: Path, trained: Train, text: TextBranch) -> None:
     trained("meld", text=text)
     evaluate(data, [tmp_path / "run"] * 3, tmp_path / "report", pooled=True)
     view = Report.model_validate_json((tmp_path / "report" / "metrics.json").read_text()).views["meld text"]
@@ -142,128 +158,132 @@ def test_pooled_runs_each_answer_for_themselves(data: Path, tmp_path: Path, trai
         evaluate(data, [tmp_path / "run"], tmp_path / "report", folds=2, pooled=True)
 
 
-def test_a_voice_alone_is_trained_without_words(data: Path, trained: Train, voice: VoiceBranch) -> None:
-    result = trained("ravdess", "urdu_latif", voice=voice)
-    utterances = result.run.utterances(data)
+def test_a_model_of_audio_alone_reads_no_text(data: Path, trained: Train, audio: AudioBranch) -> None:
+    result = trained("ravdess", "urdu_latif", audio=audio)
+    utterances = result.config.utterances(data)
     assert {u.corpus for u in utterances} == {"ravdess", "urdu_latif"}
     assert not any(u.text for u in utterances)
 
 
-def test_low_rank_changes_end_up_in_plain_weights(trained: Train, text: TextBranch, voice: VoiceBranch) -> None:
+def test_lora_is_merged_into_the_plain_weights(trained: Train, text: TextBranch, audio: AudioBranch) -> None:
     low_rank = {"lora": Lora(rank=2)}
-    words = text.model_copy(update=low_rank)
-    sound = voice.model_copy(update=low_rank | {"recompute": True})
-    result = trained("ravdess", "meld", text=words, voice=sound)
+    low_rank_text = text.model_copy(update=low_rank)
+    low_rank_audio = audio.model_copy(update=low_rank | {"recompute": True})
+    result = trained("ravdess", "meld", text=low_rank_text, audio=low_rank_audio)
     assert all("query" in name or "value" in name for name in changed(text, result, "text"))
-    assert all("q_proj" in name or "v_proj" in name for name in changed(voice, result, "voice"))
-    assert changed(voice, result, "voice")
+    assert all("q_proj" in name or "v_proj" in name for name in changed(audio, result, "audio"))
+    assert changed(audio, result, "audio")
 
 
-def test_a_frozen_encoder_stays_as_it_is_served(trained: Train, text: TextBranch, voice: VoiceBranch) -> None:
-    frozen = voice.model_copy(update={"freeze": "all"})
-    result = trained("ravdess", "meld", text=text, voice=frozen)
-    assert not changed(voice, result, "voice")
+def test_a_frozen_encoder_does_not_change(trained: Train, text: TextBranch, audio: AudioBranch) -> None:
+    frozen = audio.model_copy(update={"freeze": "all"})
+    result = trained("ravdess", "meld", text=text, audio=frozen)
+    assert not changed(audio, result, "audio")
     assert changed(text, result, "text")
 
 
-def test_encoders_that_learn_drop_out_and_frozen_ones_do_not(
-    trained: Train, text: TextBranch, voice: VoiceBranch, monkeypatch: pytest.MonkeyPatch
+def test_only_encoders_that_train_have_dropout(
+    trained: Train, text: TextBranch, audio: AudioBranch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bool, bool]] = []
 
-    def look(module: LitFusion) -> None:
+    def look(module: FusionModule) -> None:
         assert module.branches is not None
         assert module.branches.text is not None
-        assert module.branches.voice is not None
-        seen.append((module.branches.text.training, module.branches.voice.training))
+        assert module.branches.audio is not None
+        seen.append((module.branches.text.training, module.branches.audio.training))
 
-    monkeypatch.setattr(LitFusion, "on_train_epoch_start", look, raising=False)
-    trained("ravdess", "meld", text=text, voice=voice.model_copy(update={"freeze": "all"}), epochs=2)
+    monkeypatch.setattr(FusionModule, "on_train_epoch_start", look, raising=False)
+    trained("ravdess", "meld", text=text, audio=audio.model_copy(update={"freeze": "all"}), epochs=2)
     assert seen == [(True, False)] * 2
 
 
-def test_a_voice_that_is_read_against_its_speaker_with_an_encoder_that_learns(
-    data: Path, trained: Train, voice: VoiceBranch
+def test_baselines_change_the_predictions_of_a_model_whose_encoder_trained(
+    data: Path, trained: Train, audio: AudioBranch
 ) -> None:
-    result = trained("ravdess", voice=voice, relative=True)
-    readers = [Reader(result, result.run.utterances(data))]
-    first, later = (predict(readers, "ravdess", text=False, voice=True, earlier_turns=n)[1] for n in (0, 3))
+    result = trained("ravdess", audio=audio, relative=True)
+    ensemble = [UtterancePredictor(result, result.config.utterances(data))]
+    first, later = (predict(ensemble, View("ravdess", text=False, audio=True), turns)[1] for turns in (0, 3))
     assert first.shape == later.shape == (32, 7)
     assert not torch.allclose(torch.from_numpy(first), torch.from_numpy(later))
 
 
 @pytest.mark.parametrize("kind", ["concat", "gated", "cross_attention"])
-def test_half_precision(kind: str, data: Path, tmp_path: Path, text: TextBranch, voice: VoiceBranch) -> None:
-    fusion = FUSION.model_copy(update={"kind": kind})
-    short = {"voices": 4, "texts": 4, "steps_per_epoch": 2, "epochs": 1, "accumulate": 2, "accelerator": "cpu"}
-    train(data, tmp_path, ["ravdess", "meld"], text=text, voice=voice, fusion=fusion, precision="bf16-mixed", **short)
+def test_training_in_half_precision_gives_finite_weights(
+    kind: str, data: Path, tmp_path: Path, text: TextBranch, audio: AudioBranch
+) -> None:
+    model = ModelArgs(text=text, audio=audio, fusion=FUSION.model_copy(update={"kind": kind}))
+    trainer = SHORT.model_copy(update={"accumulate": 2, "precision": "bf16-mixed"})
+    train(data, tmp_path, ["ravdess", "meld"], model=model, batches=BATCHES, trainer=trainer)
     assert all(weight.isfinite().all() for weight in load_file(tmp_path / "fusion.safetensors").values())
 
 
-def test_a_training_of_encoders_goes_on_where_it_was(tmp_path: Path, trained: Train, voice: VoiceBranch) -> None:
-    trained("ravdess", voice=voice)
-    trained("ravdess", voice=voice, epochs=2, resume=True)
+def test_an_interrupted_training_of_encoders_continues(tmp_path: Path, trained: Train, audio: AudioBranch) -> None:
+    trained("ravdess", audio=audio)
+    trained("ravdess", audio=audio, epochs=2, resume=True)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_a_bundles_encoders_learn_too(data: Path, encoders: Path, tmp_path: Path, trained: Train) -> None:
+def test_the_encoders_of_a_bundle_can_train(data: Path, encoders: Path, tmp_path: Path, trained: Train) -> None:
     text = TextBranch(encoder=PretrainedTextConfig(source=str(encoders)))
-    voice = VoiceBranch(encoder=PretrainedSpeechConfig(source=str(encoders)))
-    result = trained("ravdess", "meld", text=text, voice=voice)
+    audio = AudioBranch(encoder=PretrainedSpeechConfig(source=str(encoders)))
+    result = trained("ravdess", "meld", text=text, audio=audio)
     assert {path.name for path in (tmp_path / "run" / "encoders").iterdir()} == {
         path.name for path in encoders.iterdir()
     }
-    assert changed(voice, result, "voice")
+    assert changed(audio, result, "audio")
 
 
-def test_a_bundles_words_and_a_pretrained_voice(encoders: Path, trained: Train, voice: VoiceBranch) -> None:
+def test_a_bundles_text_encoder_trains_with_a_pretrained_audio_encoder(
+    encoders: Path, trained: Train, audio: AudioBranch
+) -> None:
     text = TextBranch(encoder=PretrainedTextConfig(source=str(encoders)))
-    result = trained("ravdess", "meld", text=text, voice=voice)
-    assert changed(voice, result, "voice")
+    result = trained("ravdess", "meld", text=text, audio=audio)
+    assert changed(audio, result, "audio")
 
 
-def test_a_branch_with_nothing_to_read_is_an_error(trained: Train, text: TextBranch, voice: VoiceBranch) -> None:
-    with pytest.raises(ValueError, match="goemotions: there is nothing"):
-        trained("ravdess", "goemotions", voice=voice)
-    with pytest.raises(ValueError, match="voice branch has nothing to hear"):
-        trained("meld", text=text, voice=voice)
-    with pytest.raises(ValueError, match="text branch has nothing to read"):
-        trained("urdu_latif", text=text, voice=voice)
+def test_an_encoder_with_nothing_to_read_is_refused(trained: Train, text: TextBranch, audio: AudioBranch) -> None:
+    with pytest.raises(ValueError, match="goemotions: the encoders of this run read nothing"):
+        trained("ravdess", "goemotions", audio=audio)
+    with pytest.raises(ValueError, match="audio encoder has nothing to read"):
+        trained("meld", text=text, audio=audio)
+    with pytest.raises(ValueError, match="text encoder has nothing to read"):
+        trained("urdu_latif", text=text, audio=audio)
     with pytest.raises(ValueError, match="either a cache"):
         trained("ravdess")
 
 
-def test_a_corpus_is_tested_that_was_never_trained_on(data: Path, cache: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"voices": 4, "steps_per_epoch": 1, "epochs": 1, "fusion": PLAIN, "accelerator": "cpu"}
+def test_a_zero_shot_report_has_both_directions_and_all_seeds(data: Path, cache: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": PLAIN, "batches": BATCHES, "trainer": ONE_STEP}
     sides = {"corpora": ["ravdess"], "tested": ["urdu_latif"], "both_directions": True, "seeds": [0, 1]}
     cross_corpus(data, tmp_path, cache=cache, **sides, **options)
     report = Report.model_validate_json((tmp_path / "metrics.json").read_text())
     counts = {name: (view.utterances, view.seeds) for name, view in report.views.items()}
     # RAVDESS has four actors with calm among the neutral, and three more labels that URDU has too.
-    assert counts["ravdess to urdu_latif voice"] == (11, 2)
-    assert counts["urdu_latif to ravdess voice"] == (4 * 5, 2)
+    assert counts["ravdess to urdu_latif audio"] == (11, 2)
+    assert counts["urdu_latif to ravdess audio"] == (4 * 5, 2)
     assert "anger, joy, neutral, sadness" in report.notes[0]
     assert (tmp_path / "trained on ravdess" / "seed 1" / "run.json").exists()
 
 
-def test_only_some_speakers_are_tested(data: Path, cache: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"voices": 4, "steps_per_epoch": 1, "epochs": 1, "fusion": PLAIN, "accelerator": "cpu"}
+def test_a_zero_shot_test_can_be_limited_to_some_speakers(data: Path, cache: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": PLAIN, "batches": BATCHES, "trainer": ONE_STEP}
     sides = {"corpora": ["urdu_latif"], "tested": ["ravdess"], "seeds": [0], "cache": cache}
     cross_corpus(data, tmp_path, test_speakers=["actor 21"], **sides, **options)
     report = Report.model_validate_json((tmp_path / "metrics.json").read_text())
-    assert report.views["urdu_latif to ravdess voice"].utterances == 5
+    assert report.views["urdu_latif to ravdess audio"].utterances == 5
     with pytest.raises(ValueError, match="nothing of ravdess is left to test"):
         cross_corpus(data, tmp_path, test_speakers=["nobody"], **sides, **options)
 
 
-def test_what_is_trained_on_cannot_be_tested_zero_shot(data: Path, tmp_path: Path) -> None:
+def test_a_corpus_cannot_be_on_both_sides(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ravdess cannot be both"):
         cross_corpus(data, tmp_path, ["ravdess", "tess"], ["ravdess"])
 
 
-def test_two_sides_have_the_categories_in_common_that_both_have(data: Path) -> None:
+def test_the_common_categories_are_those_that_occur_on_both_sides(data: Path) -> None:
     sides = [load(data, [name], None) for name in ("ravdess", "urdu_latif")]
-    assert common(SCHEMES["ekman7"], sides).space.categories == ("anger", "joy", "neutral", "sadness")
-    assert common(SCHEMES["four"], sides) == SCHEMES["four"]
-    with pytest.raises(ValueError, match="nothing to tell apart"):
-        common(SCHEMES["indonesian6"], sides)
+    assert common_categories(SCHEMES["ekman7"], sides).space.categories == ("anger", "joy", "neutral", "sadness")
+    assert common_categories(SCHEMES["four"], sides) == SCHEMES["four"]
+    with pytest.raises(ValueError, match="fewer than two categories of indonesian6"):
+        common_categories(SCHEMES["indonesian6"], sides)

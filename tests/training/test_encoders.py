@@ -1,4 +1,4 @@
-"""Pruned vocabulary and cut encoders: what is kept reads as before."""
+"""The recipe `build_encoders`: the pruned vocabulary and the reduced encoders give the outputs of the originals."""
 
 import json
 from functools import partial
@@ -37,7 +37,7 @@ def tokenizer(pruned: Path) -> Tokenizer:
     return Tokenizer.from_file(str(pruned / "tokenizer.json"))
 
 
-def test_special_pieces_and_single_letters_are_kept_and_other_scripts_are_not(tokenizer: Tokenizer) -> None:
+def test_special_pieces_and_supported_scripts_are_kept_and_other_scripts_are_not(tokenizer: Tokenizer) -> None:
     kept = tokenizer.get_vocab()
     assert {*SPECIAL, *KEPT_LETTERS, "▁", "▁the", "▁дом", "▁घर", "▁سلام"} <= set(kept)
     assert not {"中", "国", "人", "▁中国"} & set(kept)
@@ -55,7 +55,7 @@ def test_ids_are_those_of_the_same_pieces_with_the_same_embeddings(
         torch.testing.assert_close(after[id_], before[old.token_to_id(piece)], atol=0.01, rtol=0)
 
 
-def test_texts_in_kept_scripts_are_cut_into_the_same_pieces_between_the_same_marks(tokenizer: Tokenizer) -> None:
+def test_texts_in_kept_scripts_have_the_same_pieces_as_before(tokenizer: Tokenizer) -> None:
     text = "what the lovely training, ный дом"
     assert tokenizer.encode(text).tokens == xlmr_tokenizer().encode(text).tokens
     assert tokenizer.encode(text).tokens[0] == "<s>"
@@ -75,10 +75,10 @@ def test_a_script_that_is_not_kept_is_unknown(tokenizer: Tokenizer) -> None:
 
 
 @torch.inference_mode()
-def test_the_built_encoders_read_as_the_pretrained_ones(
+def test_the_built_encoders_give_the_outputs_of_the_pretrained_ones(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The recipe's shapes are those of the real models.
+    # The recipe has the shapes of the real models.
     shape = TEXT.model_dump(exclude={"vocabulary", "padding_id"})
     module = "training.recipes.build_encoders"
     monkeypatch.setattr(f"{module}.TextEncoderConfig", partial(TextEncoderConfig, **shape))

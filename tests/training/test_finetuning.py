@@ -1,4 +1,4 @@
-"""What is frozen stays, what learns has gradients, and low-rank changes become plain weights."""
+"""Freezing, LoRA and gradient checkpointing of encoders."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -53,7 +53,7 @@ def run(encoder: Encoder) -> Tokens:
     return encoder(TEXTS) if isinstance(encoder, PretrainedTextEncoder) else encoder(CLIPS)
 
 
-def learning(encoder: torch.nn.Module) -> set[str]:
+def trained_weights(encoder: torch.nn.Module) -> set[str]:
     """The weights that have a gradient after a step's backward pass."""
     encoder.zero_grad()
     assert isinstance(encoder, Encoder)
@@ -69,18 +69,18 @@ def layer_of(name: str) -> int | None:
 
 
 @each
-def test_without_freezing_every_layer_learns(name: str, load: Callable[[str], Encoder]) -> None:
+def test_without_freezing_every_layer_trains(name: str, load: Callable[[str], Encoder]) -> None:
     encoder = load(name)
     freeze(encoder)
-    learnt = learning(encoder)
+    learnt = trained_weights(encoder)
     assert {layer_of(weight) for weight in learnt} == {None, 0, 1, 2}
 
 
 @each
-def test_the_first_layers_and_all_before_them_freeze(name: str, load: Callable[[str], Encoder]) -> None:
+def test_the_first_layers_and_everything_before_them_freeze(name: str, load: Callable[[str], Encoder]) -> None:
     encoder = load(name).train()
     freeze(encoder, layers=2)
-    assert {layer_of(weight) for weight in learning(encoder)} == {2}
+    assert {layer_of(weight) for weight in trained_weights(encoder)} == {2}
 
 
 @each
@@ -92,30 +92,30 @@ def test_all_freezes_every_weight(name: str, load: Callable[[str], Encoder]) -> 
 
 
 @each_speech
-def test_the_front_end_freezes_alone(name: str, load: Callable[[str], Encoder]) -> None:
+def test_the_convolutions_can_freeze_alone(name: str, load: Callable[[str], Encoder]) -> None:
     encoder = load(name).train()
-    before = learning(encoder)
+    before = trained_weights(encoder)
     freeze(encoder, cnn=True)
-    frozen = before - learning(encoder)
+    frozen = before - trained_weights(encoder)
     assert frozen
     assert all("feature_extractor." in weight or "conv1." in weight or "conv2." in weight for weight in frozen)
     assert {layer_of(weight) for weight in before - frozen} == {None, 0, 1, 2}
 
 
-def test_our_own_encoders_freeze_alike() -> None:
-    for encoder in (TextEncoder(tiny_models.TEXT, tiny_models.tokenizer()), SpeechEncoder(tiny_models.SPEECH)):
+def test_compact_encoders_freeze_too() -> None:
+    for encoder in (TextEncoder(tiny.TEXT, tiny.tokenizer()), SpeechEncoder(tiny.SPEECH)):
         freeze(encoder, layers=1)
         left = {layer_of(name) for name, weight in encoder.named_parameters() if weight.requires_grad}
         assert left == ({1} if isinstance(encoder, SpeechEncoder) else set())
 
 
-def test_more_layers_than_there_are_cannot_freeze(load: Callable[[str], Encoder]) -> None:
+def test_freezing_more_layers_than_the_encoder_has_is_refused(load: Callable[[str], Encoder]) -> None:
     with pytest.raises(ValueError, match="layers is 4, but the encoder has 3"):
         freeze(load("BERT"), layers=4)
 
 
 @each
-def test_low_rank_changes_learn_alone_and_merge_into_the_same_outputs(
+def test_only_low_rank_weights_train_and_merging_keeps_the_outputs(
     name: str, load: Callable[[str], Encoder], tmp_path: Path
 ) -> None:
     encoder = load(name)
@@ -144,7 +144,7 @@ def train_a_step(encoder: Encoder) -> None:
     """Two steps, since the first only moves the B of each change's B A, which begins as 0."""
     optimizer = torch.optim.SGD([weight for weight in encoder.parameters() if weight.requires_grad], lr=0.05)
     for _ in range(2):
-        learnt = learning(encoder)
+        learnt = trained_weights(encoder)
         assert learnt
         assert all("lora_" in name for name in learnt)
         optimizer.step()
@@ -152,10 +152,10 @@ def train_a_step(encoder: Encoder) -> None:
     assert unchanged == []
 
 
-def test_targets_may_be_named(load: Callable[[str], Encoder]) -> None:
+def test_the_target_modules_of_lora_can_be_named(load: Callable[[str], Encoder]) -> None:
     encoder = load("XLS-R")
     add_lora(encoder, Lora(targets=("out_proj",)))
-    assert {name.split(".")[-4] for name in learning(encoder)} == {"out_proj"}
+    assert {name.split(".")[-4] for name in trained_weights(encoder)} == {"out_proj"}
     with pytest.raises(ValueError, match="nowhere"):
         add_lora(load("XLS-R"), Lora(targets=("nowhere",)))
 
@@ -173,7 +173,7 @@ def test_checkpointed_gradients_are_the_same(name: str, load: Callable[[str], En
         if checkpointed:
             checkpoint_gradients(encoder)
         assert encoder.model.is_gradient_checkpointing is checkpointed
-        learning(encoder)
+        trained_weights(encoder)
         return {name: weight.grad for name, weight in encoder.named_parameters() if weight.grad is not None}
 
     plain, checkpointed = gradients(False), gradients(True)
@@ -182,6 +182,6 @@ def test_checkpointed_gradients_are_the_same(name: str, load: Callable[[str], En
         torch.testing.assert_close(checkpointed[weight], gradient, atol=1e-4, rtol=1e-3)
 
 
-def test_an_encoder_that_cannot_checkpoint_says_so() -> None:
+def test_an_encoder_that_is_not_of_transformers_cannot_checkpoint_gradients() -> None:
     with pytest.raises(ValueError, match="SpeechEncoder cannot"):
         checkpoint_gradients(SpeechEncoder(tiny_models.SPEECH))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonargparse import auto_cli
 from safetensors.torch import load_file, save_file
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
@@ -23,7 +22,8 @@ from shared.modeling.loading import load_classifier, read_manifest
 from tests.audio_clips import tone
 from tests.tiny_models import Heard, pipeline
 from tests.training.test_import_checkpoint import CONVOLUTIONS, change_weights
-from training.__main__ import RECIPES
+from tests.unit.tiny import Heard, pipeline
+from training.__main__ import run_recipe
 from training.recipes.import_valence_classifier import import_valence_classifier
 
 FEATURES, PATCH, WIDTH, HEADS = 32, 8, 16, 4
@@ -97,7 +97,7 @@ def test_the_logits_are_those_of_the_published_model_on_scaled_means(
         torch.testing.assert_close(network([tone()]), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_bundle_of_it_reads_three_valences(tmp_path: Path) -> None:
+def test_a_bundle_of_it_predicts_three_valences(tmp_path: Path) -> None:
     write_published(tmp_path / "published")
     write_encoder(tmp_path / "encoder")
     reading = pipeline(bundle_of(tmp_path), Heard()).analyze(samples=tone(), text=None).reading
@@ -179,11 +179,11 @@ def test_the_command_takes_labels(tmp_path: Path) -> None:
     write_encoder(tmp_path / "encoder")
     paths = [f"--source={tmp_path / 'published'}", f"--encoder={tmp_path / 'encoder'}", f"--out={tmp_path / 'bundle'}"]
     more = [f"--heads={HEADS}", "--licence=MIT", f"--labels={json.dumps(['low', 'middle', 'high'])}"]
-    auto_cli(RECIPES, args=["import_valence_classifier", *paths, *more], as_positional=False)
+    run_recipe(["import_valence_classifier", *paths, *more])
     assert read_manifest(tmp_path / "bundle").label_space.categories == ("low", "middle", "high")
 
 
-def test_it_learns() -> None:
+def test_a_patch_transformer_learns() -> None:
     torch.manual_seed(0)
     network = PatchTransformer(
         PatchTransformerConfig(features=32, patch=8, width=16, layers=1, heads=2, hidden=16, dropout=0)

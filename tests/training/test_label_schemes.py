@@ -1,4 +1,4 @@
-"""Label schemes: what becomes which category, and what has no place."""
+"""Label schemes: which labels map to which categories, and which are left out."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +13,20 @@ from shared.domain.emotion import EKMAN7
 from training.data.corpora import xed
 from training.data.label_schemes import SCHEMES, LabelScheme, relabel, scheme_named
 from training.data.registry import load
-from training.data.utterance import Split, Utterance, target
+from training.data.utterance import Split, Utterance, ekman_target
 
 
-def placed(utterances: list[Utterance], scheme: LabelScheme) -> dict[str, set[str]]:
-    """The own labels of every category."""
+def labels_by_category(utterances: list[Utterance], scheme: LabelScheme) -> dict[str, set[str]]:
+    """The corpus labels of every category."""
     found: dict[str, set[str]] = {}
     for utterance in utterances:
         found.setdefault(scheme.space.categories[utterance.label], set()).add(utterance.label_name)
     return found
 
 
-def test_valence_has_three_categories_of_the_seven(data: Path) -> None:
+def test_the_scheme_valence3_maps_the_seven_categories_to_three(data: Path) -> None:
     utterances = load(data, ["ravdess"], SCHEMES["valence3"])
-    assert placed(utterances, SCHEMES["valence3"]) == {
+    assert labels_by_category(utterances, SCHEMES["valence3"]) == {
         "negative": {"sad", "angry", "fearful", "disgust"},
         "neutral": {"neutral", "calm"},
         "positive": {"happy", "surprised"},
@@ -34,7 +34,7 @@ def test_valence_has_three_categories_of_the_seven(data: Path) -> None:
 
 
 def test_excitement_is_happiness_among_iemocaps_four(data: Path) -> None:
-    assert placed(load(data, ["iemocap"], SCHEMES["four"]), SCHEMES["four"]) == {
+    assert labels_by_category(load(data, ["iemocap"], SCHEMES["four"]), SCHEMES["four"]) == {
         "anger": {"ang"},
         "joy": {"hap", "exc"},
         "neutral": {"neu"},
@@ -44,21 +44,23 @@ def test_excitement_is_happiness_among_iemocaps_four(data: Path) -> None:
 
 def test_urdu_and_punjabi_have_the_same_four(data: Path) -> None:
     for corpus in ("urdu_latif", "punjabi_rasa"):
-        assert set(placed(load(data, [corpus], SCHEMES["four"]), SCHEMES["four"])) == set(
+        assert set(labels_by_category(load(data, [corpus], SCHEMES["four"]), SCHEMES["four"])) == set(
             SCHEMES["four"].space.categories
         )
 
 
 def test_ravdess_has_eight_categories_of_its_own(data: Path) -> None:
     utterances = load(data, ["ravdess"], SCHEMES["ravdess8"])
-    assert placed(utterances, SCHEMES["ravdess8"]) == {label: {label} for label in SCHEMES["ravdess8"].space.categories}
+    assert labels_by_category(utterances, SCHEMES["ravdess8"]) == {
+        label: {label} for label in SCHEMES["ravdess8"].space.categories
+    }
     assert len(utterances) == len(load(data, ["ravdess"]))
 
 
-def test_the_indonesian_six_place_ravdess_but_for_calm_and_surprise(data: Path) -> None:
+def test_the_scheme_indonesian6_maps_ravdess_except_calm_and_surprised(data: Path) -> None:
     six = SCHEMES["indonesian6"]
-    assert set(placed(load(data, ["indonesian"], six), six)) == set(six.space.categories)
-    assert placed(load(data, ["ravdess"], six), six) == {
+    assert set(labels_by_category(load(data, ["indonesian"], six), six)) == set(six.space.categories)
+    assert labels_by_category(load(data, ["ravdess"], six), six) == {
         "marah": {"angry"},
         "jijik": {"disgust"},
         "takut": {"fearful"},
@@ -68,13 +70,16 @@ def test_the_indonesian_six_place_ravdess_but_for_calm_and_surprise(data: Path) 
     }
 
 
-def test_a_scheme_stands_in_a_configuration(data: Path) -> None:
+def test_a_scheme_can_be_written_in_a_configuration(data: Path) -> None:
     config = yaml.safe_load("""
         space: {name: arousal, categories: [low, high]}
         mapping: {Boredom: low, Sad: low, Angry: high, Fear: high}
     """)
     arousal = LabelScheme.model_validate(config)
-    assert placed(load(data, ["urduser"], arousal), arousal) == {"low": {"Boredom", "Sad"}, "high": {"Angry", "Fear"}}
+    assert labels_by_category(load(data, ["urduser"], arousal), arousal) == {
+        "low": {"Boredom", "Sad"},
+        "high": {"Angry", "Fear"},
+    }
 
 
 def test_a_scheme_maps_to_its_own_categories_only() -> None:
@@ -90,12 +95,12 @@ def test_a_scheme_is_found_by_name_or_given() -> None:
         scheme_named("five")
 
 
-def test_a_corpus_of_which_nothing_has_a_place_is_named_with_its_labels(data: Path) -> None:
-    with pytest.raises(ValueError, match="none of urdu_latif's labels has a place in indonesian6: Angry, Happy"):
+def test_the_error_for_a_corpus_without_mapped_labels_lists_its_labels(data: Path) -> None:
+    with pytest.raises(ValueError, match="indonesian6 maps none of urdu_latif's labels: Angry, Happy"):
         load(data, ["ravdess", "urdu_latif"], SCHEMES["indonesian6"])
 
 
-def test_several_own_labels_share_the_target() -> None:
+def test_several_labels_share_the_target_equally() -> None:
     plutchik = LabelScheme.model_validate(
         {
             "space": {"name": "plutchik", "categories": list(xed.EMOTIONS.values())},
@@ -107,11 +112,11 @@ def test_several_own_labels_share_the_target() -> None:
 
 
 def utterance(categories: list[str] | None, label_name: str) -> Utterance:
-    return Utterance("1", "xed", "en", Split.train, target(categories or ()), None, "1", label_name)
+    return Utterance("1", "xed", "en", Split.train, ekman_target(categories or ()), None, "1", label_name)
 
 
 @given(st.sets(st.sampled_from(EKMAN7.categories), min_size=1))
-def test_the_seven_stay_what_they_are(categories: set[str]) -> None:
+def test_the_scheme_ekman7_does_not_change_targets(categories: set[str]) -> None:
     before = utterance(sorted(categories), ", ".join(sorted(categories)))
     [after] = relabel([before], SCHEMES["ekman7"])
     assert after.target == pytest.approx(before.target)

@@ -1,4 +1,4 @@
-"""The losses agree with their definitions, and learn only from what is known."""
+"""The losses agree with their definitions, and ignore unknown values."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def loss(config: LossConfig, given: torch.Tensor, target: torch.Tensor, seen: to
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, (1.0, 0.5, 2.0, 3.0)])
-def test_one_hard_label_costs_what_pytorch_says(weights: tuple[float, ...] | None, smoothing: float) -> None:
+def test_the_loss_of_one_label_is_pytorchs_cross_entropy(weights: tuple[float, ...] | None, smoothing: float) -> None:
     expected = functional.cross_entropy(
         logits(),
         HARD.argmax(dim=1),
@@ -38,13 +38,13 @@ def test_one_hard_label_costs_what_pytorch_says(weights: tuple[float, ...] | Non
     assert loss(config, logits(), HARD) == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_soft_targets_cost_their_share_of_every_category() -> None:
+def test_the_loss_of_soft_targets_is_pytorchs_cross_entropy() -> None:
     soft = torch.softmax(logits(seed=1), dim=1)
     expected = functional.cross_entropy(logits(), soft).item()
     assert loss(LossConfig(), logits(), soft) == pytest.approx(expected, rel=1e-5)
 
 
-def test_balanced_weights_let_every_category_that_occurs_weigh_the_same() -> None:
+def test_balanced_weights_give_every_category_that_occurs_the_same_total() -> None:
     # All alike unsure: each utterance's loss is its weight's share.
     weights = Loss(LossConfig(class_weights="balanced"), HARD).weights
     assert weights is not None
@@ -60,7 +60,7 @@ def test_balanced_weights_need_the_training_data() -> None:
         Loss(LossConfig(class_weights="balanced"))
 
 
-def test_the_focal_loss_is_the_cross_entropy_of_what_is_not_yet_right() -> None:
+def test_the_focal_loss_weights_the_cross_entropy_by_the_squared_error_of_the_probability() -> None:
     log_probability = torch.log_softmax(logits(), dim=1)
     right = (log_probability * HARD).sum(dim=1)
     expected = (-((1 - right.exp()) ** 2) * right).mean().item()
@@ -69,7 +69,7 @@ def test_the_focal_loss_is_the_cross_entropy_of_what_is_not_yet_right() -> None:
 
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_gradients_stay_finite_when_all_is_certain(multi_label: bool, gamma: float) -> None:
+def test_gradients_are_finite_at_extreme_logits(multi_label: bool, gamma: float) -> None:
     certain = (HARD * 200 - 100).requires_grad_()
     config = LossConfig(multi_label=multi_label, focal_gamma=gamma, label_smoothing=0.1)
     Loss(config)(Fused(certain, torch.zeros(6)), HARD, torch.full((6,), UNKNOWN)).backward()
@@ -77,7 +77,7 @@ def test_gradients_stay_finite_when_all_is_certain(multi_label: bool, gamma: flo
     assert certain.grad.isfinite().all()
 
 
-def test_several_labels_are_questions_of_their_own() -> None:
+def test_the_multi_label_loss_is_pytorchs_binary_cross_entropy() -> None:
     several = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0]])
     plain = functional.binary_cross_entropy_with_logits(logits(2), several).item()
     assert loss(LossConfig(multi_label=True), logits(2), several) == pytest.approx(plain, rel=1e-5)
@@ -87,14 +87,14 @@ def test_several_labels_are_questions_of_their_own() -> None:
     assert loss(config, logits(2), several) == pytest.approx(weighted, rel=1e-5)
 
 
-def test_balanced_questions_let_yes_and_no_weigh_the_same() -> None:
+def test_balanced_multi_label_weights_give_yes_and_no_the_same_total() -> None:
     seen = torch.tensor([[1.0, 0, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
     weights = Loss(LossConfig(multi_label=True, class_weights="balanced"), seen).weights
     assert weights is not None
     torch.testing.assert_close(weights, torch.tensor([1 / 3, 3.0, 3.0, 1.0]))
 
 
-def test_a_focal_question_that_is_answered_costs_next_to_nothing() -> None:
+def test_the_focal_multi_label_loss_of_correct_answers_is_small() -> None:
     several = torch.tensor([[1.0, 0, 1, 0]])
     sure = several * 8 - 4
     plain = loss(LossConfig(multi_label=True), sure, several)
@@ -102,7 +102,7 @@ def test_a_focal_question_that_is_answered_costs_next_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mse", "ccc"])
-def test_only_known_valences_are_learned_from(kind: str) -> None:
+def test_unknown_valences_have_no_gradient(kind: str) -> None:
     predicted = torch.tensor([0.5, -0.2, 0.9, 0.1], requires_grad=True)
     valence = torch.tensor([0.1, UNKNOWN, 0.4, -0.7])
     found = valence_loss(predicted, valence, kind)  # pyright: ignore[reportArgumentType] - from a parameter
@@ -113,7 +113,7 @@ def test_only_known_valences_are_learned_from(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mse", "ccc"])
-def test_where_no_valence_is_known_the_loss_is_0(kind: str) -> None:
+def test_the_valence_loss_is_0_if_no_valence_is_known(kind: str) -> None:
     predicted = torch.tensor([0.5, -0.2], requires_grad=True)
     found = valence_loss(predicted, torch.full((2,), UNKNOWN), kind)  # pyright: ignore[reportArgumentType] - from a parameter
     found.backward()
@@ -127,14 +127,14 @@ def test_where_no_valence_is_known_the_loss_is_0(kind: str) -> None:
         lambda pairs: np.std([pair[1] for pair in pairs]) > 0.01
     )
 )
-def test_the_concordance_loss_is_between_0_and_2_and_0_for_what_is_right(pairs: list[tuple[float, float]]) -> None:
+def test_the_concordance_loss_is_between_0_and_2_and_0_for_correct_values(pairs: list[tuple[float, float]]) -> None:
     predicted, valence = torch.tensor(pairs).T
     assert -1e-4 <= valence_loss(predicted, valence, "ccc") <= 2 + 1e-4
     assert valence_loss(valence, valence, "ccc") == pytest.approx(0, abs=1e-4)
     assert valence_loss(-valence, valence - valence.mean(), "ccc") >= 0.99
 
 
-def test_the_valence_is_added_by_its_weight() -> None:
+def test_the_valence_loss_is_added_with_its_weight() -> None:
     fused = Fused(logits(), torch.full((6,), 0.5))
     emotion = loss(LossConfig(), logits(), HARD)
     both = Loss(LossConfig(valence_weight=2.0))(fused, HARD, torch.zeros(6)).item()

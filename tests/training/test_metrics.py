@@ -1,4 +1,4 @@
-"""The figures, against values worked out by hand and the laws they obey."""
+"""The metrics, against values computed by hand, scikit-learn, and their mathematical properties."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def certain(predicted: list[int]) -> NDArray[np.float64]:
     return np.eye(7)[predicted]
 
 
-def test_figures_worked_out_by_hand() -> None:
+def test_metrics_computed_by_hand() -> None:
     found = metrics([0, 0, 1, 3], certain([0, 1, 1, 3]))
     # F1: anger 2/3 (precision 1, recall 1/2), disgust 2/3 (1/2, 1), joy 1.
     assert found.count == 4
@@ -44,7 +44,7 @@ def test_figures_worked_out_by_hand() -> None:
     assert np.array(found.confusion).shape == (7, 7)
 
 
-def test_scores_of_what_is_named_without_probabilities() -> None:
+def test_scores_need_no_probabilities() -> None:
     found = scores([1, 1, 1, 0], [1, 1, 0, 0], ["fear", "joy"])
     assert (found.count, found.accuracy) == (4, 0.75)
     assert found.weighted_f1 == pytest.approx((3 * 0.8 + 2 / 3) / 4)
@@ -53,14 +53,14 @@ def test_scores_of_what_is_named_without_probabilities() -> None:
     assert found.confusion == [[1, 0], [1, 2]]
 
 
-def test_a_category_that_does_not_occur_counts_only_where_it_is_wrongly_named() -> None:
+def test_a_category_that_does_not_occur_counts_only_where_it_is_wrongly_predicted() -> None:
     found = metrics([0, 0], certain([0, 4]))
     assert found.uar == pytest.approx(1 / 2)
     assert found.macro_f1 == pytest.approx(2 / 3)
     assert set(found.classes) == {"anger"}
 
 
-def test_likelihood_and_squared_error_worked_out_by_hand() -> None:
+def test_likelihood_and_squared_error_computed_by_hand() -> None:
     found = metrics([0, 1], np.array([[0.5, 0.5], [0.25, 0.75]]), ["calm", "loud"])
     assert found.nll == pytest.approx(-(np.log(0.5) + np.log(0.75)) / 2)
     assert found.brier == pytest.approx((2 * 0.25 + 2 * 0.0625) / 2)
@@ -84,10 +84,10 @@ def test_a_label_that_is_no_category_is_refused() -> None:
         metrics([0, 7], certain([0, 1]))
 
 
-def test_figures_where_several_categories_are_true() -> None:
+def test_metrics_of_utterances_with_several_categories() -> None:
     true = np.array([[1, 1, 0], [0, 1, 0]], dtype=bool)
     found = multilabel_metrics(true, np.array([[0.9, 0.2, 0.6], [0.1, 0.7, 0.2]]))
-    # Named are the first and third of the first, the second of the second: of three true, two found, one wrong besides.
+    # Predicted are categories 1 and 3 of the first and 2 of the second: two of three true ones, and one wrong.
     assert found.micro_f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     # The first category 1, the second 2/3; the third is nowhere true.
     assert found.macro_f1 == pytest.approx((1 + 2 / 3) / 2)
@@ -95,13 +95,13 @@ def test_figures_where_several_categories_are_true() -> None:
     assert found.ranking_precision == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
 
 
-def test_a_lower_threshold_names_more() -> None:
+def test_a_lower_threshold_predicts_more_categories() -> None:
     true, probabilities = np.array([[1, 1, 0]], dtype=bool), np.array([[0.5, 0.4, 0.1]])
     assert multilabel_metrics(true, probabilities, threshold=0.3).micro_f1 == 1
     assert multilabel_metrics(true, probabilities, threshold=0.45).micro_f1 == pytest.approx(2 / 3)
 
 
-def test_concordance_worked_out_by_hand() -> None:
+def test_concordance_computed_by_hand() -> None:
     # Means 2 and 3, variances 2/3 each, covariance 2/3: 2 * 2/3 / (2/3 + 2/3 + 1).
     assert concordance([1, 2, 3], [2, 3, 4]) == pytest.approx(4 / 7)
     assert concordance([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
@@ -119,7 +119,7 @@ def test_concordance_is_bounded_symmetric_and_one_with_itself(x: NDArray[np.floa
     assert concordance(x, y) == pytest.approx(concordance(y, x), abs=1e-9)
 
 
-def test_risk_and_coverage_worked_out_by_hand() -> None:
+def test_risk_and_coverage_computed_by_hand() -> None:
     curve = risk_coverage(np.array([0.5, 0.9, 0.7, 0.7]), np.array([False, True, True, False]))
     assert curve.threshold == [0.9, 0.7, 0.5]
     assert curve.coverage == [0.25, 0.75, 1.0]
@@ -127,14 +127,14 @@ def test_risk_and_coverage_worked_out_by_hand() -> None:
     assert area_under_risk_coverage(curve) == pytest.approx((0 + 1 / 3 + 1 / 3 + 1 / 2) / 4)
 
 
-def test_calibration_error_worked_out_by_hand() -> None:
+def test_calibration_error_computed_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
     true = np.array([0, 1, 0, 0])
     # At 0.9 half are right, and so at 0.6: gaps of 0.4 and 0.1, half of the answers each.
     assert expected_calibration_error(true, probabilities) == pytest.approx(0.25)
 
 
-def test_the_reliability_curve_has_a_point_where_there_are_answers() -> None:
+def test_the_reliability_curve_has_a_point_for_each_bin_that_is_not_empty() -> None:
     curve = reliability(np.array([0, 1, 0]), np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]]), bins=10)
     assert curve.confidence == pytest.approx([0.6, 0.9])
     assert curve.accuracy == pytest.approx([1.0, 0.5])
@@ -173,7 +173,7 @@ def test_calibration_error_does_not_depend_on_the_order(given_: Answers) -> None
 
 @settings(deadline=None)
 @given(answers)
-def test_the_figures_are_those_of_scikit_learn(given_: Answers) -> None:
+def test_the_scores_are_those_of_scikit_learn(given_: Answers) -> None:
     true, probabilities = given_
     found, predicted, present = metrics(true, probabilities), probabilities.argmax(axis=1), np.unique(true)
     assert found.accuracy == pytest.approx(accuracy_score(true, predicted))
@@ -187,7 +187,7 @@ def test_the_figures_are_those_of_scikit_learn(given_: Answers) -> None:
 
 @settings(deadline=None)
 @given(answers)
-def test_no_figure_depends_on_the_order(given_: Answers) -> None:
+def test_no_metric_depends_on_the_order(given_: Answers) -> None:
     true, probabilities = given_
     order = np.random.default_rng(len(true)).permutation(len(true))
     assert flat(metrics(true[order], probabilities[order])) == pytest.approx(flat(metrics(true, probabilities)))
@@ -198,7 +198,7 @@ def flat(found: Metrics) -> dict[str, float]:
 
 
 @given(answers)
-def test_who_answers_more_answers_less_surely(given_: Answers) -> None:
+def test_coverage_grows_as_the_threshold_falls(given_: Answers) -> None:
     true, probabilities = given_
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == true
     curve = risk_coverage(confidence, right)
@@ -229,7 +229,7 @@ def test_the_interval_of_accuracy_holds_the_accuracy(given_: Answers) -> None:
         assert low <= metrics(true, probabilities).accuracy <= high
 
 
-def test_an_interval_is_as_wide_as_statistics_has_it() -> None:
+def test_an_interval_has_the_width_of_the_normal_approximation() -> None:
     labels = np.zeros(400, dtype=int)
     low, high = bootstrap_intervals(labels, certain([0, 1] * 200), resamples=4000)["accuracy"]
     width = 2 * 1.96 * np.sqrt(0.25 / 400)
@@ -237,7 +237,7 @@ def test_an_interval_is_as_wide_as_statistics_has_it() -> None:
     assert (low + high) / 2 == pytest.approx(0.5, abs=0.01)
 
 
-def test_utterances_of_one_speaker_count_as_one_draw() -> None:
+def test_utterances_of_one_speaker_are_drawn_together() -> None:
     labels, predicted = np.zeros(400, dtype=int), [0] * 200 + [1] * 200
     alone = bootstrap_intervals(labels, certain(predicted))["accuracy"]
     speakers = [f"speaker {i // 50}" for i in range(400)]
@@ -255,17 +255,17 @@ def test_intervals_over_two_speakers_are_no_narrower_than_those_over_their_clips
     of_speakers = bootstrap_intervals(labels, answered, ["a"] * 60 + ["b"] * 60, resamples=3000)
     for name, (low, high) in of_clips.items():
         by_speakers = of_speakers[name][1] - of_speakers[name][0]
-        assert by_speakers >= 0.95 * (high - low), name  # but for the luck of the draws
+        assert by_speakers >= 0.95 * (high - low), name  # up to the variance of the draws
 
 
-def test_a_speaker_drawn_twice_is_not_the_same_clips_twice() -> None:
+def test_a_speaker_drawn_twice_has_clips_drawn_anew() -> None:
     labels, predicted = np.zeros(40, dtype=int), [0, 1] * 20
     low, high = bootstrap_intervals(labels, certain(predicted), ["a"] * 20 + ["b"] * 20, resamples=4000)["accuracy"]
     # Both speakers are alike, so only their clips vary.
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 40), rel=0.1)
 
 
-def test_an_interval_over_seeds_covers_their_luck() -> None:
+def test_an_interval_over_seeds_covers_their_variance() -> None:
     labels = np.zeros(100, dtype=int)
     lucky, unlucky = certain([0] * 100), certain([1] * 100)
     same = bootstrap_intervals(labels, np.stack([lucky, lucky]))["accuracy"]
@@ -275,7 +275,7 @@ def test_an_interval_over_seeds_covers_their_luck() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=20))
-def test_who_is_right_and_sure_has_perfect_figures(labels: list[int]) -> None:
+def test_correct_answers_of_confidence_1_have_perfect_metrics(labels: list[int]) -> None:
     found = metrics(labels, certain(labels))
     assert (found.accuracy, found.weighted_f1, found.macro_f1, found.uar) == (1, 1, 1, 1)
     assert (found.ece, found.brier, found.aurc) == (0, 0, 0)
@@ -284,7 +284,7 @@ def test_who_is_right_and_sure_has_perfect_figures(labels: list[int]) -> None:
 
 @settings(deadline=None)
 @given(answers)
-def test_all_shares_are_between_nothing_and_one(given_: Answers) -> None:
+def test_every_metric_that_is_a_share_is_between_0_and_1(given_: Answers) -> None:
     true, probabilities = given_
     found = metrics(true.tolist(), probabilities)
     recalls = [of.recall for of in found.classes.values()]

@@ -1,7 +1,6 @@
-"""From corpora to a bundle that is served, by the recipes as they are run from the command line."""
+"""The recipes from corpora to a bundle that is served, as run from the command line."""
 
 import json
-import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,40 +16,38 @@ from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig
 from shared.modeling.transcriber import Transcriber
 from tests.unit.tiny import FUSION
+from training.__main__ import run_recipe
+from training.args import AudioBranch, AugmentationArgs, BatchArgs, ModelArgs, TrainerArgs
 from training.data.feature_cache import FeatureFile
 from training.data.registry import load
-from training.data.utterance import views
-from training.encoder_branches import VoiceBranch
-from training.fusion_module import LitFusion
+from training.data.views import views
+from training.fusion_module import FusionModule
 from training.losses import LossConfig
+from training.predictions import EARLIER_TURNS
 from training.recipes.cache_features import cache_features
-from training.recipes.evaluate import EARLIER_TURNS, evaluate
+from training.recipes.evaluate import evaluate
 from training.recipes.export_bundle import export_bundle
-from training.recipes.train import Run, train
+from training.recipes.train import train
+from training.runs import RunConfig
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SHAPES = [
-    f"--fusion.{name}={value}" for name, value in FUSION.model_dump(exclude={"relative"}, exclude_none=True).items()
+    f"--model.fusion.{name}={value}"
+    for name, value in FUSION.model_dump(exclude={"relative"}, exclude_none=True).items()
 ]
-SHORT = ["--epochs=1", "--steps_per_epoch=2", "--voices=4", "--texts=4", "--accelerator=cpu"]
+TRAINER = [f"--trainer.{option}" for option in ("epochs=1", "steps_per_epoch=2", "accelerator=cpu")]
+SHORT = [*TRAINER, "--batches.audio=4", "--batches.text=4"]
 
 
-def recipe(monkeypatch: pytest.MonkeyPatch, name: str, *options: str) -> None:
-    """`python -m training NAME OPTIONS`."""
-    monkeypatch.setattr("sys.argv", ["training", name, *options])
-    runpy.run_module("training", run_name="__main__")
+def no_transcriber() -> Transcriber:
+    pytest.fail("the speech models were loaded")
 
 
-def untouched() -> Transcriber:
-    pytest.fail("the speech models were touched")
-
-
-def test_the_text_encoder_of_compact_learns_to_read_with_the_turns_before(
-    data: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, source = CONFIGS / "compact_text.yaml", f"--text.encoder.source={encoders}"
-    fusion = ["--fusion.width=16", "--fusion.head_width=8", "--precision=32-true", "--text.freeze=0"]
-    recipe(monkeypatch, "train", str(config), f"--data={data}", f"--out={tmp_path}", source, *fusion, *SHORT)
+def test_the_text_encoder_of_compact_trains_with_preceding_turns(data: Path, encoders: Path, tmp_path: Path) -> None:
+    config, source = CONFIGS / "compact_text.yaml", f"--model.text.encoder.source={encoders}"
+    shapes = ["--model.fusion.width=16", "--model.fusion.head_width=8", "--model.text.freeze=0"]
+    places = [f"--data={data}", f"--out={tmp_path}"]
+    run_recipe(["train", str(config), *places, source, *shapes, *SHORT, "--trainer.precision=32-true"])
     learned, _ = load_encoders(tmp_path / "encoders")
     assert learned.config.context_turns == 2
     cache_features(tmp_path / "encoders", data, tmp_path / "cache", ["meld"])
@@ -58,40 +55,40 @@ def test_the_text_encoder_of_compact_learns_to_read_with_the_turns_before(
 
 
 def test_the_configuration_of_compact_makes_a_bundle_that_is_served(
-    data: Path, cache: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, cache: Path, encoders: Path, tmp_path: Path
 ) -> None:
     config = CONFIGS / "compact.yaml"
     options = yaml.safe_load(config.read_text())
-    cache_features(encoders, data, cache, options["corpora"], options["augmentations"])
+    cache_features(encoders, data, cache, options["corpora"], options["augmentation"]["kinds"])
     places = [f"--data={data}", f"--cache={cache}"]
     corpora = options["corpora"]
     known = views(load(data, corpora))
     measured = {
-        f"{name}, {turns} earlier turn{'s' if turns != 1 else ''}" if voice else name
-        for name, (_, _, voice) in known.items()
+        f"{name}, {turns} earlier turn{'s' if turns != 1 else ''}" if view.audio else name
+        for name, view in known.items()
         for turns in EARLIER_TURNS
     }
     trained = [f"--config={config}", *places, *SHAPES, *SHORT]
-    recipe(monkeypatch, "train", *trained, f"--out={tmp_path / 'run'}")
+    run_recipe(["train", *trained, f"--out={tmp_path / 'run'}"])
     for fold in range(2):
-        recipe(monkeypatch, "train", *trained, f"--out={tmp_path / f'fold{fold}'}", f"--fold={fold}", "--folds=2")
+        run_recipe(["train", *trained, f"--out={tmp_path / f'fold{fold}'}", f"--fold.index={fold}", "--fold.count=2"])
 
     once = tmp_path / "validation"
-    recipe(monkeypatch, "evaluate", *places, f"--runs=[{tmp_path / 'run'}]", f"--out={once}")
+    run_recipe(["evaluate", *places, f"--runs=[{tmp_path / 'run'}]", f"--out={once}"])
     figures = json.loads((once / "metrics.json").read_text())["views"]
     assert set(figures) == measured
     assert counts(figures) == (8, 7)
     assert {path.suffix for path in once.iterdir()} == {".json", ".md", ".png"}
-    elsewhere = tmp_path / "elsewhere"
-    recipe(monkeypatch, "evaluate", *places, f"--runs=[{tmp_path / 'run'}]", "--unseen=[tess]", f"--out={elsewhere}")
-    figures = json.loads((elsewhere / "metrics.json").read_text())["views"]
-    assert figures["tess voice, 3 earlier turns"]["utterances"] == 14
+    unseen = tmp_path / "unseen"
+    run_recipe(["evaluate", *places, f"--runs=[{tmp_path / 'run'}]", "--unseen=[tess]", f"--out={unseen}"])
+    figures = json.loads((unseen / "metrics.json").read_text())["views"]
+    assert figures["tess audio, 3 earlier turns"]["utterances"] == 14
     folds = tmp_path / "folds"
     runs = f"--runs=[{tmp_path / 'fold0'},{tmp_path / 'fold1'}]"
-    recipe(monkeypatch, "evaluate", *places, runs, f"--out={folds}", "--folds=2")
+    run_recipe(["evaluate", *places, runs, f"--out={folds}", "--folds=2"])
     figures = json.loads((folds / "metrics.json").read_text())["views"]
     assert set(figures) == {name for name in measured if "earlier" in name}
-    # Every speaker once, but for those that test.
+    # Every speaker once, except those of the test split.
     assert counts(figures) == (24, 11)
 
     bundle = tmp_path / "bundle"
@@ -103,7 +100,7 @@ def test_the_configuration_of_compact_makes_a_bundle_that_is_served(
         "--version=2",
         "--accepted_risk=0.5",
     ]
-    recipe(monkeypatch, "export_bundle", *places, *exported, f"--out={bundle}")
+    run_recipe(["export_bundle", *places, *exported, f"--out={bundle}"])
     manifest = read_manifest(bundle)
     assert (manifest.version, manifest.calibration.accepted_risk) == ("2", 0.5)
     assert set(manifest.metrics["validation"]) == measured
@@ -111,7 +108,7 @@ def test_the_configuration_of_compact_makes_a_bundle_that_is_served(
     assert [corpus["name"] for corpus in manifest.training_data] == corpora
     assert {path.suffix for path in bundle.iterdir()} == {".safetensors", ".json", ".yaml"}
 
-    reading = Pipeline.load(bundle, untouched).analyze(samples=None, text="what a lovely day").reading
+    reading = Pipeline.load(bundle, no_transcriber).analyze(samples=None, text="what a lovely day").reading
     assert reading.modalities_used == (Modality.text,)
     assert reading.scores is not None
     assert set(reading.scores.categories) == set(EKMAN7.categories)
@@ -119,29 +116,39 @@ def test_the_configuration_of_compact_makes_a_bundle_that_is_served(
 
 
 def counts(figures: dict[str, dict[str, int]]) -> tuple[int, int]:
-    """How many voices were read."""
-    ravdess, urdu = (figures[f"{corpus} voice, 3 earlier turns"] for corpus in ("ravdess", "urdu_latif"))
+    """How many utterances with audio were predicted."""
+    ravdess, urdu = (figures[f"{corpus} audio, 3 earlier turns"] for corpus in ("ravdess", "urdu_latif"))
     return ravdess["utterances"], urdu["utterances"]
 
 
-def short_training(data: Path, cache: Path, out: Path, corpora: list[str], **options: Any) -> None:  # noqa: ANN401
-    sizes: dict[str, Any] = {"voices": 4, "texts": 4, "steps_per_epoch": 2, "epochs": 2} | options
-    train(data, out, corpora, cache, fusion=FUSION, accelerator="cpu", **sizes)
+def short_training(
+    data: Path,
+    cache: Path,
+    out: Path,
+    corpora: list[str],
+    *,
+    model: ModelArgs = ModelArgs(fusion=FUSION),  # noqa: B008 - frozen
+    augmentation: AugmentationArgs = AugmentationArgs(),  # noqa: B008 - frozen
+    **options: Any,  # noqa: ANN401 - those of TrainerArgs
+) -> None:
+    args = TrainerArgs.model_validate({"steps_per_epoch": 2, "epochs": 2, "accelerator": "cpu", **options})
+    batches = BatchArgs(audio=4, text=4)
+    train(data, out, corpora, cache, model=model, batches=batches, augmentation=augmentation, trainer=args)
 
 
 def last(out: Path) -> dict[str, int]:
     return torch.load(out / "last.ckpt", weights_only=True)
 
 
-def test_a_training_that_was_broken_off_goes_on_where_it_was(
+def test_an_interrupted_training_continues(
     data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_off(module: LitFusion) -> None:
+    def interrupt(module: FusionModule) -> None:
         if module.current_epoch == 1:
             raise OSError("no power")
 
-    with monkeypatch.context() as broken:
-        broken.setattr(LitFusion, "on_train_epoch_start", break_off, raising=False)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(FusionModule, "on_train_epoch_start", interrupt, raising=False)
         with pytest.raises(OSError, match="no power"):
             short_training(data, cache, tmp_path, ["ravdess", "meld"])
     assert last(tmp_path)["global_step"] == 2
@@ -152,13 +159,15 @@ def test_a_training_that_was_broken_off_goes_on_where_it_was(
     assert {path.name for path in tmp_path.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
     weights = load_file(tmp_path / "fusion.safetensors")
 
-    short_training(data, cache, tmp_path, ["ravdess", "meld"], resume=True)  # there is nothing left to do
+    short_training(data, cache, tmp_path, ["ravdess", "meld"], resume=True)  # nothing is left to do
     assert last(tmp_path)["global_step"] == 4
     for name, tensor in load_file(tmp_path / "fusion.safetensors").items():
         torch.testing.assert_close(tensor, weights[name])
 
 
-def test_resuming_goes_on_from_the_latest_training_in_a_folder(data: Path, cache: Path, tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_that_of_the_latest_training_in_a_folder(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
     for epochs in (2, 1):
         short_training(data, cache, tmp_path, ["meld"], epochs=epochs)
     assert last(tmp_path)["global_step"] == 2
@@ -183,7 +192,7 @@ def test_the_seed_decides_the_weights(data: Path, cache: Path, tmp_path: Path) -
     assert not all(weights[0][name].equal(weights[2][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("corpora", [["urdu_latif"], ["goemotions"]], ids=["voices", "texts"])
+@pytest.mark.parametrize("corpora", [["urdu_latif"], ["goemotions"]], ids=["audio", "text"])
 def test_a_bundle_of_one_modality(data: Path, cache: Path, encoders: Path, tmp_path: Path, corpora: list[str]) -> None:
     short_training(data, cache, tmp_path / "run", corpora, epochs=1)
     export_bundle(data, [tmp_path / "run"], tmp_path / "bundle", cache, encoders)
@@ -191,26 +200,30 @@ def test_a_bundle_of_one_modality(data: Path, cache: Path, encoders: Path, tmp_p
     assert calibration["temperature"] == 1.0
 
 
-def test_several_categories_of_a_text_are_measured_where_each_is_a_question_of_its_own(
+def multi_label_model(multi_label: bool) -> ModelArgs:
+    return ModelArgs(fusion=FUSION, loss=LossConfig(multi_label=multi_label))
+
+
+def test_texts_with_several_categories_have_multi_label_metrics_after_a_multi_label_training(
     data: Path, cache: Path, tmp_path: Path
 ) -> None:
     for multi_label in (True, False):
         run, out = tmp_path / f"run {multi_label}", tmp_path / f"report {multi_label}"
-        short_training(data, cache, run, ["goemotions"], epochs=1, loss=LossConfig(multi_label=multi_label))
+        short_training(data, cache, run, ["goemotions"], epochs=1, model=multi_label_model(multi_label))
         evaluate(data, [run, run], out, cache, pooled=True, accelerator="cpu")
         found = json.loads((out / "metrics.json").read_text())["views"]["goemotions text"]["multi_label"]
-        assert ("## Several categories at once" in (out / "report.md").read_text()) == multi_label
+        assert ("## Several categories per utterance" in (out / "report.md").read_text()) == multi_label
         assert (None if found is None else found["count"]) == (16 if multi_label else None)
 
 
-def test_each_of_several_categories_counts_whole_where_it_is_a_question_of_its_own(data: Path) -> None:
+def test_each_of_several_categories_counts_as_1_with_a_multi_label_loss(data: Path) -> None:
     for multi_label, counted in ((True, 1.0), (False, 0.5)):
-        run = Run(corpora=("goemotions",), fusion=FUSION, loss=LossConfig(multi_label=multi_label))
-        several = next(u for u in run.utterances(data) if "of two minds" in (u.text or ""))
+        config = RunConfig(corpora=("goemotions",), model=multi_label_model(multi_label))
+        several = next(u for u in config.utterances(data) if "of two minds" in (u.text or ""))
         assert several.target == (counted, 0, 0, 0, 0, counted, 0)
 
 
-def test_what_is_cached_is_opened_once_however_many_views_there_are(
+def test_cached_features_are_opened_once_for_all_views(
     data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_training(data, cache, tmp_path / "run", ["ravdess"], epochs=1)
@@ -221,17 +234,18 @@ def test_what_is_cached_is_opened_once_however_many_views_there_are(
     assert sorted(opened) == [cache / "ravdess" / "original", cache / "ravdess" / "text"]
 
 
-def test_bands_of_what_is_not_cached_are_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"bands is 0\.2, but it masks cached features"):
-        train(data, tmp_path, ["ravdess"], voice=VoiceBranch(encoder=PretrainedSpeechConfig(source="none")), bands=0.2)
+def test_masking_bands_of_features_that_are_not_cached_is_refused(data: Path, tmp_path: Path) -> None:
+    model = ModelArgs(audio=AudioBranch(encoder=PretrainedSpeechConfig(source="none")))
+    with pytest.raises(ValueError, match=r"masked_bands is 0\.2, but it masks cached features"):
+        train(data, tmp_path, ["ravdess"], model=model, augmentation=AugmentationArgs(masked_bands=0.2))
 
 
-def test_a_way_of_recording_that_is_not_cached_is_named(data: Path, cache: Path, tmp_path: Path) -> None:
+def test_the_error_names_an_augmentation_that_is_not_cached(data: Path, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no 'reverberation' of ravdess.*cache_features"):
-        short_training(data, cache, tmp_path, ["ravdess"], augmentations=["reverberation"])
+        short_training(data, cache, tmp_path, ["ravdess"], augmentation=AugmentationArgs(kinds=("reverberation",)))
 
 
-def test_what_is_cached_is_not_done_again(
+def test_cached_features_are_not_computed_again(
     data: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache_features(encoders, data, tmp_path, ["ravdess"], ["original"])

@@ -1,4 +1,4 @@
-"""Splits: what stays together, what is drawn, and what a report must say of it."""
+"""Splits: what stays together, what is drawn, and what a report says about it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.registry import load
-from training.data.splits import Strategy, folds, notes, split
-from training.data.utterance import Leakage, Split, Utterance, check_leakage, target
+from training.data.splits import Strategy, folds, split, split_notes
+from training.data.utterance import Leakage, Split, Utterance, check_leakage, ekman_target
 
 
 def spoken(number: int, speaker: str | None, show: str | None = None, label: str = "joy") -> Utterance:
@@ -20,7 +20,7 @@ def spoken(number: int, speaker: str | None, show: str | None = None, label: str
         corpus="plays",
         language="en",
         split=Split.train,
-        target=target([label]),
+        target=ekman_target([label]),
         valence=1.0,
         group=speaker or f"{number}",
         label_name=label,
@@ -44,7 +44,7 @@ seeds = st.integers(0, 2**31)
 
 @settings(deadline=None)
 @given(casts, seeds, st.sampled_from([Strategy.group_shuffle, Strategy.show]))
-def test_speakers_and_shows_drawn_at_random_never_straddle(
+def test_speakers_and_shows_drawn_at_random_are_in_one_split_only(
     cast: list[tuple[str, str, str]], seed: int, strategy: Strategy
 ) -> None:
     utterances = [spoken(i, theatre + speaker, theatre + show) for i, (theatre, speaker, show) in enumerate(cast)]
@@ -57,7 +57,7 @@ def test_speakers_and_shows_drawn_at_random_never_straddle(
 
 @settings(deadline=None)
 @given(casts, st.data())
-def test_whoever_is_left_out_is_all_that_tests(cast: list[tuple[str, str, str]], draw: st.DataObject) -> None:
+def test_only_the_speaker_who_is_left_out_tests(cast: list[tuple[str, str, str]], draw: st.DataObject) -> None:
     utterances = [spoken(i, theatre) for i, (theatre, _, _) in enumerate(cast)]
     left_out = draw.draw(st.sampled_from([theatre for theatre, _, _ in cast]))
     found = split(utterances, Strategy.leave_one_speaker_out, held_out=left_out)
@@ -95,10 +95,10 @@ def test_the_official_split_is_the_loaders_and_so_is_the_one_by_speaker(data: Pa
     utterances = load(data, ["ravdess"])
     assert split(utterances) == utterances
     assert split(utterances, Strategy.speaker) == utterances
-    assert notes(utterances, Strategy.speaker) == []
+    assert split_notes(utterances, Strategy.speaker) == []
 
 
-def test_the_speakers_of_meld_stand_in_all_its_splits(data: Path) -> None:
+def test_meld_cannot_be_split_by_speaker_because_its_speakers_are_in_all_splits(data: Path) -> None:
     with pytest.raises(Leakage, match="meld: speaker Ross is in train and in validation"):
         split(load(data, ["meld"]), Strategy.speaker)
 
@@ -106,21 +106,21 @@ def test_the_speakers_of_meld_stand_in_all_its_splits(data: Path) -> None:
 @pytest.mark.parametrize("strategy", [Strategy.speaker, Strategy.leave_one_speaker_out, Strategy.show])
 def test_a_corpus_that_does_not_name_its_speakers_cannot_be_split_by_them(data: Path, strategy: Strategy) -> None:
     held_out = "a" if strategy is Strategy.leave_one_speaker_out else None
-    with pytest.raises(ValueError, match="punjabi_rasa does not name its speakers"):
+    with pytest.raises(ValueError, match="punjabi_rasa does not identify its speakers"):
         split(load(data, ["punjabi_rasa"]), strategy, held_out=held_out)
 
 
 def test_a_corpus_that_does_not_name_its_shows_cannot_be_split_by_them(data: Path) -> None:
-    with pytest.raises(ValueError, match="ravdess does not name its shows"):
+    with pytest.raises(ValueError, match="ravdess does not identify its shows"):
         split(load(data, ["ravdess"]), Strategy.show)
 
 
-def test_one_show_of_urdu_tests(data: Path) -> None:
+def test_one_show_of_urdu_can_be_the_test_split(data: Path) -> None:
     found = split(load(data, ["urdu_latif"]), Strategy.show, held_out="SM4")
     assert by_split(found, "show")[Split.test] == {"SM4"}
 
 
-def test_who_plays_in_a_show_that_tests_does_not_train_in_another() -> None:
+def test_a_speaker_of_the_test_show_does_not_train_with_another_show() -> None:
     utterances = [
         spoken(0, "a", "s"),
         spoken(1, "a", "t"),
@@ -132,7 +132,7 @@ def test_who_plays_in_a_show_that_tests_does_not_train_in_another() -> None:
     assert by_split(found, "speaker")[Split.test] == {"a", "b"}
 
 
-def test_who_shares_a_session_of_iemocap_with_the_speaker_left_out_tests_too(data: Path) -> None:
+def test_the_other_speaker_of_an_iemocap_session_tests_together_with_the_one_left_out(data: Path) -> None:
     found = split(load(data, ["iemocap"]), Strategy.leave_one_speaker_out, held_out="Ses02F")
     assert by_split(found, "speaker")[Split.test] == {"Ses02F", "Ses02M"}
 
@@ -143,16 +143,16 @@ def test_a_speaker_is_left_out_of_several_corpora_by_name(data: Path) -> None:
     assert {u.corpus for u in found if u.split is Split.train} == {"savee", "emodb"}
 
 
-def test_a_speaker_that_is_none_or_two_is_refused_with_those_that_are(data: Path) -> None:
+def test_the_error_for_an_unknown_or_ambiguous_speaker_lists_the_known_ones(data: Path) -> None:
     utterances = load(data, ["savee"])
-    with pytest.raises(ValueError, match="held_out: 'XY' is not one speaker: name one of savee/DC, savee/JE"):
+    with pytest.raises(ValueError, match="held_out: 'XY' is not exactly one speaker: use one of savee/DC, savee/JE"):
         split(utterances, Strategy.leave_one_speaker_out, held_out="XY")
     both = utterances + [replace(u, corpus="other") for u in utterances]
-    with pytest.raises(ValueError, match="held_out: 'DC' is not one speaker: name one of other/DC"):
+    with pytest.raises(ValueError, match="held_out: 'DC' is not exactly one speaker: use one of other/DC"):
         split(both, Strategy.leave_one_speaker_out, held_out="DC")
     with pytest.raises(ValueError, match="leave_one_speaker_out needs held_out"):
         split(utterances, Strategy.leave_one_speaker_out)
-    with pytest.raises(ValueError, match="random holds nobody out: 'DC' needs one of group_shuffle, leave_one"):
+    with pytest.raises(ValueError, match="random does not hold out 'DC': use one of group_shuffle, leave_one"):
         split(utterances, Strategy.random, held_out="DC")
 
 
@@ -160,7 +160,7 @@ def test_a_speaker_that_is_none_or_two_is_refused_with_those_that_are(data: Path
 def test_two_speakers_are_too_few_for_three_splits(strategy: Strategy) -> None:
     utterances = [spoken(i, "ab"[i % 2]) for i in range(8)]
     held_out = "a" if strategy is Strategy.leave_one_speaker_out else None
-    with pytest.raises(ValueError, match="too few are apart from one another to split them: 1 left"):
+    with pytest.raises(ValueError, match="there are too few separate groups to split: 1 left"):
         split(utterances, strategy, held_out=held_out)
     assert len(by_split(split(utterances, strategy, validation=0, held_out=held_out), "speaker")[Split.train]) == 1
 
@@ -171,22 +171,22 @@ def test_shares_that_leave_nothing_are_refused(validation: float, test: float) -
         split([spoken(1, "a")], Strategy.random, validation=validation, test=test)
 
 
-def test_a_report_on_a_random_split_says_that_speakers_are_shared(data: Path) -> None:
+def test_the_notes_on_a_random_split_say_that_speakers_are_in_several_splits(data: Path) -> None:
     found = split(load(data, ["ravdess"]), Strategy.random, validation=0.25, test=0.25)
-    assert notes(found, Strategy.random) == ["ravdess: 4 of 4 speakers stand in several splits (random)"]
+    assert split_notes(found, Strategy.random) == ["ravdess: 4 of 4 speakers are in several splits (random)"]
 
 
-def test_a_report_on_a_corpus_without_speakers_says_so(data: Path) -> None:
+def test_the_notes_on_a_corpus_without_speakers_say_so(data: Path) -> None:
     utterances = load(data, ["punjabi_rasa", "savee", "xed"])
     for strategy in (Strategy.official, Strategy.group_shuffle):
-        assert notes(split(utterances, strategy), strategy) == [
-            "punjabi_rasa: the corpus does not name its speakers: the same voice may stand in train and test"
+        assert split_notes(split(utterances, strategy), strategy) == [
+            "punjabi_rasa: the corpus does not identify its speakers: the same speaker may be in train and test"
         ]
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from("abcdef"), min_size=24, max_size=24).filter(lambda names: len(set(names)) > 3))
-def test_folds_by_speaker_have_nobody_on_both_sides_and_test_everybody_once(speakers: list[str]) -> None:
+def test_folds_by_speaker_have_no_speaker_on_both_sides_and_test_every_utterance_once(speakers: list[str]) -> None:
     found = list(folds(["joy", "anger"] * 12, speakers, "speaker", count=3, seed=0))
     for trained, tested in found:
         assert not {speakers[i] for i in trained} & {speakers[i] for i in tested}

@@ -1,4 +1,4 @@
-"""A residual network's way from one corpus to another, phase by phase, with tiny shapes."""
+"""The recipe `transfer`, with a tiny residual network."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.audio.decoder import SAMPLE_RATE
-from tests.audio_clips import tone
-from tests.training.test_recipes import recipe
+from shared.audio import SAMPLE_RATE
+from tests.sounds import tone
+from training.__main__ import run_recipe
 from training.data.registry import CORPORA
-from training.data.spectrogram import picture
+from training.data.spectrogram import log_mel_image
 from training.recipes.transfer import Report, resnet, transfer
-from training.resnet_module import LitResNet
+from training.resnet_module import ResNetModule
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs" / "resnet34").glob("*.yaml"))
 TINY = {"depths": [1, 1], "widths": [4, 8], "size": 32, "folds": 2, "accelerator": "cpu"}
@@ -34,7 +34,7 @@ def checkpoint(out: Path, phase: str) -> dict[str, Tensor]:
 
 
 def losses(out: Path, phase: str) -> int:
-    """How many epochs' losses are logged."""
+    """The number of epochs whose losses are logged."""
     files = (out / phase).glob("losses/version_*/metrics.csv")
     return sum(line[0].isdigit() for file in files for line in file.read_text().splitlines())
 
@@ -47,14 +47,12 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_trains_all_phases(
-    config: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_configuration_trains_all_phases(config: Path, data: Path, tmp_path: Path) -> None:
     options = yaml.safe_load(config.read_text())
     if options["source"] not in CORPORA:
         pytest.skip(f"there is no loader of {options['source']}")
     shrunk = [f"--{name}={value}" for name, value in (TINY | SHORT).items()]
-    recipe(monkeypatch, "transfer", f"--config={config}", f"--data={data}", f"--out={tmp_path}", *shrunk)
+    run_recipe(["transfer", f"--config={config}", f"--data={data}", f"--out={tmp_path}", *shrunk])
     report = Report.model_validate_json((tmp_path / "report.json").read_text())
     assert [phase.corpus for phase in report.phases.values()] == [options["source"], "urdu_latif", "urdu_latif"]
     assert [phase.frozen for phase in report.phases.values()] == [False, True, False]
@@ -68,7 +66,7 @@ def test_every_configuration_trains_all_phases(
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_is_of_resnet_34_as_published(config: Path) -> None:
+def test_every_configuration_has_the_shape_of_resnet_34(config: Path) -> None:
     options = yaml.safe_load(config.read_text())
     body = resnet(options["depths"], options["widths"])
     sizes = [module.kernel_size for module in body.modules() if isinstance(module, nn.Conv2d)]
@@ -79,7 +77,7 @@ def test_every_configuration_is_of_resnet_34_as_published(config: Path) -> None:
     assert (options["batch_size"], options["dropout"], options["whole_epochs"]) == (25, 0.1, 100)
 
 
-def test_the_last_layer_learns_on_a_body_that_stays_as_it_is(run: Path) -> None:
+def test_the_second_phase_trains_the_last_layer_only(run: Path) -> None:
     source, head, whole = (checkpoint(run, phase) for phase in ("source", "head", "whole"))
     for name in source:
         if name.startswith("body."):
@@ -94,7 +92,7 @@ def test_the_last_layer_learns_on_a_body_that_stays_as_it_is(run: Path) -> None:
 
 def test_a_frozen_body_is_not_trained() -> None:
     body = resnet([1, 1], [4, 8])
-    frozen = LitResNet(body, nn.Linear(8, 2), 0.1, dropout=0.0, frozen=True)
+    frozen = ResNetModule(body, nn.Linear(8, 2), 0.1, dropout=0.0, frozen=True)
     assert not body.training
     before = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
     frozen.train()
@@ -103,25 +101,25 @@ def test_a_frozen_body_is_not_trained() -> None:
     optimizer.step()
     changed = {name for name, tensor in frozen.state_dict().items() if not tensor.equal(before[name])}
     assert changed == {"head.weight", "head.bias"}
-    assert LitResNet(body, nn.Linear(8, 2), 0.1, dropout=0.0).body.training
+    assert ResNetModule(body, nn.Linear(8, 2), 0.1, dropout=0.0).body.training
 
 
-def test_the_result_is_the_last_phase(run: Path) -> None:
+def test_the_result_has_the_weights_of_the_last_phase(run: Path) -> None:
     weights = load_file(run / "resnet.safetensors")
     whole = checkpoint(run, "whole")
     assert weights.keys() == whole.keys()
     assert all(tensor.equal(whole[name]) for name, tensor in weights.items())
 
 
-def test_a_transfer_that_was_broken_off_goes_on_in_its_phase(
+def test_an_interrupted_transfer_continues_in_its_phase(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_off(module: LitResNet) -> None:
+    def interrupt(module: ResNetModule) -> None:
         if module.trainer.max_epochs == 3 and module.current_epoch == 1:
             raise OSError("no power")
 
-    with monkeypatch.context() as broken:
-        broken.setattr(LitResNet, "on_train_epoch_start", break_off, raising=False)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(ResNetModule, "on_train_epoch_start", interrupt, raising=False)
         with pytest.raises(OSError, match="no power"):
             tiny_transfer(data, tmp_path, head_epochs=3)
     source = (tmp_path / "source" / "last.ckpt").read_bytes()
@@ -136,17 +134,17 @@ def test_a_transfer_that_was_broken_off_goes_on_in_its_phase(
     weights = load_file(tmp_path / "resnet.safetensors")
     assert [losses(tmp_path, phase) for phase in ("source", "head", "whole")] == [1, 3, 1]
     report = (tmp_path / "report.json").read_text()
-    tiny_transfer(data, tmp_path, head_epochs=3, resume=True)  # there is nothing left to do
+    tiny_transfer(data, tmp_path, head_epochs=3, resume=True)  # nothing is left to do
     assert (tmp_path / "report.json").read_text() == report
     assert all(tensor.equal(weights[name]) for name, tensor in load_file(tmp_path / "resnet.safetensors").items())
 
 
-def test_without_resuming_nothing_of_an_earlier_training_is_used(data: Path, tmp_path: Path) -> None:
+def test_without_resume_nothing_of_an_earlier_training_is_used(data: Path, tmp_path: Path) -> None:
     tiny_transfer(data, tmp_path / "first", seed=1)
-    tiny_transfer(data, tmp_path / "again", seed=2)
-    tiny_transfer(data, tmp_path / "again", seed=1)
-    first, again = (load_file(tmp_path / name / "resnet.safetensors") for name in ("first", "again"))
-    assert all(tensor.equal(first[name]) for name, tensor in again.items())
+    tiny_transfer(data, tmp_path / "repeated", seed=2)
+    tiny_transfer(data, tmp_path / "repeated", seed=1)
+    first, repeated = (load_file(tmp_path / name / "resnet.safetensors") for name in ("first", "repeated"))
+    assert all(tensor.equal(first[name]) for name, tensor in repeated.items())
 
 
 def test_a_split_by_speaker_has_none_in_both_parts(data: Path, tmp_path: Path) -> None:
@@ -161,21 +159,19 @@ def test_a_corpus_without_recordings_is_refused(data: Path, tmp_path: Path) -> N
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 3 * SAMPLE_RATE), st.integers(8, 64), st.floats(1e-4, 1))
-def test_a_picture_is_a_standardized_square_however_long_and_loud_the_recording(
-    length: int, size: int, loudness: float
-) -> None:
+def test_an_image_is_a_standardized_square_for_any_length_and_loudness(length: int, size: int, loudness: float) -> None:
     samples = np.random.default_rng(length).normal(size=length).astype(np.float32)
-    found = picture(loudness * samples, size)
+    found = log_mel_image(loudness * samples, size)
     assert found.shape == (1, size, size)
     assert found.mean().item() == pytest.approx(0, abs=1e-3)
     assert found.std().item() == pytest.approx(1, abs=1e-3)
-    torch.testing.assert_close(found, picture(samples, size), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(found, log_mel_image(samples, size), rtol=0.01, atol=0.01)
 
 
-def test_a_higher_tone_is_higher_in_the_picture() -> None:
-    rows = [int(picture(tone(1.0, hertz), 64)[0].mean(dim=1).argmax()) for hertz in (200, 800, 3200)]
+def test_a_higher_tone_is_in_a_higher_row_of_the_image() -> None:
+    rows = [int(log_mel_image(tone(1.0, hertz), 64)[0].mean(dim=1).argmax()) for hertz in (200, 800, 3200)]
     assert rows == sorted(set(rows))
 
 
-def test_silence_makes_an_even_picture() -> None:
-    assert picture(np.zeros(SAMPLE_RATE, np.float32), 16).abs().max() < 0.1
+def test_silence_gives_an_even_image() -> None:
+    assert log_mel_image(np.zeros(SAMPLE_RATE, np.float32), 16).abs().max() < 0.1

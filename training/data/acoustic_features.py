@@ -1,4 +1,4 @@
-"""A recording as one vector of acoustic features, by the feature sets of openSMILE.
+"""Acoustic features: one vector for a recording, by the feature sets of openSMILE.
 
 openSMILE (Eyben et al. 2010) is free for research and education only, see https://github.com/audeering/opensmile.
 """
@@ -17,25 +17,26 @@ from shared.audio import SAMPLE_RATE, decode
 from training.data.utterance import Utterance
 
 SETS = {"egemaps": "eGeMAPSv02", "compare": "ComParE_2016", "is09": "IS09", "is10": "IS10", "prosody": "IS10"}
-"""openSMILE's names of: eGeMAPS (88 features, Eyben et al. 2016), ComParE (6373, Weninger et al. 2013), the INTERSPEECH
-challenges' of 2009 (384) and 2010 (1582, Schuller et al.), and prosody (124), which is of IS10 what `PROSODY` names."""
+"""openSMILE's names of eGeMAPS (88 features, Eyben et al. 2016), ComParE (6373, Weninger et al. 2013), the sets of the
+INTERSPEECH challenges of 2009 (384) and 2010 (1582, Schuller et al.), and prosody (124), which is the part of IS10 that
+`PROSODY` names."""
 
 PROSODY = ("F0final_", "voicingFinalUnclipped_", "pcm_loudness_")
-"""The contours that openSMILE's own prosody configurations extract: pitch, voicing and loudness."""
+"""Prefixes of the features that openSMILE's prosody configurations extract: pitch, voicing and loudness."""
 
 FULL_SCALE = 32767 / 32768
-"""openSMILE takes 16 bits, in which 1.0 would wrap to the lowest value."""
+"""The highest sample for openSMILE, which converts to 16 bits: 1.0 would wrap to the lowest value."""
 
 
 @dataclass(frozen=True)
 class AcousticTable:
-    """A corpus's clips as feature vectors.
+    """The clips of a corpus as feature vectors.
 
     Attributes:
         features: shape [clips, features].
-        labels: each clip's, by the corpus's own name.
-        categories: each clip's of `ekman7`, or another name where the label has none there.
-        speakers: each clip's, None where the corpus does not tell them.
+        labels: the corpus's own label of each clip.
+        categories: the category of `EKMAN7` of each clip, or another name if the label has none.
+        speakers: the speaker of each clip; None if the corpus does not identify them.
     """
 
     features: NDArray[np.float32]
@@ -44,21 +45,21 @@ class AcousticTable:
     speakers: NDArray[np.str_] | None
 
     def __getitem__(self, clips: NDArray[np.integer | np.bool_]) -> "AcousticTable":
-        """The clips at these indexes, or where the mask is true."""
+        """Returns the clips at these indexes, or where the mask is true."""
         speakers = None if self.speakers is None else self.speakers[clips]
         return AcousticTable(self.features[clips], self.labels[clips], self.categories[clips], speakers)
 
 
 def extract(utterances: Sequence[Utterance], features: str, cache: Path) -> NDArray[np.float32]:
-    """The utterances' feature vectors, shape [utterances, features].
+    """Returns the utterances' feature vectors, of shape [utterances, features].
 
     Args:
-        utterances: of one corpus, all with recordings.
+        utterances: utterances of one corpus, all with recordings.
         features: one of `SETS`, or the path of an openSMILE configuration file.
-        cache: a folder of the corpus's own; what it holds already is not extracted again.
+        cache: a folder for this corpus; vectors that it has are not extracted again.
 
     Raises:
-        ValueError: there is no such feature set or file, or a recording is too short for it.
+        ValueError: there is no such feature set or file, or a recording is too short.
     """
     smile = _smile(features)
     file = cache / f"{_name(features)}.npz"
@@ -75,14 +76,14 @@ def _smile(features: str) -> opensmile.Smile:
         return opensmile.Smile(opensmile.FeatureSet[SETS[features]])
     if not Path(features).is_file():
         raise ValueError(
-            f"{features!r} is neither one of {', '.join(SETS)} nor the path of an openSMILE configuration file, as "
-            "there are at https://github.com/audeering/opensmile/tree/master/config"
+            f"{features!r} is neither one of {', '.join(SETS)} nor the path of an openSMILE configuration file: see "
+            "https://github.com/audeering/opensmile/tree/master/config"
         )
     return opensmile.Smile(features)
 
 
 def _name(features: str) -> str:
-    """The cache's name of a feature set; a configuration file's changes with its content."""
+    """Returns the name of a feature set in the cache; that of a configuration file changes with its content."""
     if features in SETS:
         return features
     path = Path(features)
@@ -109,7 +110,7 @@ def _read(file: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _write(file: Path, vectors: dict[str, NDArray[np.float32]]) -> None:
-    """The file exists once it is whole."""
+    """Write the file under another name and rename it, so that it exists only when it is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part.npz")
     np.savez(part, ids=np.array(list(vectors)), features=np.stack(list(vectors.values())))

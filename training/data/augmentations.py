@@ -1,13 +1,11 @@
-"""Other ways the same utterance might have been recorded."""
+"""Augmentations of audio: each returns the samples as they might have been recorded in other circumstances."""
 
 from collections.abc import Callable
 from fractions import Fraction
 from zlib import crc32
 
 import numpy as np
-import torch
 from scipy.signal import fftconvolve, resample_poly
-from torch import Tensor
 
 from shared.audio import SAMPLE_RATE, Samples
 from training.data.utterance import Utterance
@@ -16,18 +14,19 @@ Augmentation = Callable[[Samples, np.random.Generator], Samples]
 
 
 def original(samples: Samples, rng: np.random.Generator) -> Samples:
+    """Returns the samples unchanged."""
     return samples
 
 
 def speed(samples: Samples, rng: np.random.Generator) -> Samples:
-    """Played 8 to 15 % faster or slower, pitch and all."""
+    """Plays the samples 8 to 15 % faster or slower, which changes the pitch by the same factor."""
     factor = 1 + rng.choice([-1, 1]) * rng.uniform(0.08, 0.15)
     positions = np.arange(0, samples.size - 1, factor)
     return np.interp(positions, np.arange(samples.size), samples).astype(np.float32)
 
 
 def noise(samples: Samples, rng: np.random.Generator) -> Samples:
-    """White to pink noise, 8 to 25 dB below the speech."""
+    """Adds white to pink noise, 8 to 25 dB below the speech."""
     spectrum = np.fft.rfft(rng.standard_normal(samples.size))
     spectrum /= np.maximum(np.arange(spectrum.size), 1) ** (rng.uniform(0, 1) / 2)
     hiss = np.fft.irfft(spectrum, samples.size)
@@ -36,7 +35,7 @@ def noise(samples: Samples, rng: np.random.Generator) -> Samples:
 
 
 def telephone(samples: Samples, rng: np.random.Generator) -> Samples:
-    """300 to 3400 Hz, as over a telephone, at another loudness."""
+    """Keeps 300 to 3400 Hz, the band of a telephone, at another loudness."""
     spectrum = np.fft.rfft(samples)
     hertz = np.fft.rfftfreq(samples.size, 1 / SAMPLE_RATE)
     spectrum[(hertz < 300) | (hertz > 3400)] = 0
@@ -44,11 +43,11 @@ def telephone(samples: Samples, rng: np.random.Generator) -> Samples:
 
 
 def reverberation(samples: Samples, rng: np.random.Generator) -> Samples:
-    """As in a room whose sound dies away by 60 dB in 0.25 to 0.7 s, the echoes 0 to 10 dB below the voice itself.
+    """Adds the echoes of a room, 0 to 10 dB below the speech, which decay by 60 dB in 0.25 to 0.7 s.
 
     The impulse response is white noise under an exponential decay (Polack 1988, "La transmission de l'énergie sonore
     dans les salles"); the times are those of the REVERB challenge's rooms (Kinoshita et al. 2016). Length and loudness
-    stay as they are.
+    do not change.
     """
     seconds = rng.uniform(0.25, 0.7)
     times = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
@@ -59,18 +58,17 @@ def reverberation(samples: Samples, rng: np.random.Generator) -> Samples:
 
 
 def other_voice(samples: Samples, rng: np.random.Generator) -> Samples:
-    """As somebody else might sound, in another room: pitch, formants and pace up to 27 % higher or lower, all pitches
-    louder or softer than they were, at another loudness.
+    """Makes another speaker: pitch, formants and pace change by up to 27 %, and so do frequency response and loudness.
 
-    Drawn once for a speaker, it makes another speaker of the same emotions, whose baseline is another too.
+    It is drawn once for a speaker, and so makes a second speaker with the same emotions and a baseline of its own.
     """
     factor = Fraction(2 ** rng.uniform(-0.35, 0.35)).limit_denominator(40)
-    heard = _equalized(resample_poly(samples, factor.numerator, factor.denominator), rng)
-    return (heard * rng.uniform(0.2, 0.9) / max(float(np.abs(heard).max()), 1e-6)).astype(np.float32)
+    resampled = _equalized(resample_poly(samples, factor.numerator, factor.denominator), rng)
+    return (resampled * rng.uniform(0.2, 0.9) / max(float(np.abs(resampled).max()), 1e-6)).astype(np.float32)
 
 
 OTHER_VOICES = tuple(f"other_voice_{number}" for number in range(1, 5))
-"""Each drawn once for a speaker, and not for every utterance."""
+"""Augmentations that are drawn once for a speaker, and not for every utterance."""
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "original": original,
@@ -82,33 +80,17 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
-def draws(name: str, utterance: Utterance) -> np.random.Generator:
-    """What an augmentation is drawn by: the same for an utterance every time, or for all of its speaker's."""
-    whose = f"{utterance.corpus} {utterance.group}" if name in OTHER_VOICES else utterance.id
-    return np.random.default_rng(crc32(f"{name} {whose}".encode()))
+def random_generator(name: str, utterance: Utterance) -> np.random.Generator:
+    """Returns the generator that an augmentation of an utterance is drawn by.
 
-
-def with_bands_masked(
-    features: Tensor, share: float, rng: np.random.Generator, count: int = 2, fill: float | Tensor = 0.0
-) -> Tensor:
-    """Hide `count` bands of neighbouring features over the whole length, as SpecAugment does (Park et al. 2019).
-
-    Args:
-        features: shape [frames, ..., features], such as mel bands or an encoder's features.
-        share: the widest band, as a share of all features.
-        fill: what stands there instead, 0 being the mean of standardized features; of any shape that broadcasts.
+    It is the same every time. The augmentations in `OTHER_VOICES` have one generator for all utterances of a speaker.
     """
-    size = features.shape[-1]
-    kept = torch.ones(size, dtype=torch.bool)
-    for _ in range(count):
-        width = int(rng.random() * share * size)
-        start = int(rng.integers(size - width + 1))
-        kept[start : start + width] = False
-    return torch.where(kept, features, fill)
+    key = f"{utterance.corpus} {utterance.group}" if name in OTHER_VOICES else utterance.id
+    return np.random.default_rng(crc32(f"{name} {key}".encode()))
 
 
 def _equalized(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """With a smooth frequency response drawn at random, at most 12 dB up or down."""
+    """Returns the samples with a smooth random frequency response of at most 12 dB up or down."""
     edges = np.log2([60, 150, 400, 1000, 2500, 5000, SAMPLE_RATE / 2])
     decibels = np.cumsum(rng.normal(0, 3, edges.size))
     decibels = np.clip(decibels - decibels.mean(), -12, 12)

@@ -1,4 +1,4 @@
-"""Cached features: what the frozen encoders make of every utterance, written once, read by memory mapping."""
+"""The feature cache: the frozen encoders' features of every utterance, written once and read by memory mapping."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ FeatureArray = NDArray[np.float16]
 
 
 class FeatureFile:
-    """FeatureArrays of features of shape [tokens, ...] in one array, found by the utterance's id."""
+    """Features of many utterances, each of shape [tokens, ...], in one array; the key is the utterance's id."""
 
     def __init__(self, folder: Path) -> None:
         self._array = np.load(folder / "features.npy", mmap_mode="r")
@@ -27,11 +27,12 @@ class FeatureFile:
 
     @staticmethod
     def exists(folder: Path) -> bool:
+        """Whether a complete file is in the folder."""
         return (folder / "spans.json").is_file()
 
     @staticmethod
     def write(folder: Path, items: Iterable[tuple[str, FeatureArray]]) -> None:
-        """Write a file anew. It exists once it is whole."""
+        """Write a file, replacing an earlier one. `exists` is true only after everything is written."""
         folder.mkdir(parents=True, exist_ok=True)
         spans: dict[str, list[int]] = {}
         sequences: list[FeatureArray] = []

@@ -1,4 +1,4 @@
-"""Label schemes: which categories to train on, and which of them a corpus's labels are."""
+"""Label schemes: the categories to train on, and the mapping of the corpora's labels to them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,13 +12,13 @@ from training.data.utterance import Utterance
 
 
 class LabelScheme(BaseModel):
-    """Categories, and what becomes one of them; labels that are not mapped have no place.
+    """Categories, and the labels that map to them. Utterances whose label is not mapped are left out.
 
     Attributes:
         space: the categories in the order of the model's outputs.
         mapping: from a label to its category.
-        labels: whose labels are mapped: the corpora's own names of them, or the categories of `EKMAN7` that their
-            loaders make of these.
+        labels: which labels are mapped: the corpora's own, or the categories of `EKMAN7` that the loaders map these
+            to.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,7 +38,7 @@ SCHEMES: Mapping[str, LabelScheme] = {
     "ekman7": LabelScheme(
         space=EKMAN7, mapping={category: category for category in EKMAN7.categories}, labels="ekman7"
     ),
-    # As the multilingual valence classifier counts them: https://huggingface.co/vocametrix.
+    # As in the multilingual valence classifier: https://huggingface.co/vocametrix.
     "valence3": LabelScheme(
         space=LabelSpace(name="valence3", categories=tuple(Valence)),
         mapping={
@@ -52,7 +52,7 @@ SCHEMES: Mapping[str, LabelScheme] = {
         },
         labels="ekman7",
     ),
-    # What IEMOCAP, URDU and Punjabi RASA have in common.
+    # The categories that IEMOCAP, URDU and Punjabi RASA have in common.
     "four": LabelScheme(
         space=LabelSpace(name="four", categories=("anger", "joy", "neutral", "sadness"), dimensions=("valence",)),
         mapping={category: category for category in ("anger", "joy", "neutral", "sadness")},
@@ -62,7 +62,7 @@ SCHEMES: Mapping[str, LabelScheme] = {
         space=LabelSpace(name="ravdess8", categories=tuple(ravdess.LABELS), dimensions=("valence",)),
         mapping={label: label for label in ravdess.LABELS},
     ),
-    # RAVDESS's calm and surprised are no class of the Indonesian model's.
+    # The Indonesian model has no class for RAVDESS's calm and surprised.
     "indonesian6": LabelScheme(
         space=LabelSpace(name="indonesian6", categories=tuple(indonesian.LABELS), dimensions=("valence",)),
         mapping={label: label for label in indonesian.LABELS}
@@ -79,10 +79,10 @@ SCHEMES: Mapping[str, LabelScheme] = {
 
 
 def scheme_named(name: str | LabelScheme) -> LabelScheme:
-    """A scheme by its name, or as it stands in a configuration.
+    """Returns the scheme of a name, or the given scheme itself.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no scheme of that name.
     """
     if isinstance(name, LabelScheme):
         return name
@@ -92,34 +92,38 @@ def scheme_named(name: str | LabelScheme) -> LabelScheme:
 
 
 def relabel(utterances: Iterable[Utterance], scheme: LabelScheme) -> list[Utterance]:
-    """The utterances as their loaders give them, with targets over the scheme's categories; the others are left out.
+    """Returns the utterances whose labels the scheme maps, with targets over the scheme's categories.
+
+    Args:
+        utterances: as their loaders return them.
+        scheme: the scheme.
 
     Raises:
-        ValueError: none of a corpus's labels has a place.
+        ValueError: the scheme maps none of a corpus's labels.
     """
     utterances = list(utterances)
-    placed = [replace(u, target=shares) for u in utterances if (shares := _target(u, scheme)) is not None]
-    for corpus in {u.corpus for u in utterances} - {u.corpus for u in placed}:
+    mapped = [replace(u, target=shares) for u in utterances if (shares := _target(u, scheme)) is not None]
+    for corpus in {u.corpus for u in utterances} - {u.corpus for u in mapped}:
         found = sorted({name for u in utterances if u.corpus == corpus for name in u.label_names})
-        raise ValueError(f"none of {corpus}'s labels has a place in {scheme.space.name}: {', '.join(found)}")
-    return placed
+        raise ValueError(f"{scheme.space.name} maps none of {corpus}'s labels: {', '.join(found)}")
+    return mapped
 
 
-def common(scheme: LabelScheme, sides: Sequence[Sequence[Utterance]]) -> LabelScheme:
-    """The scheme with only those of its categories that every side has, and what is mapped to them.
+def common_categories(scheme: LabelScheme, sides: Sequence[Sequence[Utterance]]) -> LabelScheme:
+    """Returns the scheme restricted to the categories that occur on every side.
 
     Args:
         scheme: the categories to choose from.
-        sides: utterances as their loaders give them.
+        sides: groups of utterances as their loaders return them.
 
     Raises:
-        ValueError: fewer than two are left.
+        ValueError: fewer than two categories are left.
     """
-    had = [_categories(utterances, scheme) for utterances in sides]
-    kept = tuple(name for name in scheme.space.categories if all(name in categories for categories in had))
+    present = [_categories(utterances, scheme) for utterances in sides]
+    kept = tuple(name for name in scheme.space.categories if all(name in categories for categories in present))
     if len(kept) < 2:
-        found = "; ".join(", ".join(sorted(categories)) for categories in had)
-        raise ValueError(f"there is nothing to tell apart: of {scheme.space.name}, the sides have {found}")
+        found = "; ".join(", ".join(sorted(categories)) for categories in present)
+        raise ValueError(f"the sides have fewer than two categories of {scheme.space.name} in common: {found}")
     return scheme.model_copy(
         update={
             "space": scheme.space.model_copy(update={"categories": kept}),

@@ -1,4 +1,4 @@
-"""All corpora, by name."""
+"""The registry of all corpora by name, and `load`, which reads some of them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from training.data.utterance import Utterance, check_leakage
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus: its folder below the data's, its licence, its languages, and how its utterances are read."""
+    """A corpus: its folder below the data folder, its licence, its languages and its loader."""
 
     folder: str
     licence: str
@@ -56,22 +56,22 @@ CORPORA = {
     "xed": Corpus("xed", xed.LICENCE, ("mul",), xed.load),
     "emot": Corpus("indonlu_emot", emot.LICENCE, ("id",), emot.load),
 }
-"""Languages are BCP 47's codes; `mul` is many."""
+"""Languages are codes of BCP 47; `mul` stands for several."""
 
 
 def load(data: Path, names: Iterable[str], scheme: LabelScheme | None = SCHEMES["ekman7"]) -> list[Utterance]:
-    """The utterances of the corpora named, from their folders below `data`, with targets of the scheme.
+    """Returns the utterances of the named corpora, with targets over the scheme's categories.
 
     Args:
-        data: holds the corpora.
-        names: of the corpora, or paths of manifests (`*.csv`, `*.jsonl`) below `data`.
-        scheme: the categories; what has no place among them is left out. None leaves out nothing, and the targets are
-            those of `EKMAN7`.
+        data: the folder with the corpora.
+        names: names of corpora, or paths of manifests (`*.csv`, `*.jsonl`) below `data`.
+        scheme: the label scheme; utterances whose label it does not map are left out. None leaves out nothing, and the
+            targets are those of `EKMAN7`.
 
     Raises:
-        CorpusMissing: one is not there.
-        Leakage: one has the same group in two splits.
-        ValueError: Tenor knows no corpus of that name.
+        CorpusMissing: a corpus is not in its folder.
+        Leakage: a corpus has the same group in two splits.
+        ValueError: there is no corpus of that name.
     """
     corpora = [corpus_named(name) for name in names]
     utterances = [utterance for corpus in corpora for utterance in corpus.load(data / corpus.folder)]
@@ -80,18 +80,18 @@ def load(data: Path, names: Iterable[str], scheme: LabelScheme | None = SCHEMES[
 
 
 def corpus_named(name: str) -> Corpus:
-    """A corpus that Tenor knows, or that a manifest describes.
+    """Returns a registered corpus, or one that a manifest describes.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the name is neither a registered corpus nor a manifest below the data folder.
     """
     if name in CORPORA:
         return CORPORA[name]
     if not name.endswith(manifest.SUFFIXES):
         raise ValueError(
-            f"{name!r} is not a corpus: use some of {', '.join(CORPORA)}, or a manifest's path (.csv, .jsonl)"
+            f"{name!r} is not a corpus: use some of {', '.join(CORPORA)}, or the path of a manifest (.csv, .jsonl)"
         )
-    # The caches of features keep each corpus in a folder of its name.
+    # A feature cache keeps each corpus in a subfolder of its name.
     if Path(name).is_absolute():
-        raise ValueError(f"{name}: a manifest is named by its path below the folder of the data")
+        raise ValueError(f"{name}: name a manifest by its path below the data folder")
     return Corpus(name, manifest.LICENCE, (manifest.UNKNOWN_LANGUAGE,), partial(manifest.load, name=name))

@@ -1,4 +1,4 @@
-"""A recording as a picture: its log-mel spectrogram."""
+"""The log-mel spectrogram of a recording, as a square image."""
 
 from functools import cache
 
@@ -10,21 +10,21 @@ from transformers.audio_utils import mel_filter_bank
 from shared.audio.decoder import SAMPLE_RATE, Samples
 
 WINDOW = 1024
-"""Samples of a frame, 64 ms."""
+"""Samples in a frame: 64 ms."""
 
 HOP = 256
-"""Samples from frame to frame, 16 ms."""
+"""Samples between the starts of two frames: 16 ms."""
 
 BANDS = 128
 RANGE_DB = 80.0
-"""What is fainter than the loudest by more is as silent as that."""
+"""The dynamic range; everything that is softer is raised to its lower end."""
 
 SILENT_DB = 0.01
-"""A deviation below it is none but of rounding."""
+"""The smallest standard deviation to divide by; below it there are only rounding errors."""
 
 
-def picture(samples: Samples, size: int) -> Tensor:
-    """The whole recording's mel spectrogram in decibels, squeezed to a square, of mean 0 and deviation 1.
+def log_mel_image(samples: Samples, size: int) -> Tensor:
+    """Returns the mel spectrogram of the whole recording in decibels, resized to a square and standardized.
 
     Returns:
         Shape [1, size, size]: frequency bands from low to high, and time.
@@ -39,7 +39,7 @@ def picture(samples: Samples, size: int) -> Tensor:
 
 @cache
 def _filters() -> Tensor:
-    """Shape [BANDS, frequencies], on Slaney's mel scale as librosa has it."""
+    """Returns the filters, of shape [BANDS, frequencies], on Slaney's mel scale, as librosa has them."""
     count = WINDOW // 2 + 1
     filters = mel_filter_bank(count, BANDS, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
     return torch.from_numpy(filters.T).float()

@@ -1,4 +1,4 @@
-"""Ways to split utterances for training, validation and test, of which only the random one may share a speaker."""
+"""Splitting utterances for training, validation and test; only the random strategy may share a speaker."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,23 +14,24 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, StratifiedKFold
 
+from training.args import FoldArgs
 from training.data.utterance import Split, Utterance, check_leakage
 
 Indexes = NDArray[np.intp]
 Folding = Literal["random", "speaker"]
-"""Folds with equal shares of each label, as far as can be, or besides with no speaker in two of them."""
+"""Folds with equal shares of each label as far as possible; `speaker` also puts no speaker into two folds."""
 
 
 class Strategy(StrEnum):
     """How to split.
 
     Attributes:
-        official: as each loader says: the publisher's split, or where there is none, the one stated there.
-        speaker: the same, but only of corpora that name their speakers and keep each in one split.
-        random: every label in its share; speakers stand in several splits.
-        group_shuffle: speakers (or dialogues, where there is no speaker's voice) drawn at random.
-        leave_one_speaker_out: one speaker tests, with whoever shares their dialogues.
-        show: drawn at random, or one show tests; neither a speaker nor a show stands in two splits.
+        official: the split of the loader: the publisher's, or the one that the loader states.
+        speaker: the same, only for corpora that identify their speakers and keep each in one split.
+        random: the same share of every label; a speaker may be in several splits.
+        group_shuffle: whole groups drawn at random: speakers, or dialogues of texts without recordings.
+        leave_one_speaker_out: one speaker tests, together with the speakers who share a dialogue.
+        show: shows drawn at random, or one named show tests; no speaker and no show is in two splits.
     """
 
     official = "official"
@@ -41,7 +42,7 @@ class Strategy(StrEnum):
     show = "show"
 
 
-TIES: dict[Strategy, tuple[str, ...]] = {
+SHARED_ATTRIBUTES: dict[Strategy, tuple[str, ...]] = {
     Strategy.official: ("group",),
     Strategy.speaker: ("group", "speaker"),
     Strategy.random: (),
@@ -49,10 +50,10 @@ TIES: dict[Strategy, tuple[str, ...]] = {
     Strategy.leave_one_speaker_out: ("group", "speaker"),
     Strategy.show: ("group", "speaker", "show"),
 }
-"""What two utterances of different splits must not have in common; the last is what is held out by name."""
+"""The attributes that utterances of different splits must not share; the last one is that of `held_out`."""
 
-DRAWN = (Strategy.group_shuffle, Strategy.leave_one_speaker_out, Strategy.show)
-"""Those that draw whole groups."""
+GROUP_STRATEGIES = (Strategy.group_shuffle, Strategy.leave_one_speaker_out, Strategy.show)
+"""The strategies that draw whole groups."""
 
 
 def split(
@@ -63,89 +64,90 @@ def split(
     test: float = 0.1,
     held_out: str | None = None,
 ) -> list[Utterance]:
-    """The utterances, in their order, each with its split.
+    """Returns the utterances in their order, each with its split.
 
     Args:
         utterances: as loaded.
-        strategy: how.
+        strategy: how to split.
         seed: of what is drawn at random.
-        validation: its share, of the utterances or of the groups of them that stay together.
-        test: the same.
-        held_out: the speaker, show or group that tests, in place of a share; as `corpus/name` where two corpora have
-            the same name.
+        validation: the share of the utterances, or of the groups, that validate.
+        test: the share of the utterances, or of the groups, that test.
+        held_out: the speaker, show or group that tests, in place of a share; `corpus/name` if two corpora have the
+            same name.
 
     Raises:
-        Leakage: a corpus's own split shares what it must not.
-        ValueError: the shares leave nothing, a corpus does not name its speakers or shows, too few are apart from one
-            another, or what is to be held out is not there or not asked for.
+        Leakage: utterances of different splits share an attribute that they must not.
+        ValueError: the shares leave nothing to train on, a corpus does not identify its speakers or shows, there are
+            too few groups, or `held_out` is missing, unknown or not used by the strategy.
     """
     if min(validation, test) < 0 or validation + test >= 1:
         raise ValueError(f"the shares of validation, {validation}, and test, {test}, leave nothing to train on")
     _check_held_out(strategy, held_out)
-    found, ties = list(utterances), TIES[strategy]
-    _check_named(found, ties)
+    found, attributes = list(utterances), SHARED_ATTRIBUTES[strategy]
+    _check_identified(found, attributes)
     if strategy is Strategy.random:
         found = _assigned(found, *_stratified(found, seed, (validation, test)))
-    elif strategy in DRAWN:
-        found = _assigned(found, *_by_group(found, ties, seed, (validation, test), held_out))
-    if ties:
-        check_leakage(found, ties)
+    elif strategy in GROUP_STRATEGIES:
+        found = _assigned(found, *_by_group(found, attributes, seed, (validation, test), held_out))
+    if attributes:
+        check_leakage(found, attributes)
     return found
 
 
-def notes(utterances: Sequence[Utterance], strategy: Strategy) -> list[str]:
-    """What whoever reads figures on this split must know of it, for the report."""
+def split_notes(utterances: Sequence[Utterance], strategy: Strategy) -> list[str]:
+    """Returns what a reader of metrics on this split must know, for the report."""
     found: list[str] = []
     for corpus in dict.fromkeys(u.corpus for u in utterances):
-        voices = {(u.speaker, u.split) for u in utterances if u.corpus == corpus and u.audio is not None}
-        splits = Counter(speaker for speaker, _ in voices if speaker is not None)
-        if any(speaker is None for speaker, _ in voices):
-            found.append(f"{corpus}: the corpus does not name its speakers: the same voice may stand in train and test")
+        spoken = {(u.speaker, u.split) for u in utterances if u.corpus == corpus and u.audio is not None}
+        splits = Counter(speaker for speaker, _ in spoken if speaker is not None)
+        if any(speaker is None for speaker, _ in spoken):
+            found.append(
+                f"{corpus}: the corpus does not identify its speakers: the same speaker may be in train and test"
+            )
         if shared := sum(count > 1 for count in splits.values()):
-            found.append(f"{corpus}: {shared} of {len(splits)} speakers stand in several splits ({strategy})")
+            found.append(f"{corpus}: {shared} of {len(splits)} speakers are in several splits ({strategy})")
     return found
 
 
 def folds(
     labels: ArrayLike, speakers: Sequence[str] | None, folding: Folding, count: int, seed: int
 ) -> Iterator[tuple[Indexes, Indexes]]:
-    """Of each of `count` folds, the indexes of what trains and of what tests; all is tested once.
+    """Yields, for each of `count` folds, the indexes that train and the indexes that test.
 
     Args:
         labels: shape [utterances].
-        speakers: of as many; None where they are not known.
-        folding: how.
-        count: of folds.
+        speakers: the speaker of each utterance; None if they are unknown.
+        folding: how to draw the folds.
+        count: the number of folds.
         seed: of the draws.
 
     Raises:
-        ValueError: a fold by speaker, where they are not known.
+        ValueError: the folds are by speaker, and the speakers are unknown.
     """
     if folding == "speaker" and speakers is None:
-        raise ValueError("the corpus does not name its speakers, so only the split 'random' is possible")
+        raise ValueError("the corpus does not identify its speakers, so only the split 'random' is possible")
     kind = StratifiedGroupKFold if folding == "speaker" else StratifiedKFold
     groups = speakers if folding == "speaker" else None
     yield from kind(count, shuffle=True, random_state=seed).split(np.zeros(np.shape(labels)), labels, groups)
 
 
-def groups_of(utterances: Iterable[Utterance]) -> list[str] | None:
-    """Each utterance's group, as `folds` takes for its speaker; None where one's speaker is not named."""
+def speaker_groups(utterances: Iterable[Utterance]) -> list[str] | None:
+    """Returns the group of each utterance, which `folds` takes as its speaker; None if a speaker is unknown."""
     found = list(utterances)
     return None if any(u.speaker is None for u in found) else [u.group for u in found]
 
 
-def is_training(utterance: Utterance, fold: int | None, folds: int) -> bool:
-    """Whether to train on it: its corpus says so, or for spoken ones in cross-validation, it is not in the fold."""
+def is_training(utterance: Utterance, fold: FoldArgs | None = None) -> bool:
+    """Whether the utterance trains: by its split, or, with audio in cross-validation, if it is not in the fold."""
     if fold is None or utterance.audio is None:
         return utterance.split is Split.train
-    return utterance.split is not Split.test and fold_of(utterance, folds) != fold
+    return utterance.split is not Split.test and fold_of(utterance, fold.count) != fold.index
 
 
 def fold_of(utterance: Utterance, folds: int) -> int:
-    """The fold of an utterance's speaker: the digits of the name, else its letters, count round.
+    """Returns the fold of an utterance's speaker: the number in the name, or the sum of its letters, modulo `folds`.
 
-    It does not depend on what else is there, so that runs on several corpora, each with a fold of its own left out, can
-    be put together.
+    It does not depend on the other utterances, so that the folds of runs on different corpora fit together.
     """
     digits = "".join(letter for letter in utterance.group if letter.isdecimal())
     return (int(digits) if digits else sum(map(ord, utterance.group))) % folds
@@ -162,19 +164,19 @@ def _assigned(utterances: Sequence[Utterance], validation: Indexes, test: Indexe
 def _check_held_out(strategy: Strategy, held_out: str | None) -> None:
     if held_out is None and strategy is Strategy.leave_one_speaker_out:
         raise ValueError(f"{strategy} needs held_out: the speaker to leave out")
-    if held_out is not None and strategy not in DRAWN:
-        raise ValueError(f"{strategy} holds nobody out: {held_out!r} needs one of {', '.join(DRAWN)}")
+    if held_out is not None and strategy not in GROUP_STRATEGIES:
+        raise ValueError(f"{strategy} does not hold out {held_out!r}: use one of {', '.join(GROUP_STRATEGIES)}")
 
 
-def _check_named(utterances: Iterable[Utterance], kinds: Iterable[str]) -> None:
+def _check_identified(utterances: Iterable[Utterance], kinds: Iterable[str]) -> None:
     for utterance in utterances:
         for kind in kinds:
             if getattr(utterance, kind) is None:
-                raise ValueError(f"{utterance.corpus} does not name its {kind}s, so it cannot be split by them")
+                raise ValueError(f"{utterance.corpus} does not identify its {kind}s, so it cannot be split by them")
 
 
 def _stratified(utterances: Sequence[Utterance], seed: int, shares: tuple[float, float]) -> tuple[Indexes, Indexes]:
-    """Every n-th of the utterances sorted by corpus and label, those of one label in random order.
+    """Returns every n-th utterance, sorted by corpus and label and in random order within a label.
 
     scikit-learn's stratified splitters refuse a label with fewer utterances than splits, which some corpora have.
     """
@@ -188,29 +190,33 @@ def _stratified(utterances: Sequence[Utterance], seed: int, shares: tuple[float,
 
 
 def _every(order: Indexes, share: float) -> Indexes:
-    """An even selection of that share."""
+    """Returns an evenly spaced selection of that share."""
     counts = np.floor(np.arange(len(order) + 1) * share + 0.5)
     return order[np.diff(counts) > 0]
 
 
 def _by_group(
-    utterances: Sequence[Utterance], ties: Sequence[str], seed: int, shares: tuple[float, float], held_out: str | None
+    utterances: Sequence[Utterance],
+    attributes: Sequence[str],
+    seed: int,
+    shares: tuple[float, float],
+    held_out: str | None,
 ) -> tuple[Indexes, Indexes]:
     validation, test = shares
-    groups = _components(utterances, ties)
+    groups = _components(utterances, attributes)
     everything = np.arange(len(utterances))
     if held_out is None:
-        tested, validation = _drawn(everything, groups, test, seed), validation / (1 - test)
+        tested, validation = _draw_groups(everything, groups, test, seed), validation / (1 - test)
     else:
-        tested = np.flatnonzero(np.isin(groups, groups[_named(utterances, ties[-1], held_out)]))
-    return _drawn(np.setdiff1d(everything, tested), groups, validation, seed), tested
+        tested = np.flatnonzero(np.isin(groups, groups[_named(utterances, attributes[-1], held_out)]))
+    return _draw_groups(np.setdiff1d(everything, tested), groups, validation, seed), tested
 
 
-def _drawn(among: Indexes, groups: Indexes, share: float, seed: int) -> Indexes:
-    """A random share of the groups, leaving one at least."""
+def _draw_groups(among: Indexes, groups: Indexes, share: float, seed: int) -> Indexes:
+    """Returns the utterances of a random share of the groups; at least one group is left."""
     count = len(np.unique(groups[among]))
     if count < (1 if share == 0 else 2):
-        raise ValueError(f"too few are apart from one another to split them: {count} left to train and validate on")
+        raise ValueError(f"there are too few separate groups to split: {count} left to train and validate on")
     if share == 0:
         return np.zeros(0, np.intp)
     _, chosen = next(GroupShuffleSplit(1, test_size=share, random_state=seed).split(among, groups=groups[among]))
@@ -218,36 +224,41 @@ def _drawn(among: Indexes, groups: Indexes, share: float, seed: int) -> Indexes:
 
 
 def _named(utterances: Sequence[Utterance], kind: str, name: str) -> list[int]:
-    """The utterances of a speaker, show or group."""
+    """Returns the indexes of the utterances of a speaker, show or group."""
     full = [f"{u.corpus}/{getattr(u, kind)}" for u in utterances]
     matching = {value for value in full if name in (value, value.partition("/")[2])}
     if len(matching) != 1:
-        raise ValueError(f"held_out: {name!r} is not one {kind}: name one of {', '.join(sorted(set(full)))}")
+        raise ValueError(f"held_out: {name!r} is not exactly one {kind}: use one of {', '.join(sorted(set(full)))}")
     return [i for i, value in enumerate(full) if value in matching]
 
 
-def _components(utterances: Sequence[Utterance], ties: Sequence[str]) -> Indexes:
-    """One number for all utterances that have something in common, directly or through others."""
-    tied = [[f"{u.corpus}: {kind} {getattr(u, kind)}" for kind in ties] for u in utterances]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(chain.from_iterable(tied)))}
-    first = [numbers[names[0]] for names in tied for _ in names]
-    other = [numbers[name] for names in tied for name in names]
+def _components(utterances: Sequence[Utterance], attributes: Sequence[str]) -> Indexes:
+    """Returns one number for all utterances that share an attribute, directly or through other utterances."""
+    keys = [[f"{u.corpus}: {kind} {getattr(u, kind)}" for kind in attributes] for u in utterances]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(chain.from_iterable(keys)))}
+    first = [numbers[names[0]] for names in keys for _ in names]
+    other = [numbers[name] for names in keys for name in names]
     graph = coo_array((np.ones(len(first)), (first, other)), shape=(len(numbers), len(numbers)))
     _, component = connected_components(graph, directed=False)
-    return component[[numbers[names[0]] for names in tied]]
+    return component[[numbers[names[0]] for names in keys]]
 
 
-class SplitPlan(BaseModel):
-    """How to split, as it stands in a configuration; see `split`."""
+class SplitArgs(BaseModel):
+    """The arguments of `split`, as they are written in a configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     strategy: Strategy = Strategy.official
+    """How to split."""
     seed: int = 0
+    """The seed of what is drawn at random."""
     validation: float = 0.1
+    """The share of the utterances, or of the groups, that validate."""
     test: float = 0.1
+    """The share of the utterances, or of the groups, that test."""
     held_out: str | None = None
+    """The speaker, show or group that tests, in place of a share."""
 
     def apply(self, utterances: Iterable[Utterance]) -> list[Utterance]:
-        """The utterances, each with its split."""
+        """Returns the utterances, each with its split."""
         return split(utterances, **dict(self))

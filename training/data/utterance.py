@@ -1,4 +1,4 @@
-"""What every corpus becomes: utterances with a label, and splits that do not leak."""
+"""`Utterance`, the unit of every corpus, with its label and its split; and what all corpus loaders use."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ POLARITY: Mapping[str, float | None] = {
     "sadness": -1.0,
     "surprise": None,
 }
-"""The valence that a category implies; surprise implies none."""
+"""The valence that each category implies; surprise implies none."""
 
 Gender = Literal["female", "male"]
 Value = TypeVar("Value")
@@ -31,27 +31,27 @@ class Split(StrEnum):
 
 
 class CorpusMissing(Exception):
-    """A corpus is not where it was looked for; the message says where to get it."""
+    """A corpus is not in its folder. The message says where to get it."""
 
 
 class Leakage(Exception):
-    """The same speaker, dialogue or utterance stands in two splits."""
+    """The same speaker, dialogue or utterance is in two splits."""
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One labelled stretch of speech or text.
+    """One labelled text, recording, or recording with its text.
 
     Attributes:
-        target: the share of each category, summing to 1, several where the corpus gives several: of `EKMAN7`, until
-            `relabel` makes it those of another scheme; None where the label has no place among them. A run with a
-            multi-label loss makes each of several 1.
-        valence: from -1 to 1, None where nothing says.
-        group: what must not be in two splits: the speaker, or the dialogue where there is no speaker's voice.
-        label_name: the corpus's own name of the label, several parted by a comma and a space.
-        dialogue: the conversation that it is a turn of.
-        position: where it stands in its dialogue; the numbers grow, but some may be missing.
-        show: the programme or recording that it was cut from.
+        target: the share of each category, summing to 1; several categories have a share where the corpus gives several
+            labels. The categories are those of `EKMAN7` until `relabel` applies another label scheme. None if the
+            label has no category. With a multi-label loss, a run sets each share above 0 to 1.
+        valence: from -1 to 1; None if it is unknown.
+        group: what must not be in two splits: the speaker, or the dialogue of a text that has no recording.
+        label_name: the corpus's own label; several labels are separated by a comma and a space.
+        dialogue: the conversation that contains this utterance.
+        position: the place in the dialogue; the numbers increase, but there may be gaps.
+        show: the programme or recording that this utterance was cut from.
     """
 
     id: str
@@ -72,41 +72,46 @@ class Utterance:
 
     @property
     def label(self) -> int:
-        """Index of the strongest category.
+        """The index of the category with the largest share.
 
         Raises:
             ValueError: there is no target.
         """
         if self.target is None:
-            raise ValueError(f"{self.corpus}, {self.id}: {self.label_name!r} has no place among the categories")
+            raise ValueError(f"{self.corpus}, {self.id}: the label {self.label_name!r} has no category")
         return max(range(len(self.target)), key=self.target.__getitem__)
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The corpus's own labels, one by one."""
+        """The corpus's own labels."""
         return tuple(self.label_name.split(", "))
 
 
-def target(categories: Iterable[str | None]) -> tuple[float, ...] | None:
-    """Equal shares for the categories named, None where there are none."""
+def ekman_target(categories: Iterable[str | None]) -> tuple[float, ...] | None:
+    """Returns equal shares for the named categories of `EKMAN7`, or None if all of them are None."""
     indexes = {EKMAN7.index(category) for category in categories if category is not None}
     if not indexes:
         return None
     return tuple(1 / len(indexes) if i in indexes else 0.0 for i in range(len(EKMAN7.categories)))
 
 
-def valence(categories: Iterable[str | None]) -> float | None:
-    """The mean polarity of the categories that have one."""
+def implied_valence(categories: Iterable[str | None]) -> float | None:
+    """Returns the mean polarity of the categories that have one, or None if none has."""
     polarities = [POLARITY[category] for category in categories if category is not None]
     known = [polarity for polarity in polarities if polarity is not None]
     return sum(known) / len(known) if known else None
 
 
-def mapped(label: str, labels: Mapping[str, Value], place: str) -> Value:
-    """What a corpus's own label stands for.
+def look_up(label: str, labels: Mapping[str, Value], place: str) -> Value:
+    """Returns what the table `labels` has for a corpus's own label.
+
+    Args:
+        label: the label.
+        labels: every label of the corpus.
+        place: the file or row with the label, for the error message.
 
     Raises:
-        ValueError: the corpus does not have this label.
+        ValueError: the corpus has no such label.
     """
     try:
         return labels[label]
@@ -114,24 +119,33 @@ def mapped(label: str, labels: Mapping[str, Value], place: str) -> Value:
         raise ValueError(f"{place}: {label!r} is not one of the labels {', '.join(labels)}") from None
 
 
-def existing(path: Path, name: str, source: str) -> Path:
-    """Raises CorpusMissing where a corpus is not."""
+def require_path(path: Path, name: str, source: str) -> Path:
+    """Returns `path` if it exists.
+
+    Args:
+        path: a file or folder of the corpus.
+        name: the corpus, for the error message.
+        source: where to get the corpus, for the error message.
+
+    Raises:
+        CorpusMissing: it does not exist.
+    """
     if not path.exists():
         raise CorpusMissing(f"{name} is not at {path}: get it from {source}")
     return path
 
 
-def recordings(folder: Path, name: str, source: str, pattern: str = "**/*") -> list[Path]:
-    """The WAV and FLAC files below a folder that match, in order.
+def find_recordings(folder: Path, name: str, source: str, pattern: str = "**/*") -> list[Path]:
+    """Returns the WAV and FLAC files below a folder that match a glob pattern, sorted.
 
     Raises:
-        CorpusMissing: the folder is not there, or none of them is.
+        CorpusMissing: the folder does not exist, or no file matches.
     """
-    existing(folder, name, source)
+    require_path(folder, name, source)
     found = sorted(
         path
         for path in folder.glob(pattern)
-        # macOS leaves hidden companions of the files in its archives.
+        # macOS puts a hidden companion of every file into its archives.
         if path.suffix.lower() in (".wav", ".flac") and not path.name.startswith(".")
     )
     if not found:
@@ -140,34 +154,19 @@ def recordings(folder: Path, name: str, source: str, pattern: str = "**/*") -> l
 
 
 def split_by_digest(text: str) -> Split:
-    """For what has neither a published split nor named speakers: a tenth, chosen by its digest, validates."""
+    """Returns the split of a text without a published split or a named speaker: a tenth of all texts validates."""
     return Split.validation if int(sha256(text.encode()).hexdigest(), 16) % 10 == 0 else Split.train
 
 
-def views(utterances: Iterable[Utterance]) -> dict[str, tuple[str, bool, bool]]:
-    """What can be validated: a name, its corpus, and whether its text and its voice are given.
-
-    A corpus with recordings is read by voice alone, and where it has words too, by both; one without, by its text.
-    """
-    given: dict[str, tuple[bool, bool]] = {}
-    for utterance in utterances:
-        text, voice = given.get(utterance.corpus, (False, False))
-        given[utterance.corpus] = text or utterance.text is not None, voice or utterance.audio is not None
-    found: dict[str, tuple[str, bool, bool]] = {}
-    for corpus, (text, voice) in given.items():
-        if voice:
-            found[f"{corpus} voice"] = corpus, False, True
-        if text:
-            found[f"{corpus} {'both' if voice else 'text'}"] = corpus, True, voice
-    return found
-
-
 def check_leakage(utterances: Iterable[Utterance], kinds: Sequence[str] = ("group",)) -> None:
-    """Raises Leakage where an utterance stands in two splits, or what it has in common with others.
+    """Check that no utterance is in two splits, and that utterances of two splits have nothing in common.
 
     Args:
         utterances: with their splits.
-        kinds: the attributes that utterances of two splits must not have in common; None is nothing in common.
+        kinds: the attributes that must differ between splits. An attribute that is None matches nothing.
+
+    Raises:
+        Leakage: the check fails.
     """
     seen: dict[str, Split] = {}
     for utterance in utterances:

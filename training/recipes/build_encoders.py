@@ -1,18 +1,18 @@
-"""From pretrained models to a bundle's two encoders: only the layers and the words that are needed, in few bits."""
+"""The recipe `build_encoders`: reduces two pretrained models to a bundle's encoders.
+
+It keeps only the layers and the vocabulary that are needed, and stores the weights in few bits.
+"""
 
 import json
 import unicodedata
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
-from shared.modeling.quantization import Bits, quantized
-from shared.modeling.speech_encoders import SpeechEncoderConfig
-from shared.modeling.text_encoders import TextEncoderConfig
+from shared.modeling.encoders import SpeechEncoderConfig, TextEncoderConfig
+from training.encoder_files import write_speech_encoder, write_text_encoder
 
 SCRIPTS = {
     "LATIN",
@@ -30,11 +30,7 @@ SCRIPTS = {
     "MALAYALAM",
     "SINHALA",
 }
-"""Scripts that are read, by their Unicode names."""
-
-
-EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
-_ATTENTION = (".query.weight", ".key.weight", ".value.weight")
+"""The scripts whose pieces stay in the vocabulary, by their Unicode names."""
 
 
 def build_encoders(
@@ -46,10 +42,10 @@ def build_encoders(
     """Write `text_encoder.safetensors`, `tokenizer.json` and `speech_encoder.safetensors`, with their options.
 
     Args:
-        models: holds `multilingual-e5-small` and `whisper-base-encoder` (or `whisper-base`), as on the hub.
-        out: where to write.
-        text_source: what the manifest says of the text encoder's origin: repo@revision.
-        speech_source: the same of the speech encoder.
+        models: The folder with `multilingual-e5-small` and `whisper-base-encoder` (or `whisper-base`), as on the hub.
+        out: The folder to write.
+        text_source: The origin of the text encoder for the manifest: repo@revision.
+        speech_source: The origin of the speech encoder for the manifest: repo@revision.
     """
     out.mkdir(parents=True, exist_ok=True)
     text_options = prune_text_encoder(models / "multilingual-e5-small", out)
@@ -64,7 +60,7 @@ def build_encoders(
 
 
 def prune_text_encoder(folder: Path, out: Path) -> TextEncoderConfig:
-    """Leave out the vocabulary's pieces in scripts that are not read, and store the matrices in four bits."""
+    """Write the text encoder without the pieces of other scripts, its matrices in 4 bits, and return its options."""
     description = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary: list[list[Any]] = description["model"]["vocab"]
     special = {added["id"] for added in description["added_tokens"]}
@@ -82,7 +78,7 @@ def prune_text_encoder(folder: Path, out: Path) -> TextEncoderConfig:
     state = load_file(folder / "model.safetensors")
     embeddings = "embeddings.word_embeddings.weight"
     state[embeddings] = state[embeddings][torch.tensor(kept)]
-    # The hub's file has also a pooler and the numbers of the positions, which the encoder does not.
+    # The hub's file also has a pooler and the position ids, which the encoder does not have.
     kept_weights = {
         f"bert.{name}": tensor
         for name, tensor in state.items()
@@ -92,18 +88,8 @@ def prune_text_encoder(folder: Path, out: Path) -> TextEncoderConfig:
     return TextEncoderConfig(vocabulary=len(kept), padding_id=new_ids[1])
 
 
-def write_text_encoder(state: Mapping[str, Tensor], path: Path, layers: Bits) -> None:
-    """Store a text encoder: its vocabulary in four bits, the matrices of its layers in `layers`, the rest in float16.
-
-    The tables of positions and kinds are small, and what is lost there is lost to every word.
-    """
-    bits: dict[str, Bits] = {name: layers for name in state if name.endswith((".dense.weight", *_ATTENTION))}
-    bits[EMBEDDINGS] = 4
-    save_file(quantized(state, bits), path)
-
-
 def cut_speech_encoder(folder: Path, out: Path) -> SpeechEncoderConfig:
-    """Leave out the layers after the last one that is given."""
+    """Write the speech encoder without the layers after the last one that is used, and return its options."""
     config = SpeechEncoderConfig()
     state = {
         name.removeprefix("model.encoder."): tensor
@@ -112,12 +98,12 @@ def cut_speech_encoder(folder: Path, out: Path) -> SpeechEncoderConfig:
     }
     wanted = ("conv1.", "conv2.", "embed_positions.", *(f"layers.{i}." for i in range(config.layers)))
     kept = {name: tensor for name, tensor in state.items() if name.startswith(wanted)}
-    save_file({name: tensor.half().contiguous() for name, tensor in kept.items()}, out / "speech_encoder.safetensors")
+    write_speech_encoder(kept, out / "speech_encoder.safetensors")
     return config
 
 
 def _script(piece: str) -> str | None:
-    """The script of a piece's first letter, as Unicode names it; None for digits, punctuation and pictures."""
+    """Returns the Unicode name of the script of a piece's first letter; None for digits, punctuation and emoji."""
     for letter in piece.strip("▁"):
         if unicodedata.category(letter)[0] in "LM":
             return unicodedata.name(letter, "UNKNOWN").split()[0]

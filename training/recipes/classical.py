@@ -1,4 +1,4 @@
-"""Classical baselines: a support vector machine, a random forest or a small network on acoustic feature vectors."""
+"""The recipe `classical`: support vector machine, random forest and small network on acoustic feature vectors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,21 +21,21 @@ from shared.domain.emotion import EKMAN7
 from training.data.acoustic_features import AcousticTable, extract
 from training.data.corpora import urdu_sindhi
 from training.data.registry import load
-from training.data.splits import Folding, folds, groups_of
+from training.data.splits import Folding, folds, speaker_groups
 from training.data.utterance import Leakage, Utterance
 from training.metrics import Scores, scores
 
 Classifier = Literal["svm", "random_forest", "mlp"]
 Labels = Literal["own", "ekman7"]
 Fold = tuple[AcousticTable, AcousticTable]
-"""What is trained on and what is tested on."""
+"""The clips to train on and the clips to test on."""
 
 
 class Result(BaseModel):
-    """One classifier on one feature set: the folds' mean and deviation, all folds' clips together, and every fold.
+    """One classifier on one feature set: mean and deviation over the folds, all folds pooled, and every fold.
 
-    `labels` are in the order of the confusion matrices. `speakers` counts those tested on, None where the corpus does
-    not tell them: then the same voice may have been trained on.
+    `labels` are in the order of the confusion matrices. `speakers` counts the speakers that were tested on; None if the
+    corpus does not identify them, and the same speaker may have been trained on.
     """
 
     features: str
@@ -50,7 +50,7 @@ class Result(BaseModel):
 
 
 class Report(BaseModel):
-    """All results; across corpora, each has one fold."""
+    """All results; from one corpus to another, each has one fold."""
 
     corpus: str
     test_corpus: str
@@ -74,35 +74,35 @@ def classical(
     hidden: Sequence[int] = (256, 128),
     seed: int = 42,
 ) -> None:
-    """Measure each classifier on each feature set, within a corpus by cross-validation or from one to another.
+    """Measure each classifier on each feature set, by cross-validation within a corpus or from one corpus to another.
 
-    Writes a `Report` as JSON, anew after each result. Features are scaled by the mean and deviation of a fold's
-    training clips alone.
+    The report is written after each result. Features are scaled by the mean and deviation of a fold's training clips.
 
     Args:
-        data: holds the corpora.
-        cache: keeps the features extracted.
-        out: the JSON file.
-        corpus: what is trained on: any with recordings, or `urdu_syed` or `sindhi_syed`, which are features only.
-        test_corpus: what is tested on, whole, by a model of the whole of `corpus`; None for cross-validation within it.
+        data: The folder with the corpora.
+        cache: The folder that keeps the extracted features.
+        out: The JSON file of the report.
+        corpus: The corpus to train on: any with recordings, or `urdu_syed` or `sindhi_syed`, which have features only.
+        test_corpus: The corpus to test on, with all clips, after training on all of `corpus`. None cross-validates
+            within `corpus`.
         features: `egemaps`, `compare`, `is09`, `is10`, `prosody`, or the path of an openSMILE configuration file.
-        classifiers: `svm` has a radial kernel; it and `random_forest` weigh labels by their rarity.
-        labels: the corpus's own, or the categories of `ekman7`; across corpora only those that both have are kept.
-        split: folds with equal shares of each label, or besides with no speaker in two of them.
-        folds: how many.
+        classifiers: `svm` has a radial kernel; `svm` and `random_forest` weight labels by their rarity.
+        labels: The corpus's own labels, or the categories of `ekman7`; with two corpora, only labels of both are kept.
+        split: Folds with equal shares of each label; `speaker` also puts no speaker into two folds.
+        folds: The number of folds.
         regularization: C of the support vector machine.
-        trees: of the random forest.
-        hidden: widths of the network's layers; its training ends by the score of a tenth of the training clips.
-        seed: of folds, trees and weights.
+        trees: The number of trees in the random forest.
+        hidden: The widths of the network's layers; a tenth of the training clips decides when its training ends.
+        seed: The seed of folds, trees and weights.
 
     Raises:
-        CorpusMissing: a corpus is not there.
-        Leakage: a corpus is to be both trained on and tested on.
-        ValueError: a name is not known, the corpus tells no speakers, or two corpora have fewer than two labels in
-            common.
+        CorpusMissing: a corpus is not in its folder.
+        Leakage: `corpus` and `test_corpus` are the same.
+        ValueError: a name is unknown, the corpus does not identify its speakers, or the corpora have fewer than two
+            labels in common.
     """
     if corpus == test_corpus:
-        raise Leakage(f"{corpus} is to be trained on and tested on: without test_corpus it is cross-validated")
+        raise Leakage(f"{corpus} is both trained on and tested on: leave out test_corpus to cross-validate within it")
     models: dict[Classifier, ClassifierMixin] = {
         "svm": SVC(C=regularization, class_weight="balanced"),
         "random_forest": RandomForestClassifier(trees, class_weight="balanced", random_state=seed),
@@ -114,15 +114,15 @@ def classical(
     for name in features:
         table = _table(data, cache, corpus, name, labels)
         other = _table(data, cache, test_corpus, name, labels) if test_corpus else None
-        parts = [_shared(table, other)] if other else _folds(table, split, folds, seed)
+        parts = [_common_labels(table, other)] if other else _folds(table, split, folds, seed)
         for classifier in classifiers:
             report.results.append(_result(name, classifier, models[classifier], parts))
             out.write_text(report.model_dump_json(indent=1))
-    _show(report)
+    _print_table(report)
 
 
 def _table(data: Path, cache: Path, corpus: str, features: str, labels: Labels) -> AcousticTable:
-    """The corpus's clips, those that have a label of the kind asked for, under that label."""
+    """Returns the clips of a corpus with the chosen kind of label; those without such a label are left out."""
     if corpus in urdu_sindhi.CORPORA:
         table = urdu_sindhi.load(data / urdu_sindhi.FOLDER, corpus, features)
     else:
@@ -137,7 +137,7 @@ def _extracted(utterances: Sequence[Utterance], features: str, cache: Path) -> A
         features=extract(utterances, features, cache),
         labels=np.array([utterance.label_name for utterance in utterances]),
         categories=np.array([EKMAN7.categories[u.label] if u.target else "" for u in utterances]),
-        speakers=None if (speakers := groups_of(utterances)) is None else np.array(speakers),
+        speakers=None if (speakers := speaker_groups(utterances)) is None else np.array(speakers),
     )
 
 
@@ -146,13 +146,13 @@ def _folds(table: AcousticTable, split: Folding, count: int, seed: int) -> list[
     return [(table[train], table[test]) for train, test in folds(table.labels, speakers, split, count, seed)]
 
 
-def _shared(table: AcousticTable, other: AcousticTable) -> Fold:
-    """The clips of both corpora whose labels both have."""
+def _common_labels(table: AcousticTable, other: AcousticTable) -> Fold:
+    """Returns the clips of both corpora whose label both have."""
     names = np.intersect1d(table.labels, other.labels)
     if len(names) < 2:
         raise ValueError(
             f"the corpora have {', '.join(names) or 'no label'} in common, of {', '.join(np.unique(table.labels))} and "
-            f"{', '.join(np.unique(other.labels))}: two labels at least are needed, which 'ekman7' may give"
+            f"{', '.join(np.unique(other.labels))}: at least two labels are needed; try labels: ekman7"
         )
     return table[np.isin(table.labels, names)], other[np.isin(other.labels, names)]
 
@@ -161,7 +161,7 @@ def _result(features: str, classifier: Classifier, model: ClassifierMixin, parts
     pipeline = make_pipeline(StandardScaler(), model)
     names = np.unique(np.concatenate([table.labels for part in parts for table in part]))
     pairs = [
-        # Fitting starts anew, the scaler's too, so that no fold knows another's clips.
+        # fit() discards what was fitted before, the scaler's statistics too, so folds do not affect one another.
         (tested.labels, pipeline.fit(trained.features, trained.labels).predict(tested.features))
         for trained, tested in track(parts, f"{features}, {classifier}")
     ]
@@ -174,14 +174,14 @@ def _result(features: str, classifier: Classifier, model: ClassifierMixin, parts
         labels=names.tolist(),
         dimensions=parts[0][0].features.shape[1],
         speakers=_speakers(parts),
-        mean=_over(found, np.mean),
-        deviation=_over(found, np.std),
+        mean=_statistic(found, np.mean),
+        deviation=_statistic(found, np.std),
         pooled=scores(true, predicted, names.tolist()),
         folds=found,
     )
 
 
-def _over(folds: Sequence[Scores], statistic: Callable[[list[float]], np.floating]) -> dict[str, float]:
+def _statistic(folds: Sequence[Scores], statistic: Callable[[list[float]], np.floating]) -> dict[str, float]:
     names = ("accuracy", "weighted_f1", "macro_f1", "uar")
     return {name: float(statistic([getattr(fold, name) for fold in folds])) for name in names}
 
@@ -191,7 +191,7 @@ def _speakers(parts: Sequence[Fold]) -> int | None:
     return len(np.unique(np.concatenate(tested))) if tested else None
 
 
-def _show(report: Report) -> None:
+def _print_table(report: Report) -> None:
     title = f"{report.corpus} -> {report.test_corpus}, {report.split}"
     table = Table("features", "classifier", "UAR", "weighted F1", "accuracy", title=title)
     for result in report.results:

@@ -1,4 +1,4 @@
-"""From a published audio classifier to a bundle that serves it."""
+"""The recipe `import_checkpoint`: makes a bundle of a published audio classifier."""
 
 from math import inf
 from pathlib import Path
@@ -28,7 +28,7 @@ from training.published_checkpoints import checkpoint_folder, read_weights, with
 
 WEIGHTS = "classifier.safetensors"
 OWN_HEADS = ("classifier.output.", "classifier.out_proj.")
-"""What heads that are not transformers' own call their last layer; the one before it is `classifier.dense`."""
+"""Names of the last layer in heads that are not those of transformers; the layer before it is `classifier.dense`."""
 
 
 def import_checkpoint(
@@ -45,25 +45,29 @@ def import_checkpoint(
     """Write a bundle of a transformers checkpoint for audio classification.
 
     Args:
-        source: a folder, or a repository of the hub.
-        out: the bundle's folder.
-        revision: the repository's commit.
-        categories: what each of the checkpoint's labels counts as; they count as themselves if not given.
-        extractor: a folder, or REPOSITORY@COMMIT, with the `preprocessor_config.json` that the source lacks.
-        between: what stands between the layers of a head with `classifier.dense`. No checkpoint says so; Wav2Vec2's
-            widespread classification head has a hyperbolic tangent there. Other heads have nothing.
-        window_s: the longest sound that is heard at once; less where the feature extractor takes no more.
-        name: the bundle's; the source's own if not given.
-        licence: the checkpoint's; as its model card states it if not given.
+        source: A folder, or a repository of the hub.
+        out: The folder of the bundle.
+        revision: The repository's commit.
+        categories: The category of each of the checkpoint's labels; by default each label is a category.
+        extractor: A folder, or REPOSITORY@COMMIT, with the `preprocessor_config.json` that the source lacks.
+        between: The function between the layers of a head with `classifier.dense`, which no checkpoint states. The
+            common head of Wav2Vec2 has a hyperbolic tangent. Other heads have nothing there.
+        window_s: The longest audio that is encoded at once, in seconds; the feature extractor may allow less.
+        name: The name of the bundle; by default that of the source.
+        licence: The licence of the checkpoint; by default as its model card states it.
+
+    Raises:
+        BundleError: the checkpoint is not an audio classifier with one label per clip, or a part of it is missing.
+        WeightsMissing: the checkpoint cannot be downloaded.
     """
     pinned = f"{source}@{revision}" if revision else source
     folder = checkpoint_folder(pinned)
     model, own_head = classifier_of(folder)
     own_name = name or Path(source).name
-    outputs = mapped(labels_of(model.config), categories)
+    outputs = categories_of(labels_of(model.config), categories)
     used = extractor_of(checkpoint_folder(extractor) if extractor else folder)
     options = ClassifierConfig(
-        outputs=outputs, window_s=min(window_s, hears(used)), between=between if own_head else "nothing"
+        outputs=outputs, window_s=min(window_s, longest_input_s(used)), between=between if own_head else "nothing"
     )
     write_bundle(
         out,
@@ -82,16 +86,18 @@ def import_checkpoint(
 
 
 def classifier_of(folder: Path) -> tuple[PreTrainedModel, bool]:
-    """The checkpoint's model with all its weights, and whether it was trained with a head that is not transformers'.
+    """Returns the checkpoint's model with all its weights, and whether its head is not that of transformers.
 
     Raises:
-        BundleError: it is no audio classifier, or some of its weights are not to be had or have no place.
+        BundleError: it is not an audio classifier, or a weight is missing or does not belong to the model.
     """
     config = config_of(folder)
     if type(config) not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING:
-        raise BundleError(f"{folder} holds no audio classifier that transformers knows, but a {config.model_type!r}")
+        raise BundleError(f"{folder} is not an audio classifier that transformers knows, but a {config.model_type!r}")
     if config.problem_type not in (None, "single_label_classification"):
-        raise BundleError(f"{folder} is for {config.problem_type}: only one label a clip can be served")
+        raise BundleError(
+            f"{folder} is a model for {config.problem_type}: only models with one label per clip can be served"
+        )
     weights = read_weights(folder)
     own_head = any(name.startswith(OWN_HEADS) for name in weights)
     if own_head:
@@ -101,10 +107,10 @@ def classifier_of(folder: Path) -> tuple[PreTrainedModel, bool]:
 
 
 def config_of(folder: Path) -> PreTrainedConfig:
-    """What `config.json` says, with no code of the checkpoint's own.
+    """Returns the content of `config.json`; code in the checkpoint is not run.
 
     Raises:
-        BundleError: there is none, or its model is not known.
+        BundleError: there is no such file, or its model is unknown.
     """
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -113,64 +119,66 @@ def config_of(folder: Path) -> PreTrainedConfig:
 
 
 def extractor_of(folder: Path) -> FeatureExtractionMixin:
-    """The feature extractor, with no code of the checkpoint's own.
+    """Returns the feature extractor; code in the checkpoint is not run.
 
     Raises:
-        BundleError: there is none, or it does not take sound at 16 kHz.
+        BundleError: there is none, or it does not take audio at 16 kHz.
     """
     try:
         extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{folder} has no preprocessor_config.json: name what has it with --extractor") from error
+        raise BundleError(
+            f"{folder} has no preprocessor_config.json: name a folder or repository that has it with --extractor"
+        ) from error
     if extractor.sampling_rate != SAMPLE_RATE:
-        raise BundleError(f"{folder} takes sound at {extractor.sampling_rate} Hz, not at {SAMPLE_RATE}")
+        raise BundleError(f"{folder} takes audio at {extractor.sampling_rate} Hz, not at {SAMPLE_RATE}")
     return extractor
 
 
-def hears(extractor: FeatureExtractionMixin) -> float:
-    """The longest sound, in seconds, of which an extractor leaves nothing out."""
+def longest_input_s(extractor: FeatureExtractionMixin) -> float:
+    """Returns the longest audio, in seconds, that a feature extractor does not truncate."""
     if isinstance(extractor, ASTFeatureExtractor):
         return extractor.max_length / 100  # frames of 10 ms
     return float(getattr(extractor, "chunk_length", inf))  # Whisper's
 
 
 def labels_of(config: PreTrainedConfig) -> list[str]:
-    """The checkpoint's own names of its outputs, in order."""
+    """Returns the checkpoint's names of its outputs, in order."""
     names: dict[Any, str] = config.id2label or {}
     return [names[output] for output in sorted(names)]
 
 
-def mapped(labels: list[str], categories: dict[str, str] | None) -> tuple[str, ...]:
-    """What each label counts as.
+def categories_of(labels: list[str], categories: dict[str, str] | None) -> tuple[str, ...]:
+    """Returns the category of each label.
 
     Raises:
-        BundleError: the mapping leaves out a label, or has one that the checkpoint does not know.
+        BundleError: the mapping lacks a label, or has one that the checkpoint does not have.
     """
     if categories is None:
         return tuple(labels)
     if categories.keys() != set(labels):
         differing = ", ".join(sorted(categories.keys() ^ set(labels)))
-        raise BundleError(f"the mapping must have exactly the labels {', '.join(labels)}; see to {differing}")
+        raise BundleError(f"the mapping must have exactly the labels {', '.join(labels)}; check {differing}")
     return tuple(categories[label] for label in labels)
 
 
 def label_space(name: str, outputs: tuple[str, ...]) -> LabelSpace:
-    """Ekman's seven where all outputs are of them, else one of their own in the order of the outputs."""
+    """Returns `ekman7` if it has all outputs, otherwise a label space of the outputs in their order."""
     if set(outputs) <= set(EKMAN7.categories):
         return EKMAN7.model_copy(update={"dimensions": ()})
     return LabelSpace(name=name, categories=tuple(dict.fromkeys(outputs)))
 
 
 def stated_licence(folder: Path) -> str:
-    """The licence of the model card.
+    """Returns the licence that the model card states.
 
     Raises:
-        BundleError: it has none.
+        BundleError: it states none.
     """
     card = folder / "README.md"
     licence = ModelCard.load(card).data.get("license") if card.is_file() else None
     if not licence:
-        raise BundleError(f"{card} states no licence: say with --licence what it is")
+        raise BundleError(f"{card} states no licence: give it with --licence")
     return str(licence)
 
 
@@ -183,7 +191,7 @@ def write_bundle(
     config: PreTrainedConfig,
     extractor: FeatureExtractionMixin,
 ) -> None:
-    """Write a bundle whose voice is read by `network`, with `classifier` told of its files."""
+    """Write a bundle that classifies audio with `network`; the digests of its files are added to `classifier`."""
     out.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
     save_file(weights, out / WEIGHTS)
@@ -205,9 +213,9 @@ def write_bundle(
 
 
 def _with_transformers_head(weights: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
-    """The weights by transformers' names; the first layer of a head of one's own may be of another width."""
+    """Returns the weights under transformers' names, and sets the width of the head's first layer in `config`."""
     if (pooling := getattr(config, "pooling_mode", "mean")) != "mean":
-        raise BundleError(f"the checkpoint pools by {pooling!r}: only 'mean' is known")
+        raise BundleError(f"the checkpoint pools by {pooling!r}: only 'mean' is supported")
     last = next(prefix for prefix in OWN_HEADS if any(name.startswith(prefix) for name in weights))
     renamed = {"classifier.dense.": "projector.", last: "classifier."}
     places = {f"{own}{kind}": f"{place}{kind}" for own, place in renamed.items() for kind in ("weight", "bias")}

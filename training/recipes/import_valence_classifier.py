@@ -1,4 +1,4 @@
-"""From the multilingual valence classifier, or one trained like it, to a bundle that serves it."""
+"""The recipe `import_valence_classifier`: makes a bundle of the multilingual valence classifier or one like it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -38,17 +38,21 @@ def import_valence_classifier(
     """Write a bundle of a patch transformer on an encoder's mean-pooled output, and of that encoder.
 
     Args:
-        source: a folder or a repository of the hub with the transformer's weights and its pickled StandardScaler.
-        encoder: a folder, or REPOSITORY@COMMIT, with the encoder that the vectors come from.
-        out: the bundle's folder.
-        revision: the source's commit.
-        labels: of the outputs, in order.
-        heads: of the attention. Weights do not show it, nor the next two.
-        activation: of the feed-forward layers and the head.
-        norm_first: whether the layer norms stand before attention and feed-forward layers.
-        window_s: the longest sound that is heard at once.
-        name: the bundle's; the source's own if not given.
-        licence: the checkpoint's; as its model card states it if not given.
+        source: A folder or a repository of the hub with the transformer's weights and its pickled StandardScaler.
+        encoder: A folder, or REPOSITORY@COMMIT, with the encoder that computes the vectors.
+        out: The folder of the bundle.
+        revision: The source's commit.
+        labels: The labels of the outputs, in order.
+        heads: The number of attention heads. The weights do not show it, nor the next two.
+        activation: The activation of the feed-forward layers and the head.
+        norm_first: Whether the layer norms precede the attention and feed-forward layers.
+        window_s: The longest audio that is encoded at once, in seconds.
+        name: The name of the bundle; by default that of the source.
+        licence: The licence of the checkpoint; by default as its model card states it.
+
+    Raises:
+        BundleError: the weights and the scaler do not make up a patch transformer on this encoder.
+        WeightsMissing: a checkpoint cannot be downloaded.
     """
     pinned = f"{source}@{revision}" if revision else source
     folder, encoder_folder = checkpoint_folder(pinned), checkpoint_folder(encoder)
@@ -86,48 +90,48 @@ def patch_transformer(
     activation: Literal["gelu", "relu"],
     norm_first: bool,
 ) -> PatchTransformer:
-    """The transformer that the weights are of, whatever they are called: their shapes say which is which.
+    """Returns the patch transformer of some weights, which are identified by their shapes and not by their names.
 
     Raises:
-        BundleError: some are missing, or have no place.
+        BundleError: a weight is missing or does not belong to a patch transformer.
     """
-    ours = _of_ours(weights)
+    renamed = _renamed(weights)
     try:
         config = PatchTransformerConfig(
             features=scaler.mean.size,
-            patch=ours["patch_in.weight"].shape[1],
-            width=ours["class_token"].shape[2],
-            layers=1 + max(int(name.split(".")[2]) for name in ours if name.startswith("encoder.layers.")),
+            patch=renamed["patch_in.weight"].shape[1],
+            width=renamed["class_token"].shape[2],
+            layers=1 + max(int(name.split(".")[2]) for name in renamed if name.startswith("encoder.layers.")),
             heads=heads,
-            hidden=len(ours["encoder.layers.0.linear1.weight"]),
-            head_width=len(ours["head.0.weight"]),
-            categories=len(ours["head.3.weight"]),
+            hidden=len(renamed["encoder.layers.0.linear1.weight"]),
+            head_width=len(renamed["head.0.weight"]),
+            categories=len(renamed["head.3.weight"]),
             activation=activation,
             norm_first=norm_first,
-            final_norm="norm.weight" in ours,
+            final_norm="norm.weight" in renamed,
         )
         network = PatchTransformer(config)
         numbers = {"standard.mean": torch.tensor(scaler.mean), "standard.deviation": torch.tensor(scaler.scale)}
-        network.load_state_dict({**ours, **numbers})
+        network.load_state_dict({**renamed, **numbers})
     except (KeyError, ValueError, RuntimeError) as error:
         raise BundleError(f"the weights and the scaler do not make up a patch transformer: {error}") from error
     return network.float()
 
 
-def _of_ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by the names that `PatchTransformer` has for them."""
-    ours: dict[str, Tensor] = {}
+def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights under their names in `PatchTransformer`."""
+    renamed: dict[str, Tensor] = {}
     width = next((len(tensor) for name, tensor in weights.items() if name.endswith("layers.0.norm1.weight")), 0)
     for name, tensor in weights.items():
         own_name, shape = _place(name, weights, width)
-        if own_name in ours:
+        if own_name in renamed:
             raise BundleError(f"the checkpoint has a second weight that could be {own_name}: {name}")
-        ours[own_name] = tensor.reshape(shape)
-    return ours
+        renamed[own_name] = tensor.reshape(shape)
+    return renamed
 
 
 def _place(name: str, weights: Mapping[str, Tensor], width: int) -> tuple[str, tuple[int, ...]]:
-    """What a weight is called here, and its shape."""
+    """Returns the name of a weight in `PatchTransformer`, and its shape there."""
     shape = tuple(weights[name].shape)
     if found := re.search(r"layers\.\d+\..+$", name):
         return f"encoder.{found[0]}", shape
@@ -139,7 +143,7 @@ def _place(name: str, weights: Mapping[str, Tensor], width: int) -> tuple[str, t
 
 
 def _token(name: str, shape: tuple[int, ...], width: int) -> tuple[str, tuple[int, ...]]:
-    """The class token is one, the positions are many."""
+    """Returns the name of a token embedding: a single one is the class token, several are the positions."""
     if not shape or shape[-1] != width:
         raise BundleError(f"a patch transformer has no place for {name}, of shape {list(shape)}")
     count = int(torch.Size(shape).numel() / width)
@@ -147,7 +151,7 @@ def _token(name: str, shape: tuple[int, ...], width: int) -> tuple[str, tuple[in
 
 
 def _layer(name: str, shape: tuple[int, ...], width: int) -> str:
-    """The layer whose weight has that shape; a patch may be projected by a convolution, too."""
+    """Returns the layer whose weight has the shape; a convolution may project the patches as well."""
     match shape:
         case (n,) if n == width:
             return "norm"

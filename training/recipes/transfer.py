@@ -1,6 +1,6 @@
-"""Train a residual network on one corpus's spectrograms, then on another's, as Durrani and Arshad 2021 do.
+"""The recipe `transfer`: trains a residual network on one corpus's spectrograms, then on another's.
 
-"Transfer Learning based Speech Affect Recognition in Urdu", https://arxiv.org/abs/2103.03580.
+It repeats Durrani and Arshad 2021, "Transfer Learning based Speech Affect Recognition in Urdu", https://arxiv.org/abs/2103.03580.
 """
 
 from collections.abc import Sequence
@@ -21,28 +21,28 @@ from transformers import ResNetConfig, ResNetModel
 
 from shared.audio import decode
 from training.data.registry import load
-from training.data.spectrogram import picture
-from training.data.splits import Folding, folds, groups_of
+from training.data.spectrogram import log_mel_image
+from training.data.splits import Folding, folds, speaker_groups
 from training.data.utterance import Utterance
 from training.metrics import Scores, scores
-from training.resnet_module import LitResNet
+from training.resnet_module import ResNetModule
 
 
 class Phase(BaseModel):
-    """A phase of the training, and its scores on the test clips of its corpus in the end."""
+    """A phase of the training, and the scores on the test clips of its corpus after it."""
 
     corpus: str
     epochs: int
     learning_rate: float
     frozen: bool = False
-    """Only the last layer is trained."""
+    """Train the last layer only."""
     scores: Scores | None = None
 
 
 class Report(BaseModel):
-    """What was trained on and tested; `speakers_in_both` counts the target's speakers on both sides of the split.
+    """The result. `speakers_in_both` counts the target's speakers on both sides of the split, None if unknown.
 
-    It is None where they are not known. The scores' confusion matrices are in the order of `labels`, each corpus's own.
+    The confusion matrices are in the order of `labels`, which are each corpus's own.
     """
 
     split: Folding
@@ -54,12 +54,8 @@ class Report(BaseModel):
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A corpus's clips as spectrograms and classes, those that train and those that test.
-
-    Attributes:
-        labels: the classes' names.
-    """
+class CorpusParts:
+    """The training and test clips of a corpus, as spectrograms and classes; `labels` are the names of the classes."""
 
     labels: list[str]
     train: TensorDataset
@@ -89,38 +85,37 @@ def transfer(
     accelerator: str = "auto",
     resume: bool = False,
 ) -> None:
-    """Train on the source; freeze, and train a new last layer on the target; then train the whole on the target.
+    """Train on the source, then a new last layer on the target, then the whole network on the target.
 
     Writes `resnet.safetensors`, `report.json`, and for each phase a folder with its last epoch and its losses as CSV.
     Nothing is chosen by the test clips: every phase ends with its last epoch.
 
     Args:
-        data: holds the corpora.
-        out: checkpoints, losses and the result.
-        source: the corpus to learn from first.
-        target: the corpus to learn in the end.
-        split: which clips test: drawn at random, so that speakers are on both sides as in the publication, or of
-            speakers never trained on; either way with equal shares of each label as far as can be.
-        folds: one of so many parts tests.
-        source_epochs: of the first phase; with 0 the network starts from random weights.
-        head_epochs: of the second.
-        whole_epochs: of the third.
-        source_learning_rate: Adam's in the first phase.
-        learning_rate: Adam's in the others.
-        batch_size: clips a step.
-        dropout: before the last layer.
-        size: of the square spectrograms.
-        depths: blocks of each stage; by default ResNet-34's (He et al. 2016, table 1).
-        widths: channels of each stage.
-        seed: of split, weights and draws.
-        precision: Lightning's, such as bf16-mixed.
-        accelerator: Lightning's.
-        resume: go on from the last epoch of the phase in which `out` was left.
+        data: The folder with the corpora.
+        out: The folder to write.
+        source: The corpus to train on first.
+        target: The corpus to train on afterwards.
+        split: Which clips test: `random`, so that speakers are on both sides as in the publication, or `speaker`, whose
+            speakers are not trained on; both with equal shares of each label as far as possible.
+        folds: One of this many parts tests.
+        source_epochs: Epochs of the first phase; with 0 the network starts from random weights.
+        head_epochs: Epochs of the second phase.
+        whole_epochs: Epochs of the third phase.
+        source_learning_rate: Adam's learning rate in the first phase.
+        learning_rate: Adam's learning rate in the other phases.
+        batch_size: Clips in a step.
+        dropout: Dropout before the last layer.
+        size: Height and width of the spectrograms.
+        depths: Blocks of each stage; the default is ResNet-34 (He et al. 2016, table 1).
+        widths: Channels of each stage.
+        seed: The seed of the split, the weights and the order of the clips.
+        precision: Lightning's precision, such as bf16-mixed.
+        accelerator: Lightning's accelerator, such as cpu or gpu.
+        resume: Continue from the last epoch of the phase that was interrupted.
 
     Raises:
-        CorpusMissing: a corpus is not there.
-        ValueError: a corpus is not known, has clips without recordings, or is to be split by speakers that it does not
-            name.
+        CorpusMissing: a corpus is not in its folder.
+        ValueError: a corpus is unknown, has clips without recordings, or does not identify the speakers to split by.
     """
     lightning.seed_everything(seed, workers=True)
     parts = {name: _parts(load(data, [name], scheme=None), size, split, folds, seed) for name in (source, target)}
@@ -136,8 +131,8 @@ def transfer(
             (out / name / "last.ckpt").unlink(missing_ok=True)
     for name, phase in phases.items():
         part = parts[phase.corpus]
-        # Body and heads go on from phase to phase; the optimizer begins anew.
-        module = LitResNet(body, heads[phase.corpus], phase.learning_rate, dropout, frozen=phase.frozen)
+        # Every phase continues with the body and the heads of the one before, and with a new optimizer.
+        module = ResNetModule(body, heads[phase.corpus], phase.learning_rate, dropout, frozen=phase.frozen)
         trainer = _trainer(out / name, phase.epochs, precision, accelerator)
         last = out / name / "last.ckpt"
         trainer.fit(
@@ -161,7 +156,7 @@ def transfer(
 
 
 def resnet(depths: Sequence[int], widths: Sequence[int]) -> ResNetModel:
-    """A residual network of random weights without its last layer, for pictures of one channel."""
+    """Returns a residual network with random weights and without a last layer, for images of one channel."""
     config = ResNetConfig(
         num_channels=1, embedding_size=widths[0], hidden_sizes=list(widths), depths=list(depths), layer_type="basic"
     )
@@ -174,32 +169,32 @@ def _trainer(folder: Path, epochs: int, precision: str, accelerator: str) -> lig
         precision=precision,  # pyright: ignore[reportArgumentType] - the values are Lightning's to check
         accelerator=accelerator,
         callbacks=[ModelCheckpoint(folder, filename="last", enable_version_counter=False), RichProgressBar()],
-        logger=CSVLogger(folder, name="losses"),  # numbered, so that resuming deletes none
+        logger=CSVLogger(folder, name="losses"),  # in numbered folders, so that resuming deletes none
         log_every_n_steps=1,
     )
 
 
-def _scores(trainer: lightning.Trainer, module: LitResNet, part: Parts, batch_size: int) -> Scores:
+def _scores(trainer: lightning.Trainer, module: ResNetModule, part: CorpusParts, batch_size: int) -> Scores:
     batches = trainer.predict(module, DataLoader(part.test, batch_size))
     predicted = torch.cat([batch for batch in batches or [] if isinstance(batch, torch.Tensor)])
     return scores(part.test.tensors[1].numpy(), predicted.cpu().numpy(), part.labels)
 
 
-def _parts(utterances: Sequence[Utterance], size: int, split: Folding, count: int, seed: int) -> Parts:
+def _parts(utterances: Sequence[Utterance], size: int, split: Folding, count: int, seed: int) -> CorpusParts:
     labels, classes = np.unique([utterance.label_name for utterance in utterances], return_inverse=True)
-    speakers = groups_of(utterances)
+    speakers = speaker_groups(utterances)
     train, test = next(folds(classes, speakers, split, count, seed))
-    pictures = torch.stack([_picture(utterance, size) for utterance in track(utterances, utterances[0].corpus)])
-    everything = TensorDataset(pictures, torch.from_numpy(classes))
-    return Parts(
+    images = torch.stack([_image(utterance, size) for utterance in track(utterances, utterances[0].corpus)])
+    clips = TensorDataset(images, torch.from_numpy(classes))
+    return CorpusParts(
         labels=labels.tolist(),
-        train=TensorDataset(*everything[train]),
-        test=TensorDataset(*everything[test]),
+        train=TensorDataset(*clips[train]),
+        test=TensorDataset(*clips[test]),
         speakers_in_both=None if speakers is None else len({speakers[i] for i in train} & {speakers[i] for i in test}),
     )
 
 
-def _picture(utterance: Utterance, size: int) -> torch.Tensor:
+def _image(utterance: Utterance, size: int) -> torch.Tensor:
     if utterance.audio is None:
         raise ValueError(f"{utterance.corpus}'s {utterance.id} has no recording")
-    return picture(decode(utterance.audio), size)
+    return log_mel_image(decode(utterance.audio), size)

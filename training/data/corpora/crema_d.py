@@ -8,7 +8,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.utterance import Gender, Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Gender, Split, Utterance, ekman_target, find_recordings, implied_valence, look_up
 
 LICENCE = "ODbL 1.0"
 SOURCE = "https://github.com/CheyneyComputerScience/CREMA-D (AudioWAV and VideoDemographics.csv)"
@@ -31,38 +31,38 @@ SEXES: dict[str, Gender] = {"Female": "female", "Male": "male"}
 
 
 def split_of(actor: int) -> Split:
-    """Speaker-independent, four fifths and twice a tenth of the actors; there is no published split."""
+    """Returns the split of an actor: 80% train, 10% validate, 10% test. There is no published split."""
     if actor <= 1073:
         return Split.train
     return Split.validation if actor <= 1082 else Split.test
 
 
 def load(folder: Path) -> Iterator[Utterance]:
-    """The corpus as published: `AudioWAV/1001_DFA_ANG_XX.wav` ..., and the actors' sex in `VideoDemographics.csv`.
+    """Yields the recordings `AudioWAV/1001_DFA_ANG_XX.wav` ..., with the actors' sex from `VideoDemographics.csv`.
 
-    Without the table nothing is said of anybody's sex.
+    The table may be missing; the gender is then None.
 
     Raises:
-        CorpusMissing: it is not at `folder`.
-        ValueError: a file is not named as the corpus names its own.
+        CorpusMissing: it is not in `folder`.
+        ValueError: a file's name does not follow the corpus's scheme.
     """
     genders = _genders(folder / "VideoDemographics.csv")
-    for path in recordings(folder, "CREMA-D", SOURCE, "AudioWAV/*"):
+    for path in find_recordings(folder, "CREMA-D", SOURCE, "AudioWAV/*"):
         fields = path.stem.split("_")
         if len(fields) != 4 or not fields[0].isdecimal():
             raise ValueError(f"{path.name} is not named ACTOR_SENTENCE_EMOTION_LEVEL as CREMA-D's files are")
         actor, sentence, emotion, _ = fields
-        category = mapped(emotion, LABELS, path.name)
+        category = look_up(emotion, LABELS, path.name)
         yield Utterance(
             id=path.stem,
             corpus="crema_d",
             language="en",
             split=split_of(int(actor)),
-            target=target([category]),
-            valence=valence([category]),
+            target=ekman_target([category]),
+            valence=implied_valence([category]),
             group=actor,
             label_name=emotion,
-            text=mapped(sentence, SENTENCES, path.name),
+            text=look_up(sentence, SENTENCES, path.name),
             audio=path,
             speaker=actor,
             gender=genders.get(actor),
@@ -73,4 +73,4 @@ def _genders(table: Path) -> dict[str, Gender]:
     if not table.exists():
         return {}
     with table.open(encoding="utf-8-sig", newline="") as file:
-        return {row["ActorID"]: mapped(row["Sex"], SEXES, table.name) for row in csv.DictReader(file)}
+        return {row["ActorID"]: look_up(row["Sex"], SEXES, table.name) for row in csv.DictReader(file)}

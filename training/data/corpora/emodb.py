@@ -1,14 +1,14 @@
 """Emo-DB: ten German actors, ten sentences, seven acted emotions.
 
 Burkhardt et al. 2005, http://emodb.bilderbar.info, CC0 1.0. Files are named by speaker, sentence, emotion and version,
-as `03a01Fa`. Boredom has no place among the seven categories.
+such as `03a01Fa`. Boredom has no category in `EKMAN7`.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from training.data.utterance import Gender, Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Gender, Split, Utterance, ekman_target, find_recordings, implied_valence, look_up
 
 LICENCE = "CC0 1.0"
 SOURCE = "http://emodb.bilderbar.info (download.zip)"
@@ -21,7 +21,7 @@ EMOTIONS = {
     "T": "sadness",
     "W": "anger",
 }
-"""By the first letter of the German word."""
+"""By the first letter of the German word for the emotion."""
 
 LABELS = {
     "anxiety": "fear",
@@ -57,37 +57,37 @@ GENDERS: Mapping[str, Gender] = {
     "16": "female",
 }
 SPLITS = {"12": Split.validation, "13": Split.validation, "15": Split.test, "16": Split.test}
-"""By speaker, a man and a woman each; the other six train. There is no published split."""
+"""By speaker: a man and a woman validate, a man and a woman test, the other six train. There is no published split."""
 
 NAME = re.compile(r"(\d\d)([ab]\d\d)([A-Z])[a-z]?")
 
 
 def load(folder: Path) -> Iterator[Utterance]:
-    """The corpus as published: `wav/03a01Fa.wav` ...
+    """Yields the recordings `wav/03a01Fa.wav` ...
 
     Raises:
-        CorpusMissing: it is not at `folder`.
-        ValueError: a file is not named as the corpus names its own.
+        CorpusMissing: it is not in `folder`.
+        ValueError: a file's name does not follow the corpus's scheme.
     """
-    for path in recordings(folder, "Emo-DB", SOURCE):
+    for path in find_recordings(folder, "Emo-DB", SOURCE):
         name = NAME.fullmatch(path.stem)
         if name is None:
             raise ValueError(
                 f"{path.name} is not named by speaker, sentence, emotion and version as Emo-DB's files are (03a01Fa)"
             )
         speaker, sentence, code = name.groups()
-        emotion = mapped(code, EMOTIONS, path.name)
+        emotion = look_up(code, EMOTIONS, path.name)
         yield Utterance(
             id=path.stem,
             corpus="emodb",
             language="de",
             split=SPLITS.get(speaker, Split.train),
-            target=target([LABELS[emotion]]),
-            valence=valence([LABELS[emotion]]),
+            target=ekman_target([LABELS[emotion]]),
+            valence=implied_valence([LABELS[emotion]]),
             group=speaker,
             label_name=emotion,
-            text=mapped(sentence, SENTENCES, path.name),
+            text=look_up(sentence, SENTENCES, path.name),
             audio=path,
             speaker=speaker,
-            gender=mapped(speaker, GENDERS, path.name),
+            gender=look_up(speaker, GENDERS, path.name),
         )

@@ -7,7 +7,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.utterance import Split, Utterance, existing, mapped, target, valence
+from training.data.utterance import Split, Utterance, ekman_target, implied_valence, look_up, require_path
 
 LICENCE = "CC BY-SA 4.0"
 SOURCE = "https://github.com/IndoNLP/indonlu (dataset/emot_emotion-twitter)"
@@ -17,25 +17,25 @@ PARTS = {"train": Split.train, "valid": Split.validation}
 
 
 def load(folder: Path) -> Iterator[Utterance]:
-    """`train_preprocess.csv` and `valid_preprocess.csv`, or the same without `_preprocess`.
+    """Yields the tweets of `train_preprocess.csv` and `valid_preprocess.csv`, or of `train.csv` and `valid.csv`.
 
     Raises:
-        CorpusMissing: one is not at `folder`.
-        ValueError: a line has a label that the corpus does not know.
+        CorpusMissing: one of the files is not in `folder`.
+        ValueError: a row has a label that is not the corpus's.
     """
     for part, split in PARTS.items():
         published = folder / f"{part}_preprocess.csv"
-        path = existing(published if published.exists() else folder / f"{part}.csv", "EmoT", SOURCE)
+        path = require_path(published if published.exists() else folder / f"{part}.csv", "EmoT", SOURCE)
         with path.open(encoding="utf-8", newline="") as file:
             for number, row in enumerate(csv.DictReader(file)):
-                category = mapped(row["label"], LABELS, f"{path.name}, row {number}")
+                category = look_up(row["label"], LABELS, f"{path.name}, row {number}")
                 yield Utterance(
                     id=f"{part} {number}",
                     corpus="emot",
                     language="id",
                     split=split,
-                    target=target([category]),
-                    valence=valence([category]),
+                    target=ekman_target([category]),
+                    valence=implied_valence([category]),
                     group=f"{part} {number}",
                     label_name=row["label"],
                     text=row["tweet"].strip(),

@@ -6,7 +6,7 @@ Demszky et al. 2020, https://github.com/google-research/google-research/tree/mas
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.utterance import Split, Utterance, existing, mapped, target, valence
+from training.data.utterance import Split, Utterance, ekman_target, implied_valence, look_up, require_path
 
 LICENCE = "Apache-2.0"
 SOURCE = "https://github.com/google-research/google-research/tree/master/goemotions, mapped by its ekman_mapping.json"
@@ -15,27 +15,27 @@ FILES = {"train.tsv": Split.train, "dev.tsv": Split.validation, "test.tsv": Spli
 
 
 def load(folder: Path) -> Iterator[Utterance]:
-    """Lines of text, label numbers and comment id, with the labels' names in `labels.txt`.
+    """Yields the comments of the TSV files (text, label numbers, comment id), with the labels' names from `labels.txt`.
 
     Raises:
-        CorpusMissing: it is not at `folder`.
+        CorpusMissing: it is not in `folder`.
     """
-    existing(folder / "train.tsv", "GoEmotions", SOURCE)
+    require_path(folder / "train.tsv", "GoEmotions", SOURCE)
     names = (folder / "labels.txt").read_text(encoding="utf-8").split()
     for name, split in FILES.items():
         if not (folder / name).exists():
             continue
-        # Not splitlines(), which takes some characters within a comment for the end of its line.
+        # Not splitlines(), which also splits at characters that occur inside comments.
         for line in (folder / name).read_text(encoding="utf-8").rstrip("\n").split("\n"):
             text, numbers, comment = line.split("\t")
-            categories = [mapped(names[int(number)], LABELS, name) for number in numbers.split(",")]
+            categories = [look_up(names[int(number)], LABELS, name) for number in numbers.split(",")]
             yield Utterance(
                 id=comment,
                 corpus="goemotions",
                 language="en",
                 split=split,
-                target=target(categories),
-                valence=valence(categories),
+                target=ekman_target(categories),
+                valence=implied_valence(categories),
                 group=comment,
                 label_name=", ".join(categories),
                 text=text,

@@ -1,8 +1,9 @@
 """IEMOCAP: ten American actors in pairs, five sessions of scripted and improvised dialogues.
 
-Busso et al. 2008, https://sail.usc.edu/iemocap, by agreement with the University of Southern California. Most work
-reads four classes of it, with excitement as happiness: the label scheme `four`. Frustration, other feelings and what
-the annotators did not agree on (`xxx`) have no place among the seven categories, but are turns of their dialogues.
+Busso et al. 2008, https://sail.usc.edu/iemocap, by agreement with the University of Southern California. Most
+publications use four classes of it and count excitement as happiness: the label scheme `four`. Frustration, other
+emotions and turns on which the annotators did not agree (`xxx`) have no category in `EKMAN7`, but they are turns of
+their dialogues.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from training.data.utterance import Split, Utterance, existing, mapped, target
+from training.data.utterance import Split, Utterance, ekman_target, look_up, require_path
 
 LICENCE = "by agreement with the University of Southern California, research use"
 SOURCE = "https://sail.usc.edu/iemocap (IEMOCAP_full_release)"
@@ -28,12 +29,15 @@ LABELS = {
     "xxx": None,
 }
 TURN = re.compile(r"\[(?P<start>[\d.]+) - [\d.]+\]\t(?P<id>\S+)\t(?P<label>\w+)\t\[(?P<valence>[\d.]+),.*")
-"""A line of the evaluation: start and end in seconds, the turn, its label; valence and two more from 1 to 5."""
+"""A line of an evaluation file: start and end in seconds, the turn's id, its label, and valence, activation and
+dominance from 1 to 5."""
 
-WORDS = re.compile(r"(Ses\S+) \[[^]]*\]: (.*)")
+TRANSCRIPT_LINE = re.compile(r"(Ses\S+) \[[^]]*\]: (.*)")
 
 
-class Turn(NamedTuple):
+class EvaluatedTurn(NamedTuple):
+    """A turn as an evaluation file describes it; `valence` is from 1 to 5."""
+
     start: float
     id: str
     label: str
@@ -41,35 +45,38 @@ class Turn(NamedTuple):
 
 
 def split_of(session: int) -> Split:
-    """By session, and so by speaker: 4 validates, 5 tests, the rest train; there is no published split."""
+    """Returns the split of a session, which no speaker leaves: 4 validates, 5 tests, the others train. There is no
+    published split."""
     return {4: Split.validation, 5: Split.test}.get(session, Split.train)
 
 
 def load(folder: Path) -> Iterator[Utterance]:
-    """The full release: `Session1` to `Session5`, each with `dialog` and `sentences`.
+    """Yields the turns of the full release: `Session1` to `Session5`, each with `dialog` and `sentences`.
 
-    Two speakers share the dialogues of a session, so it is the group.
+    The session is the group, because its two speakers share the dialogues.
 
     Raises:
-        CorpusMissing: a session is not at `folder`.
-        ValueError: a turn has a label that the corpus does not know.
+        CorpusMissing: a session is not in `folder`.
+        ValueError: a turn has a label that is not the corpus's.
     """
     for session in range(1, 6):
-        root = existing(folder / f"Session{session}", "IEMOCAP", SOURCE)
+        root = require_path(folder / f"Session{session}", "IEMOCAP", SOURCE)
         for evaluation in sorted((root / "dialog" / "EmoEvaluation").glob("Ses*.txt")):
-            words = _words(root / "dialog" / "transcriptions" / evaluation.name)
+            texts = _texts(root / "dialog" / "transcriptions" / evaluation.name)
             for position, turn in enumerate(_turns(evaluation)):
-                yield _utterance(root, session, evaluation.stem, position, turn, words.get(turn.id))
+                yield _utterance(root, session, evaluation.stem, position, turn, texts.get(turn.id))
 
 
-def _utterance(root: Path, session: int, dialogue: str, position: int, turn: Turn, text: str | None) -> Utterance:
+def _utterance(
+    root: Path, session: int, dialogue: str, position: int, turn: EvaluatedTurn, text: str | None
+) -> Utterance:
     sex = turn.id.rsplit("_", 1)[1][0]
     return Utterance(
         id=turn.id,
         corpus="iemocap",
         language="en",
         split=split_of(session),
-        target=target([mapped(turn.label, LABELS, turn.id)]),
+        target=ekman_target([look_up(turn.label, LABELS, turn.id)]),
         valence=(turn.valence - 3) / 2,
         group=f"session {session}",
         label_name=turn.label,
@@ -82,15 +89,15 @@ def _utterance(root: Path, session: int, dialogue: str, position: int, turn: Tur
     )
 
 
-def _turns(evaluation: Path) -> list[Turn]:
-    """In the order of time, which the file does not keep."""
+def _turns(evaluation: Path) -> list[EvaluatedTurn]:
+    """Returns the turns sorted by start time; the file has them in another order."""
     found = (TURN.fullmatch(line.rstrip()) for line in _lines(evaluation))
-    return sorted(Turn(float(m["start"]), m["id"], m["label"], float(m["valence"])) for m in found if m)
+    return sorted(EvaluatedTurn(float(m["start"]), m["id"], m["label"], float(m["valence"])) for m in found if m)
 
 
-def _words(transcription: Path) -> dict[str, str]:
-    lines = _lines(existing(transcription, "IEMOCAP", SOURCE))
-    return {found[1]: found[2].strip() for line in lines if (found := WORDS.match(line))}
+def _texts(transcription: Path) -> dict[str, str]:
+    lines = _lines(require_path(transcription, "IEMOCAP", SOURCE))
+    return {found[1]: found[2].strip() for line in lines if (found := TRANSCRIPT_LINE.match(line))}
 
 
 def _lines(path: Path) -> list[str]:

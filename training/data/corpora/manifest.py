@@ -1,8 +1,8 @@
-"""Any other corpus, as a table: a CSV file with a header, or JSON lines.
+"""A manifest: any other corpus, as a table in a CSV file with a header or in JSON lines.
 
-The columns are `label` and one of `path` and `text` or both; and where they are known `id`, `speaker`, `gender`,
-`language`, `dialogue`, `show` and `split`. Paths are taken from the manifest's folder. Several labels are parted by a
-comma and a space. A dialogue's turns stand in their order.
+The columns are `label` and at least one of `path` and `text`; `id`, `speaker`, `gender`, `language`, `dialogue`, `show`
+and `split` are optional. Paths are relative to the manifest's folder. Several labels are separated by a comma and a
+space. The turns of a dialogue are in their order.
 """
 
 import csv
@@ -12,27 +12,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from shared.domain.emotion import EKMAN7
-from training.data.utterance import CorpusMissing, Gender, Split, Utterance, mapped, target, valence
+from training.data.utterance import CorpusMissing, Gender, Split, Utterance, ekman_target, implied_valence, look_up
 
 LICENCE = "its own"
 SUFFIXES = (".csv", ".jsonl")
 SPLITS = {split.value: split for split in Split}
 GENDERS: Mapping[str, Gender] = {"female": "female", "male": "male"}
 UNKNOWN_LANGUAGE = "und"
-"""Of BCP 47."""
+"""The code of BCP 47 for an undetermined language."""
 
 Row = Mapping[str, str]
 
 
 def load(path: Path, name: str) -> Iterator[Utterance]:
-    """The rows in their order, as the corpus `name`. Where there is no split, all train.
+    """Yields the rows in their order, as the corpus `name`. A row without a split trains.
 
-    A label that is no category of `EKMAN7` has no target; a label scheme places it. What must not be in two splits is
-    the speaker, where none is named the dialogue, and without either the row alone.
+    A label that is not a category of `EKMAN7` has no target until a label scheme maps it. The group is the speaker, or
+    the dialogue if the row names no speaker, or else the row itself.
 
     Raises:
-        CorpusMissing: there is no such file, or no recording where a row says that there is one.
-        ValueError: a row has no label, neither sound nor words, or a split or a gender that is none.
+        CorpusMissing: the manifest or a recording that it names does not exist.
+        ValueError: a row has no label, neither recording nor text, or an unknown split or gender.
     """
     if not path.exists():
         raise CorpusMissing(f"there is no manifest at {path}")
@@ -43,7 +43,7 @@ def load(path: Path, name: str) -> Iterator[Utterance]:
 
 
 def _rows(lines: Iterable[str], suffix: str) -> Iterator[Row]:
-    """Only what is given: no empty cells."""
+    """Yields the rows without their empty cells."""
     rows = csv.DictReader(lines) if suffix == ".csv" else (json.loads(line) for line in lines if line.strip())
     for row in rows:
         yield {column: f"{value}" for column, value in row.items() if value not in (None, "")}
@@ -61,15 +61,15 @@ def _utterance(path: Path, name: str, number: int, row: Row, turns: Counter[str]
         id=row.get("id", f"{number}"),
         corpus=name,
         language=row.get("language", UNKNOWN_LANGUAGE),
-        split=mapped(row.get("split", Split.train), SPLITS, place),
-        target=target(categories),
-        valence=valence(categories),
+        split=look_up(row.get("split", Split.train), SPLITS, place),
+        target=ekman_target(categories),
+        valence=implied_valence(categories),
         group=row.get("speaker") or dialogue or f"row {number}",
         label_name=row["label"],
         text=row.get("text"),
         audio=_recording(path.parent, row, place),
         speaker=row.get("speaker"),
-        gender=mapped(row["gender"], GENDERS, place) if "gender" in row else None,
+        gender=look_up(row["gender"], GENDERS, place) if "gender" in row else None,
         dialogue=dialogue,
         position=turns[dialogue] - 1 if dialogue is not None else None,
         show=row.get("show"),

@@ -1,14 +1,14 @@
 """MELD: dialogues of the television series Friends, the seven categories, and three sentiments.
 
-Poria et al. 2019, https://affective-meld.github.io, GPL-3.0. The transcripts, and where they are unpacked beside them,
-the publisher's clips of the series, `train_splits/dia0_utt0.mp4` and so on (MELD.Raw.tar.gz, for research).
+Poria et al. 2019, https://affective-meld.github.io, GPL-3.0. The transcripts, and, if they are unpacked beside
+them, the publisher's clips of the series, `train_splits/dia0_utt0.mp4` and so on (MELD.Raw.tar.gz, for research).
 """
 
 import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from training.data.utterance import Gender, Split, Utterance, existing, mapped, target
+from training.data.utterance import Gender, Split, Utterance, ekman_target, look_up, require_path
 
 LICENCE = "GPL-3.0"
 SOURCE = "https://github.com/declare-lab/MELD (data/MELD, and MELD.Raw for the clips)"
@@ -25,7 +25,7 @@ CLIPS = {
     Split.test: "output_repeated_splits_test",
 }
 UNREADABLE = frozenset({"train_splits/dia125_utt3.mp4"})
-"""Broken as published: https://github.com/declare-lab/MELD/issues/39."""
+"""Damaged as published: https://github.com/declare-lab/MELD/issues/39."""
 
 GENDERS: Mapping[str, Gender] = {
     "Chandler": "male",
@@ -35,18 +35,18 @@ GENDERS: Mapping[str, Gender] = {
     "Rachel": "female",
     "Ross": "male",
 }
-"""Of the six who speak most; nothing says it of the others."""
+"""The six main characters; the gender of the others is not stated."""
 
 
 def load(folder: Path) -> Iterator[Utterance]:
-    """The official splits, as far as their files are there; the one for training must be.
+    """Yields the official splits whose files exist; the training split must exist.
 
-    Speakers stand in all three: a character of the series is not kept from testing.
+    The same characters speak in all three splits.
 
     Raises:
-        CorpusMissing: it is not at `folder`.
+        CorpusMissing: it is not in `folder`.
     """
-    existing(folder / "train_sent_emo.csv", "MELD", SOURCE)
+    require_path(folder / "train_sent_emo.csv", "MELD", SOURCE)
     for name, split in FILES.items():
         if not (folder / name).exists():
             continue
@@ -62,11 +62,11 @@ def _utterance(folder: Path, name: str, split: Split, row: Mapping[str, str]) ->
         corpus="meld",
         language="en",
         split=split,
-        target=target([mapped(row["Emotion"], LABELS, name)]),
+        target=ekman_target([look_up(row["Emotion"], LABELS, name)]),
         valence=SENTIMENTS[row["Sentiment"]],
         group=dialogue,
         label_name=row["Emotion"],
-        # The published files hold Windows' apostrophe, well and wrongly encoded.
+        # The published files have the Windows apostrophe in two encodings, one of them wrong.
         text=row["Utterance"].replace("\x92", "'").replace("\u2019", "'"),
         audio=_clip(folder, split, row),
         speaker=row["Speaker"],

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.utterance import Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Split, Utterance, ekman_target, find_recordings, implied_valence, look_up
 
 LICENCE = "research use, on registration"
 SOURCE = "http://kahlan.eps.surrey.ac.uk/savee (AudioData)"
@@ -31,32 +31,32 @@ LABELS = {
     "surprise": "surprise",
 }
 SPLITS = {"DC": Split.train, "JE": Split.train, "JK": Split.validation, "KL": Split.test}
-"""By speaker. There is no published split."""
+"""By speaker; there is no published split."""
 
 NAME = re.compile(r"([a-z]+)\d+")
 
 
 def load(folder: Path) -> Iterator[Utterance]:
-    """All recordings below `folder`, in either layout.
+    """Yields all recordings below `folder`, in either layout.
 
     Raises:
-        CorpusMissing: it is not at `folder`.
-        ValueError: a file is not named as the corpus names its own.
+        CorpusMissing: it is not in `folder`.
+        ValueError: a file's name does not follow the corpus's scheme.
     """
-    for path in recordings(folder, "SAVEE", SOURCE):
+    for path in find_recordings(folder, "SAVEE", SOURCE):
         speaker, _, rest = path.stem.rpartition("_")
         speaker = speaker or path.parent.name
         name = NAME.fullmatch(rest)
         if speaker not in SPLITS or name is None:
             raise ValueError(f"{path} is neither SPEAKER/a01 nor SPEAKER_a01, with {', '.join(SPLITS)} as the speaker")
-        emotion = mapped(name[1], EMOTIONS, path.name)
+        emotion = look_up(name[1], EMOTIONS, path.name)
         yield Utterance(
             id=f"{speaker}_{rest}",
             corpus="savee",
             language="en",
             split=SPLITS[speaker],
-            target=target([LABELS[emotion]]),
-            valence=valence([LABELS[emotion]]),
+            target=ekman_target([LABELS[emotion]]),
+            valence=implied_valence([LABELS[emotion]]),
             group=speaker,
             label_name=emotion,
             audio=path,

@@ -1,7 +1,7 @@
 """ShEMO: 3,000 clips of Persian radio plays, 87 speakers, six emotions.
 
 Mohamad Nezami et al. 2019, https://github.com/pariajm/sharif-emotional-speech-dataset, Apache-2.0. Files are named by
-speaker, emotion and number, as `F01A01`; `shemo.json` has their words.
+speaker, emotion and number, as `F01A01`; `shemo.json` has their texts.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.utterance import Split, Utterance, mapped, recordings, target, valence
+from training.data.utterance import Split, Utterance, ekman_target, find_recordings, implied_valence, look_up
 
 LICENCE = "Apache-2.0"
 SOURCE = "https://github.com/pariajm/sharif-emotional-speech-dataset (female.zip, male.zip and shemo.json)"
@@ -26,41 +26,42 @@ NAME = re.compile(r"([FM])(\d\d)([A-Z])\d+")
 
 
 def split_of(speaker: int) -> Split:
-    """Speaker-independent, by the last digit: 9 validates, 0 tests, the rest train; there is no published split."""
+    """Returns the split of a speaker by the last digit: 9 validates, 0 tests, the others train. There is no published
+    split."""
     return {9: Split.validation, 0: Split.test}.get(speaker % 10, Split.train)
 
 
 def load(folder: Path) -> Iterator[Utterance]:
-    """`female/F01A01.wav` ... and `male/M01A01.wav` ..., and the words where `shemo.json` is there.
+    """Yields the recordings `female/F01A01.wav` ... and `male/M01A01.wav` ..., with texts if `shemo.json` exists.
 
     Raises:
-        CorpusMissing: it is not at `folder`.
-        ValueError: a file is not named as the corpus names its own.
+        CorpusMissing: it is not in `folder`.
+        ValueError: a file's name does not follow the corpus's scheme.
     """
-    words = _words(folder / "shemo.json")
-    for path in recordings(folder, "ShEMO", SOURCE):
+    texts = _texts(folder / "shemo.json")
+    for path in find_recordings(folder, "ShEMO", SOURCE):
         name = NAME.match(path.stem)
         if name is None:
             raise ValueError(f"{path.name} is not named by speaker, emotion and number as ShEMO's files are (F01A01)")
         sex, number, code = name.groups()
-        emotion = mapped(code, EMOTIONS, path.name)
+        emotion = look_up(code, EMOTIONS, path.name)
         yield Utterance(
             id=path.stem,
             corpus="shemo",
             language="fa",
             split=split_of(int(number)),
-            target=target([LABELS[emotion]]),
-            valence=valence([LABELS[emotion]]),
+            target=ekman_target([LABELS[emotion]]),
+            valence=implied_valence([LABELS[emotion]]),
             group=f"{sex}{number}",
             label_name=emotion,
-            text=words.get(path.stem),
+            text=texts.get(path.stem),
             audio=path,
             speaker=f"{sex}{number}",
             gender="female" if sex == "F" else "male",
         )
 
 
-def _words(table: Path) -> dict[str, str]:
+def _texts(table: Path) -> dict[str, str]:
     if not table.exists():
         return {}
     # Some transcripts begin with a byte order mark.

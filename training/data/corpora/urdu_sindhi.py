@@ -1,13 +1,13 @@
 """Urdu-Sindhi: 734 Urdu and 701 Sindhi recordings, seven acted emotions, published as acoustic features only.
 
-Syed et al. 2020, "Introducing the Urdu-Sindhi Speech Emotion Corpus", https://doi.org/10.5281/zenodo.3685274, where the
-terms of use are. The two archives unpack to one folder each, with a folder for each feature set and in it a MATLAB file
-for each recording, named by its label and a number, which holds the set's functionals as one vector:
+Syed et al. 2020, "Introducing the Urdu-Sindhi Speech Emotion Corpus", https://doi.org/10.5281/zenodo.3685274, which
+states the terms of use. Each of the two archives unpacks to a folder, with a folder for each feature set and in it a
+MATLAB file for each recording, named by its label and a number, which holds the set's functionals as one vector:
 
     Feats - Urdu/eGeMAPS funcs/Matfiles/Anger_0001.mat
     Feats - Sindhi/IS10Paraling funcs/Matfiles/Sarcasm_0017.mat
 
-The names tell no speakers, so the same voice may be on both sides of any split.
+The names do not identify the speakers, so the same speaker may be on both sides of any split.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from training.data.acoustic_features import AcousticTable
-from training.data.utterance import existing, mapped
+from training.data.utterance import look_up, require_path
 
 SOURCE = "https://zenodo.org/records/3685274 (Feats - Urdu.zip, Feats - Sindhi.zip), unpacked"
 FOLDER = "urdu_sindhi"
@@ -35,31 +35,31 @@ LABELS = {
     "Happiness": "joy",
     "Neutral": "neutral",
     "Sadness": "sadness",
-    "Sarcasm": "sarcasm",  # no category of `ekman7`
+    "Sarcasm": "sarcasm",  # not a category of `EKMAN7`
     "Surprise": "surprise",
 }
 
 
 def load(folder: Path, corpus: str, features: str) -> AcousticTable:
-    """One language's recordings as one feature set.
+    """Returns one feature set of one language's recordings.
 
     Args:
-        folder: holds the two unpacked archives.
+        folder: the folder with the two unpacked archives.
         corpus: one of `CORPORA`.
         features: one of `FEATURES`.
 
     Raises:
-        CorpusMissing: the feature set's folder is not there.
-        ValueError: the corpus has no such feature set, or a file is not as the corpus's own are.
+        CorpusMissing: the feature set's folder does not exist.
+        ValueError: the corpus has no such feature set, or a file's name or content does not fit the corpus.
     """
     if features not in FEATURES:
         raise ValueError(f"{corpus} is published without {features!r}: use one of {', '.join(FEATURES)}")
-    place = existing(folder / CORPORA[corpus] / FEATURES[features] / "Matfiles", f"Urdu-Sindhi's {corpus}", SOURCE)
+    place = require_path(folder / CORPORA[corpus] / FEATURES[features] / "Matfiles", f"Urdu-Sindhi's {corpus}", SOURCE)
     paths = sorted(place.glob("*.mat"))
     if not paths:
         raise ValueError(f"{place} holds no .mat files")
     labels = [path.stem.split("_")[0] for path in paths]
-    categories = [mapped(label, LABELS, path.name) for label, path in zip(labels, paths, strict=True)]
+    categories = [look_up(label, LABELS, path.name) for label, path in zip(labels, paths, strict=True)]
     return AcousticTable(_stacked(paths), np.array(labels), np.array(categories), speakers=None)
 
 
@@ -72,7 +72,7 @@ def _stacked(paths: list[Path]) -> NDArray[np.float32]:
 
 
 def _vector(path: Path) -> NDArray[np.float32]:
-    """The file's largest numeric array: its name differs from set to set."""
+    """Returns the file's largest numeric array; its name differs between feature sets."""
     arrays = [array for array in loadmat(path).values() if isinstance(array, np.ndarray) and array.dtype.kind in "fiu"]
     if not arrays:
         raise ValueError(f"{path} holds no numeric array")

@@ -1,14 +1,14 @@
 """XED: film subtitles in English and Finnish, and by projection in thirty more languages; Plutchik's eight emotions.
 
-Öhman et al. 2020, https://github.com/Helsinki-NLP/XED, CC BY 4.0. Anticipation and trust have no place among the seven
-categories, so lines with nothing else have no target.
+Öhman et al. 2020, https://github.com/Helsinki-NLP/XED, CC BY 4.0. Anticipation and trust have no category in
+`EKMAN7`, so lines with no other emotion have no target.
 """
 
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from training.data.utterance import Utterance, existing, split_by_digest, target, valence
+from training.data.utterance import Utterance, ekman_target, implied_valence, require_path, split_by_digest
 
 LICENCE = "CC BY 4.0"
 SOURCE = "https://github.com/Helsinki-NLP/XED"
@@ -34,26 +34,27 @@ LABELS = {
     "trust": None,
 }
 NOT_A_CODE = {"br": "pt"}
-"""Brazilian Portuguese has the code of a region in its file's name."""
-UNREAD = frozenset({"cn", "tw", "zh", "ja", "th", "he"})
-"""Scripts that the compact bundle's vocabulary does not hold."""
+"""The file of Brazilian Portuguese is named by a region and not by a language."""
+UNSUPPORTED = frozenset({"cn", "tw", "zh", "ja", "th", "he"})
+"""Languages whose script is not in the vocabulary of the bundle `compact`."""
 
 
 def load(folder: Path, limit: int = 1000) -> Iterator[Utterance]:
-    """Annotated and projected lines, at most `limit` of each projected language, and of each language's neutral ones.
+    """Yields annotated and projected lines, at most `limit` of each projected language and of each language's neutral
+    lines.
 
     Lines without a target do not count towards the limit.
 
     Raises:
-        CorpusMissing: it is not at `folder`.
+        CorpusMissing: it is not in `folder`.
     """
-    existing(folder / "en-annotated.tsv", "XED", SOURCE)
+    require_path(folder / "en-annotated.tsv", "XED", SOURCE)
     for language in ("en", "fi"):
         yield from _labelled(folder / f"{language}-annotated.tsv", language, None)
         yield from _neutral(folder / f"neu_{language}.txt", language, limit)
     for path in sorted(folder.glob("*-projections*.tsv")):
         code = path.name.split("-")[0]
-        if code not in UNREAD | {"en", "fi"}:
+        if code not in UNSUPPORTED | {"en", "fi"}:
             yield from _labelled(path, NOT_A_CODE.get(code, code), limit)
 
 
@@ -85,8 +86,8 @@ def _utterance(text: str, language: str, emotions: list[str]) -> Utterance:
         corpus="xed",
         language=language,
         split=split_by_digest(text.strip()),
-        target=target(categories),
-        valence=valence(categories),
+        target=ekman_target(categories),
+        valence=implied_valence(categories),
         group=digest,
         label_name=", ".join(emotions),
         text=text.strip(),
