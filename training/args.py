@@ -5,9 +5,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from shared.domain.history import CONTEXT_TURNS
+from shared.domain.turn import MAX_CONTEXT_TURNS
 from shared.modeling.fusion import FusionConfig
-from shared.modeling.pretrained import PretrainedSpeechConfig, PretrainedTextConfig
+from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from training.finetuning import Lora
 from training.losses import LossConfig
 
@@ -157,8 +157,8 @@ def check_context_turns(count: int) -> None:
     Raises:
         ValueError: it cannot; the message names the number and the limit.
     """
-    if count > CONTEXT_TURNS:
+    if count > MAX_CONTEXT_TURNS:
         raise ValueError(
-            f"context_turns is {count}, but serving gives a text at most {CONTEXT_TURNS} preceding turns: a model that "
-            "trains with more would read less context in service than in training"
+            f"context_turns is {count}, but serving gives a text at most {MAX_CONTEXT_TURNS} preceding turns: the model "
+            "would read less context in service than in training"
         )

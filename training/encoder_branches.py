@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from shared.modeling.baseline import Summary, summaries
-from shared.modeling.encoders import SpeechEncoder, TextEncoder, Tokens
 from shared.modeling.fusion import FusionConfig
 from shared.modeling.loading import ENCODERS, AnySpeechEncoder, AnyTextEncoder, load_encoders
 from shared.modeling.pretrained_encoders import (
@@ -21,6 +20,9 @@ from shared.modeling.pretrained_encoders import (
     PretrainedTextConfig,
     PretrainedTextEncoder,
 )
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.text_encoders import TextEncoder
+from shared.modeling.tokens import Tokens
 from training.args import AudioBranch, Branch, TextBranch
 from training.data.examples import Batch, Example, TextWithContext, UnencodedBatch, collate, unencoded_batch
 from training.data.input_sources import InputSource

@@ -9,7 +9,7 @@ import lightning
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
-from shared.audio import probe
+from shared.audio.decoder import probe
 from shared.modeling.fusion import AnyFusion, Fused, fusion_of
 from training.args import AudioBranch, ModelArgs, TextBranch
 from training.data.examples import Example, collate, unencoded_batch

@@ -11,7 +11,8 @@ from tokenizers.models import Unigram
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from shared.modeling.encoders import SpeechEncoder, TextEncoder
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.text_encoders import TextEncoder
 from tests.training.corpus_samples import write_data
 from tests.unit.tiny import SPEECH, TEXT, tokenizer
 from training.data.registry import CORPORA

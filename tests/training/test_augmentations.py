@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.audio import SAMPLE_RATE, Samples
-from tests.sounds import tone
+from shared.audio.decoder import SAMPLE_RATE, Samples
+from tests.audio_clips import tone
 from training.data.augmentations import (
     AUGMENTATIONS,
     OTHER_VOICES,

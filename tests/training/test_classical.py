@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 from sklearn.preprocessing import StandardScaler
 
-from tests.sounds import tone, wav
+from tests.audio_clips import tone, wav
 from training.__main__ import run_recipe
 from training.data.acoustic_features import extract
 from training.data.corpora import urdu_sindhi

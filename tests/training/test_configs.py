@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from shared.domain.job import Lane
 from shared.settings import Batches, BatchLimits
 from tests import checkpoints
-from tests.sounds import tone, wav
+from tests.audio_clips import tone, wav
 from tests.training.corpus_samples import TEXTS
 from tests.unit.tiny import Heard, pipeline
 from training.__main__ import run_recipe

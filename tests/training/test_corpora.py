@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.audio.decoder import decode
 from shared.domain.emotion import EKMAN7
-from tests.sounds import encoded, tone, wav
+from tests.audio_clips import encoded, tone, wav
 from tests.training.corpus_samples import IEMOCAP_LABELS, RAVDESS_ACTORS, TEXTS
 from training.data.corpora import iemocap, meld, ravdess, urdu_latif, xed
 from training.data.registry import CORPORA, load

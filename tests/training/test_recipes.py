@@ -11,13 +11,14 @@ import yaml
 from safetensors.torch import load_file
 
 from shared.domain.emotion import EKMAN7, Modality
+from shared.domain.turn import MAX_CONTEXT_TURNS
 from shared.modeling.loading import MANIFEST, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
-from shared.modeling.pretrained_encoders import PretrainedSpeechConfig
+from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from shared.modeling.transcriber import Transcriber
 from tests.unit.tiny import FUSION
 from training.__main__ import run_recipe
-from training.args import AudioBranch, AugmentationArgs, BatchArgs, ModelArgs, TrainerArgs
+from training.args import AudioBranch, AugmentationArgs, BatchArgs, ModelArgs, TextBranch, TrainerArgs
 from training.data.feature_cache import FeatureFile
 from training.data.registry import load
 from training.data.views import views
@@ -252,3 +253,24 @@ def test_cached_features_are_not_computed_again(
     assert {path.name for path in (tmp_path / "ravdess").iterdir()} == {"text", "original"}
     monkeypatch.setattr("training.recipes.cache_features.decode", lambda path: pytest.fail("it was decoded again"))
     cache_features(encoders, data, tmp_path, ["ravdess"], ["original"])
+
+
+def test_training_with_more_context_than_serving_gives_is_refused() -> None:
+    encoder = PretrainedTextConfig(source="none", context_turns=MAX_CONTEXT_TURNS)
+    assert TextBranch(encoder=encoder).encoder.context_turns == MAX_CONTEXT_TURNS
+    with pytest.raises(ValueError, match="context_turns is 3, but serving gives a text at most 2 preceding turns"):
+        TextBranch(encoder=encoder.model_copy(update={"context_turns": 3}))
+
+
+def test_encoders_that_read_more_context_than_serving_gives_are_refused(
+    data: Path, cache: Path, encoders: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(encoders, tmp_path / "encoders"))
+    options = json.loads((copied / "encoders.json").read_text())
+    options["text_encoder"]["context_turns"] = 3
+    (copied / "encoders.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match="context_turns is 3, but serving gives a text at most 2"):
+        cache_features(copied, data, tmp_path / "cache", ["meld"])
+    short_training(data, cache, tmp_path / "run", ["goemotions"], epochs=1)
+    with pytest.raises(ValueError, match="context_turns is 3, but serving gives a text at most 2"):
+        export_bundle(data, [tmp_path / "run"], tmp_path / "bundle", cache, copied)

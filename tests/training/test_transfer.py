@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.audio import SAMPLE_RATE
-from tests.sounds import tone
+from shared.audio.decoder import SAMPLE_RATE
+from tests.audio_clips import tone
 from training.__main__ import run_recipe
 from training.data.registry import CORPORA
 from training.data.spectrogram import log_mel_image

@@ -13,7 +13,7 @@ import opensmile
 from numpy.typing import NDArray
 from rich.progress import track
 
-from shared.audio import SAMPLE_RATE, decode
+from shared.audio.decoder import SAMPLE_RATE, decode
 from training.data.utterance import Utterance
 
 SETS = {"egemaps": "eGeMAPSv02", "compare": "ComParE_2016", "is09": "IS09", "is10": "IS10", "prosody": "IS10"}

@@ -7,7 +7,7 @@ from zlib import crc32
 import numpy as np
 from scipy.signal import fftconvolve, resample_poly
 
-from shared.audio import SAMPLE_RATE, Samples
+from shared.audio.decoder import SAMPLE_RATE, Samples
 from training.data.utterance import Utterance
 
 Augmentation = Callable[[Samples, np.random.Generator], Samples]

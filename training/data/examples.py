@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.audio import Samples
+from shared.audio.decoder import Samples
 from shared.modeling.baseline import SpeakerBaseline, Summary
-from shared.modeling.encoders import Tokens
 from shared.modeling.fusion import FusionConfig
+from shared.modeling.tokens import Tokens
 from training.data.utterance import Utterance
 
 

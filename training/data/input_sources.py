@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.audio import Samples, decode
+from shared.audio.decoder import Samples, decode
 from training.data.augmentations import AUGMENTATIONS, OTHER_VOICES, random_generator
 from training.data.examples import TextWithContext
 from training.data.feature_cache import FeatureArray, FeatureFile

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shared.modeling.baseline import Summary, summaries
-from shared.modeling.encoders import Tokens
+from shared.modeling.tokens import Tokens
 from training.data.input_sources import CachedFeatures
 from training.data.utterance import Utterance
 

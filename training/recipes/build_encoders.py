@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from shared.modeling.encoders import SpeechEncoderConfig, TextEncoderConfig
+from shared.modeling.speech_encoders import SpeechEncoderConfig
+from shared.modeling.text_encoders import TextEncoderConfig
 from training.encoder_files import write_speech_encoder, write_text_encoder
 
 SCRIPTS = {

@@ -8,6 +8,8 @@ from rich.progress import track
 
 from shared.audio.decoder import decode
 from shared.modeling.loading import load_encoders
+from shared.modeling.speech_encoders import SpeechEncoder
+from shared.modeling.text_encoders import TextEncoder
 from training.args import check_context_turns
 from training.data.augmentations import AUGMENTATIONS, random_generator
 from training.data.feature_cache import FeatureArray, FeatureFile

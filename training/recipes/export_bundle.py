@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.modeling.loading import ENCODERS, PRETRAINED, sha256, write_manifest
-from shared.modeling.weights import transcriber
+from shared.modeling.whisper_weights import transcriber
 from training import runs as run_folder
 from training.args import AudioBranch, TextBranch, check_context_turns
 from training.calibration import ACCEPTED_RISK, Modalities, calibrate

@@ -23,7 +23,7 @@ from shared.domain.emotion import EKMAN7, LabelSpace
 from shared.errors import BundleError
 from shared.modeling.audio_classifiers import ClassifierConfig, SequenceClassifier
 from shared.modeling.loading import CLASSIFIER_FILES, sha256, write_manifest
-from shared.modeling.weights import transcriber
+from shared.modeling.whisper_weights import transcriber
 from training.published_checkpoints import checkpoint_folder, read_weights, with_weights
 
 WEIGHTS = "classifier.safetensors"

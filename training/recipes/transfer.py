@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ResNetConfig, ResNetModel
 
-from shared.audio import decode
+from shared.audio.decoder import decode
 from training.data.registry import load
 from training.data.spectrogram import log_mel_image
 from training.data.splits import Folding, folds, speaker_groups
