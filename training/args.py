@@ -159,6 +159,6 @@ def check_context_turns(count: int) -> None:
     """
     if count > MAX_CONTEXT_TURNS:
         raise ValueError(
-            f"context_turns is {count}, but serving gives a text at most {MAX_CONTEXT_TURNS} preceding turns: the model "
-            "would read less context in service than in training"
+            f"context_turns is {count}, but serving gives a text at most {MAX_CONTEXT_TURNS} preceding turns: the "
+            "model would read less context in service than in training"
         )

@@ -296,12 +296,12 @@ def test_keys_are_created_listed_and_revoked(settings: Settings) -> None:
 
 def test_the_options_after_the_config_override_it(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text("corpora: [ravdess]\nepochs: 1\n")
+    config.write_text("corpora: [ravdess]\ntrainer: {epochs: 1}\n")
     places = [f"--data={tmp_path}", f"--cache={tmp_path}", f"--out={tmp_path / 'run'}"]
-    shown = tenor("train", config, *places, "--epochs=3", "--print_config")
+    shown = tenor("train", config, *places, "--trainer.epochs=3", "--print_config")
     assert shown.returncode == 0, shown.stderr
     options = yaml.safe_load(shown.stdout)
-    assert (options["corpora"], options["epochs"]) == (["ravdess"], 3)
+    assert (options["corpora"], options["trainer"]["epochs"]) == (["ravdess"], 3)
 
 
 @pytest.mark.parametrize("command", ["train config.yaml", "evaluate"])
