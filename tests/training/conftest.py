@@ -13,8 +13,8 @@ from transformers import BertConfig, BertModel
 
 from shared.modeling.speech_encoders import SpeechEncoder
 from shared.modeling.text_encoders import TextEncoder
+from tests.tiny_models import SPEECH, TEXT, tokenizer
 from tests.training.corpus_samples import write_data
-from tests.unit.tiny import SPEECH, TEXT, tokenizer
 from training.data.registry import CORPORA
 from training.recipes.cache_features import cache_features
 

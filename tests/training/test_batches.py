@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.domain.emotion import EKMAN7
-from tests.unit.tiny import FUSION
+from tests.tiny_models import FUSION
 from training.args import AugmentationArgs, BatchArgs
 from training.data.batches import TrainingBatches
 from training.data.evaluation_set import EvaluationSet

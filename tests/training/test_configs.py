@@ -16,8 +16,8 @@ from shared.domain.job import Lane
 from shared.settings import Batches, BatchLimits
 from tests import checkpoints
 from tests.audio_clips import tone, wav
+from tests.tiny_models import Heard, pipeline
 from tests.training.corpus_samples import TEXTS
-from tests.unit.tiny import Heard, pipeline
 from training.__main__ import run_recipe
 from training.data.corpora.meld import CLIPS
 from training.data.registry import CORPORA

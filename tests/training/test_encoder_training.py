@@ -13,7 +13,7 @@ from shared.modeling.loading import ENCODERS, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from tests import checkpoints
-from tests.unit.tiny import FUSION
+from tests.tiny_models import FUSION
 from training.args import AudioBranch, BatchArgs, ModelArgs, TextBranch, TrainerArgs
 from training.data.examples import Example, TextWithContext
 from training.data.label_schemes import SCHEMES, common_categories

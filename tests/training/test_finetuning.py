@@ -103,7 +103,7 @@ def test_the_convolutions_can_freeze_alone(name: str, load: Callable[[str], Enco
 
 
 def test_compact_encoders_freeze_too() -> None:
-    for encoder in (TextEncoder(tiny.TEXT, tiny.tokenizer()), SpeechEncoder(tiny.SPEECH)):
+    for encoder in (TextEncoder(tiny_models.TEXT, tiny_models.tokenizer()), SpeechEncoder(tiny_models.SPEECH)):
         freeze(encoder, layers=1)
         left = {layer_of(name) for name, weight in encoder.named_parameters() if weight.requires_grad}
         assert left == ({1} if isinstance(encoder, SpeechEncoder) else set())

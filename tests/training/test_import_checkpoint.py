@@ -32,7 +32,7 @@ from shared.errors import BundleError, WeightsMissing
 from shared.modeling.audio_classifiers import AudioClassifier
 from shared.modeling.loading import load_classifier, read_manifest, verify_files
 from tests.audio_clips import tone
-from tests.unit.tiny import Heard, pipeline
+from tests.tiny_models import Heard, pipeline
 from training import published_checkpoints
 from training.__main__ import run_recipe
 from training.recipes.import_checkpoint import import_checkpoint

@@ -22,7 +22,6 @@ from shared.modeling.loading import load_classifier, read_manifest
 from tests.audio_clips import tone
 from tests.tiny_models import Heard, pipeline
 from tests.training.test_import_checkpoint import CONVOLUTIONS, change_weights
-from tests.unit.tiny import Heard, pipeline
 from training.__main__ import run_recipe
 from training.recipes.import_valence_classifier import import_valence_classifier
 

@@ -16,7 +16,7 @@ from shared.modeling.loading import MANIFEST, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from shared.modeling.transcriber import Transcriber
-from tests.unit.tiny import FUSION
+from tests.tiny_models import FUSION
 from training.__main__ import run_recipe
 from training.args import AudioBranch, AugmentationArgs, BatchArgs, ModelArgs, TextBranch, TrainerArgs
 from training.data.feature_cache import FeatureFile
