@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 from scipy.optimize import minimize_scalar
-from scipy.stats import binomtest
+from scipy.stats import beta
 
 from shared.domain.bundle import Calibration, OperatingPoint
 
@@ -124,10 +124,10 @@ def risk_bound(right: NDArray[np.bool_], level: float = 0.95) -> float:
 
     The bound is that of Clopper and Pearson 1934.
     """
-    if not len(right):
-        return 1.0
     wrong = int((~right).sum())
-    return float(binomtest(wrong, len(right), alternative="less").proportion_ci(level, method="exact").high)
+    if wrong == len(right):
+        return 1.0
+    return float(beta.ppf(level, wrong + 1, len(right) - wrong))
 
 
 def selective_accuracy(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[OperatingPoint, ...]:

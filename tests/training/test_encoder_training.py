@@ -1,7 +1,7 @@
 """Encoders that train together with the fusion: pretrained ones and those of a bundle; and zero-shot tests."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,24 +53,43 @@ BATCHES = BatchArgs(audio=4, text=4)
 ONE_STEP = SHORT.model_copy(update={"steps_per_epoch": 1})
 
 
+def train_into(
+    folder: Path,
+    data: Path,
+    corpora: Sequence[str],
+    *,
+    text: TextBranch | None = None,
+    audio: AudioBranch | None = None,
+    relative: bool = False,
+    labels: str = "ekman7",
+    **options: Any,  # noqa: ANN401 - those of TrainerArgs
+) -> TrainedRun:
+    model = ModelArgs(text=text, audio=audio, fusion=FUSION.model_copy(update={"relative": relative}))
+    trainer = SHORT.model_copy(update=options)
+    train(data, folder, corpora, labels=labels, model=model, batches=BATCHES, trainer=trainer)
+    return TrainedRun.load(folder)
+
+
 @pytest.fixture
 def trained(data: Path, tmp_path: Path) -> Train:
     """Trains shortly into the folder `run` and returns the trained run."""
+    return lambda *corpora, **options: train_into(tmp_path / "run", data, corpora, **options)
 
-    def run(
-        *corpora: str,
-        text: TextBranch | None = None,
-        audio: AudioBranch | None = None,
-        relative: bool = False,
-        labels: str = "ekman7",
-        **options: Any,  # noqa: ANN401 - those of TrainerArgs
-    ) -> TrainedRun:
-        model = ModelArgs(text=text, audio=audio, fusion=FUSION.model_copy(update={"relative": relative}))
-        trainer = SHORT.model_copy(update=options)
-        train(data, tmp_path / "run", corpora, labels=labels, model=model, batches=BATCHES, trainer=trainer)
-        return TrainedRun.load(tmp_path / "run")
 
-    return run
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory, data: Path, text: TextBranch) -> Path:
+    """The folder of a run of MELD's texts."""
+    folder = tmp_path_factory.mktemp("text_run")
+    train_into(folder, data, ["meld"], text=text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_audio_run(tmp_path_factory: pytest.TempPathFactory, data: Path, text: TextBranch, audio: AudioBranch) -> Path:
+    """The folder of a run whose two encoders trained."""
+    folder = tmp_path_factory.mktemp("text_audio_run")
+    train_into(folder, data, ["ravdess", "meld"], text=text, audio=audio)
+    return folder
 
 
 def changed(before: TextBranch | AudioBranch, trained: TrainedRun, name: str) -> set[str]:
@@ -85,20 +104,17 @@ def changed(before: TextBranch | AudioBranch, trained: TrainedRun, name: str) ->
 
 
 def test_both_encoders_train_except_the_convolutions_of_the_audio_encoder(
-    trained: Train, text: TextBranch, audio: AudioBranch
+    text_audio_run: Path, text: TextBranch, audio: AudioBranch
 ) -> None:
-    result = trained("ravdess", "meld", text=text, audio=audio)
+    result = TrainedRun.load(text_audio_run)
     assert any("layer.2" in name for name in changed(text, result, "text"))
-    heard = changed(audio, result, "audio")
-    assert any("layers.2" in name for name in heard)
-    assert not any("feature_extractor" in name for name in heard)
+    changed_audio = changed(audio, result, "audio")
+    assert any("layers.2" in name for name in changed_audio)
+    assert not any("feature_extractor" in name for name in changed_audio)
 
 
-def test_a_run_is_evaluated_with_its_trained_encoders(
-    data: Path, tmp_path: Path, trained: Train, text: TextBranch, audio: AudioBranch
-) -> None:
-    trained("ravdess", "meld", text=text, audio=audio)
-    evaluate(data, [tmp_path / "run"], tmp_path / "report")
+def test_a_run_is_evaluated_with_its_trained_encoders(data: Path, tmp_path: Path, text_audio_run: Path) -> None:
+    evaluate(data, [text_audio_run], tmp_path / "report")
     report = Report.model_validate_json((tmp_path / "report" / "metrics.json").read_text())
     assert {name: view.metrics.count for name, view in report.views.items()} == {
         "ravdess audio": 8,
@@ -128,12 +144,11 @@ def test_a_run_with_encoders_of_its_own_becomes_a_bundle(
     assert list(reading.scores.categories.values()) == pytest.approx(probabilities, abs=2e-3)
 
 
-def test_a_run_of_one_modality_cannot_be_exported(data: Path, tmp_path: Path, trained: Train, text: TextBranch) -> None:
-    trained("meld", text=text)
+def test_a_run_of_one_modality_cannot_be_exported(data: Path, tmp_path: Path, text_run: Path) -> None:
     with pytest.raises(ValueError, match="no speech encoder"):
-        export_bundle(data, [tmp_path / "run"], tmp_path / "bundle")
+        export_bundle(data, [text_run], tmp_path / "bundle")
     with pytest.raises(ValueError, match="give one"):
-        export_bundle(data, [tmp_path / "run"] * 2, tmp_path / "bundle")
+        export_bundle(data, [text_run] * 2, tmp_path / "bundle")
 
 
 def test_a_trained_text_encoder_states_its_context_and_origin(
@@ -149,13 +164,12 @@ def test_a_trained_text_encoder_states_its_context_and_origin(
     assert sources == {"text_encoder": "random, fine-tuned", "speech_encoder": "random"}
 
 
-def test_pooled_runs_are_counted_one_by_one(data: Path, tmp_path: Path, trained: Train, text: TextBranch) -> None:
-    trained("meld", text=text)
-    evaluate(data, [tmp_path / "run"] * 3, tmp_path / "report", pooled=True)
+def test_pooled_runs_are_counted_one_by_one(data: Path, tmp_path: Path, text_run: Path) -> None:
+    evaluate(data, [text_run] * 3, tmp_path / "report", pooled=True)
     view = Report.model_validate_json((tmp_path / "report" / "metrics.json").read_text()).views["meld text"]
     assert (view.seeds, view.utterances, view.metrics.count) == (3, 7, 21)
     with pytest.raises(ValueError, match="either folds"):
-        evaluate(data, [tmp_path / "run"], tmp_path / "report", folds=2, pooled=True)
+        evaluate(data, [text_run], tmp_path / "report", folds=2, pooled=True)
 
 
 def test_a_model_of_audio_alone_reads_no_text(data: Path, trained: Train, audio: AudioBranch) -> None:
