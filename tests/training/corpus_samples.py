@@ -219,8 +219,8 @@ def write_iemocap(folder: Path) -> None:
             lines += ["C-E2:\tNeutral;\t()", "A-E3:\tval 3; act 2; dom  2;\t()", ""]
             _write_tone(root / "sentences" / "wav" / dialogue / f"{turn}.wav", 100 + 20 * i)
         (root / "dialog" / "EmoEvaluation" / f"{dialogue}.txt").write_text("\n".join(lines), encoding="utf-8")
-        words = [f"{turn} [{i:03}.5000-{i + 1:03}.2500]: Turn {i}." for i, (turn, _) in enumerate(turns)]
-        (root / "dialog" / "transcriptions" / f"{dialogue}.txt").write_text("\n".join(words), encoding="utf-8")
+        lines = [f"{turn} [{i:03}.5000-{i + 1:03}.2500]: Turn {i}." for i, (turn, _) in enumerate(turns)]
+        (root / "dialog" / "transcriptions" / f"{dialogue}.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _write_tone(path: Path, hertz: float) -> None:

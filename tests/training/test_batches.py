@@ -93,10 +93,10 @@ def share(batch: Batch, corpus: str) -> float:
 def test_cached_features_are_read_as_they_were_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     items = {f"id {i}": rng.standard_normal((i + 1, 2, 3)).astype(np.float16) for i in range(4)}
-    assert not FeatureFile.exists(tmp_path / "voice")
-    FeatureFile.write(tmp_path / "voice", items.items())
-    assert FeatureFile.exists(tmp_path / "voice")
-    file = FeatureFile(tmp_path / "voice")
+    assert not FeatureFile.exists(tmp_path / "audio")
+    FeatureFile.write(tmp_path / "audio", items.items())
+    assert FeatureFile.exists(tmp_path / "audio")
+    file = FeatureFile(tmp_path / "audio")
     for id_, sequence in items.items():
         assert id_ in file
         np.testing.assert_array_equal(file[id_], sequence)
@@ -123,13 +123,13 @@ def test_a_batchs_masks_mark_the_features_and_padding_is_zero(sizes: list[tuple[
     examples = [
         Example(
             ACTED[0],
-            torch.ones(words, FUSION.text_width) if words else None,
-            torch.ones(sounds, FUSION.voice_layers, FUSION.voice_width) if sounds else None,
+            torch.ones(text_tokens, FUSION.text_width) if text_tokens else None,
+            torch.ones(audio_tokens, FUSION.voice_layers, FUSION.voice_width) if audio_tokens else None,
         )
-        for words, sounds in sizes
+        for text_tokens, audio_tokens in sizes
     ]
     batch = collate(examples, FUSION)
-    for tokens, wanted in ((batch.text, [w for w, _ in sizes]), (batch.audio, [s for _, s in sizes])):
+    for tokens, wanted in ((batch.text, [texts for texts, _ in sizes]), (batch.audio, [clips for _, clips in sizes])):
         assert tokens.mask.sum(dim=1).tolist() == wanted
         assert tokens.mask.shape == tokens.features.shape[:2]
         assert tokens.mask.shape[1] == max(1, *wanted)
@@ -146,49 +146,49 @@ def test_a_batch_has_the_targets_and_nan_for_an_unknown_valence() -> None:
 def test_corpora_are_drawn_by_their_weights_whatever_their_sizes(features: CachedFeatures) -> None:
     weights = {"ravdess": 3.0, "xed": 4.0}
     pairs = list(islice(batches(features, ACTED + URDU, DIALOGUE + SUBTITLES, corpus_weights=weights), 5))
-    assert np.mean([share(voices, "ravdess") for voices, _ in pairs]) == pytest.approx(0.75, abs=0.06)
+    assert np.mean([share(clips, "ravdess") for clips, _ in pairs]) == pytest.approx(0.75, abs=0.06)
     assert np.mean([share(texts, "xed") for _, texts in pairs]) == pytest.approx(0.8, abs=0.06)
     assert not any(texts.audio.mask.any() for _, texts in pairs)
 
 
 def test_without_audio_or_without_texts_there_is_one_batch(features: CachedFeatures) -> None:
-    (voices,) = next(iter(batches(features, ACTED, [])))
-    assert voices.audio.mask.all()
+    (clips,) = next(iter(batches(features, ACTED, [])))
+    assert clips.audio.mask.all()
     # There are no texts of the same emotion, so the text is the utterance's own or none.
-    assert voices.text.mask.any(dim=1).float().mean() == pytest.approx(0.3, abs=0.1)
+    assert clips.text.mask.any(dim=1).float().mean() == pytest.approx(0.3, abs=0.1)
     (texts,) = next(iter(batches(features, [], DIALOGUE)))
     assert texts.text.mask.all()
     assert not texts.audio.mask.any()
 
 
 def test_audio_can_come_with_a_text_of_the_same_emotion(features: CachedFeatures) -> None:
-    voices, _ = next(iter(batches(features, ACTED, DIALOGUE + SUBTITLES, own_text=0.0, matching_text=1.0)))
-    label = voices.target.argmax(dim=1)
-    assert voices.text.features[:, 0, 0].equal(label.float())
+    clips, _ = next(iter(batches(features, ACTED, DIALOGUE + SUBTITLES, own_text=0.0, matching_text=1.0)))
+    label = clips.target.argmax(dim=1)
+    assert clips.text.features[:, 0, 0].equal(label.float())
 
 
 def test_audio_can_come_with_a_neutral_text(features: CachedFeatures) -> None:
     options = {"own_text": 0.0, "matching_text": 0.0, "neutral_text": 1.0}
-    voices, _ = next(iter(batches(features, ACTED, DIALOGUE + SUBTITLES, **options)))
-    assert (voices.text.features[:, 0, 0] == EKMAN7.index("neutral")).all()
-    assert len(set(voices.target.argmax(dim=1).tolist())) == len(EKMAN7.categories)
+    clips, _ = next(iter(batches(features, ACTED, DIALOGUE + SUBTITLES, **options)))
+    assert (clips.text.features[:, 0, 0] == EKMAN7.index("neutral")).all()
+    assert len(set(clips.target.argmax(dim=1).tolist())) == len(EKMAN7.categories)
 
 
 def test_audio_can_come_without_text(features: CachedFeatures) -> None:
-    voices, _ = next(iter(batches(features, ACTED, DIALOGUE, own_text=0.0, matching_text=0.0)))
-    assert not voices.text.mask.any()
+    clips, _ = next(iter(batches(features, ACTED, DIALOGUE, own_text=0.0, matching_text=0.0)))
+    assert not clips.text.mask.any()
 
 
 def test_half_of_the_audio_is_not_augmented(features: CachedFeatures) -> None:
-    voices, _ = next(iter(batches(features, ACTED, DIALOGUE)))
-    way = voices.audio.features[:, 0, 0, 0]
-    assert (way == FEATURE_OF["original"]).float().mean() == pytest.approx(0.5, abs=0.12)
-    assert set(way.tolist()) == set(FEATURE_OF.values())
+    clips, _ = next(iter(batches(features, ACTED, DIALOGUE)))
+    augmentation = clips.audio.features[:, 0, 0, 0]
+    assert (augmentation == FEATURE_OF["original"]).float().mean() == pytest.approx(0.5, abs=0.12)
+    assert set(augmentation.tolist()) == set(FEATURE_OF.values())
 
 
 def test_without_augmentations_no_audio_is_augmented(features: CachedFeatures) -> None:
-    voices, _ = next(iter(batches(features, ACTED, DIALOGUE, augmentation=PLAIN.model_copy(update={"kinds": ()}))))
-    assert (voices.audio.features == FEATURE_OF["original"]).all()
+    clips, _ = next(iter(batches(features, ACTED, DIALOGUE, augmentation=PLAIN.model_copy(update={"kinds": ()}))))
+    assert (clips.audio.features == FEATURE_OF["original"]).all()
 
 
 def drawn(subject: TrainingBatches[Batch]) -> list[str]:
@@ -262,8 +262,8 @@ def several_emotions(tmp_path: Path) -> tuple[CachedFeatures, list[Utterance]]:
     emotions = ("joy", "fear", "anger")
     utterances = [replace(spoken("ravdess", i, emotions[i % 3]), group="one speaker") for i in range(12)]
     FeatureFile.write(tmp_path / "ravdess" / "text", [(u.id, np.zeros((1, 32), np.float16)) for u in utterances])
-    voices = [(u.id, np.full((2, 2, 16), u.label, np.float16)) for u in utterances]
-    FeatureFile.write(tmp_path / "ravdess" / "original", voices)
+    clips = [(u.id, np.full((2, 2, 16), u.label, np.float16)) for u in utterances]
+    FeatureFile.write(tmp_path / "ravdess" / "original", clips)
     return CachedFeatures(tmp_path, ["ravdess"], ["original"]), utterances
 
 
@@ -309,17 +309,17 @@ def test_dropping_spans_keeps_the_order(length: int, share: float, seed: int) ->
     assert length * (1 - 2 * share) <= len(kept) <= length
 
 
-def voices(*lengths: int) -> Batch:
+def clips(*lengths: int) -> Batch:
     """One clip of ones, one of twos, and so on, each with another category."""
     utterances = [spoken("ravdess", i, EKMAN7.categories[i]) for i in range(len(lengths))]
     features = [torch.full((length, 2, 16), i + 1.0) for i, length in enumerate(lengths)]
-    return collate([Example(u, None, voice) for u, voice in zip(utterances, features, strict=True)], FUSION)
+    return collate([Example(u, None, clip) for u, clip in zip(utterances, features, strict=True)], FUSION)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_mixup_mixes_audio_and_targets_in_the_same_proportion(seed: int) -> None:
     torch.manual_seed(seed)
-    batch = voices(4, 6, 5)
+    batch = clips(4, 6, 5)
     mixed = batch.mixed(0.5)
     assert mixed.target.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
     assert mixed.target.argmax(dim=1).tolist() == batch.target.argmax(dim=1).tolist()
@@ -336,24 +336,24 @@ def test_texts_are_not_mixed() -> None:
 
 
 def test_mixup_of_0_changes_nothing() -> None:
-    batch = voices(4, 6)
+    batch = clips(4, 6)
     assert batch.mixed(0.0) is batch
 
 
 def test_masked_bands_are_held_at_the_clips_mean(tmp_path: Path) -> None:
     utterances = [spoken("ravdess", i) for i in range(20)]
     rng = np.random.default_rng(0)
-    voices = {u.id: rng.standard_normal((6, 2, 16)).astype(np.float16) for u in utterances}
-    FeatureFile.write(tmp_path / "ravdess" / "original", voices.items())
+    clips = {u.id: rng.standard_normal((6, 2, 16)).astype(np.float16) for u in utterances}
+    FeatureFile.write(tmp_path / "ravdess" / "original", clips.items())
     FeatureFile.write(tmp_path / "ravdess" / "text", [(u.id, np.zeros((1, 32), np.float16)) for u in utterances])
     cached = CachedFeatures(tmp_path, ["ravdess"], ["original"])
     for bands in (0.0, 0.5):
         masking = PLAIN.model_copy(update={"kinds": (), "masked_bands": bands})
         drawn = next(iter(batches(cached, utterances, [], audio=20, augmentation=masking)))[0]
         held = 0
-        for utterance, voice in zip(drawn.utterances, drawn.audio.features, strict=True):
-            whole = torch.from_numpy(voices[utterance.id].astype(np.float32))
-            band = (voice != whole).any(dim=0).any(dim=0)
-            torch.testing.assert_close(voice[:, :, band], whole.mean(dim=0)[:, band].expand(6, -1, -1))
+        for utterance, clip in zip(drawn.utterances, drawn.audio.features, strict=True):
+            whole = torch.from_numpy(clips[utterance.id].astype(np.float32))
+            band = (clip != whole).any(dim=0).any(dim=0)
+            torch.testing.assert_close(clip[:, :, band], whole.mean(dim=0)[:, band].expand(6, -1, -1))
             held += int(band.sum())
         assert (held > 0) == (bands > 0)

@@ -133,7 +133,7 @@ def test_the_full_profile_predicts_the_same_in_batches_as_one_by_one(
     run_recipe(["export_bundle", *export])
     subject = pipeline(bundle, Heard("what a day"))
     turns = [(tone(0.3 + 0.4 * (row % 5), 150 + 10 * row), "so happy" if row % 4 == 0 else None) for row in range(16)]
-    alone = [subject.analyze(samples=sound, text=text) for sound, text in turns]
+    alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
     # Long waits, so that batches fill up.
     limits = Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields})
     stages = Stages(subject, limits, courtesy_s=0)

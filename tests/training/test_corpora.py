@@ -143,9 +143,9 @@ def test_an_urdu_folder_that_is_no_label_is_named(tmp_path: Path) -> None:
 def test_melds_dialogues_of_the_same_number_in_two_files_are_apart(data: Path) -> None:
     utterances = load(data, ["meld"])
     assert {utterance.group for utterance in utterances} == {"train 0", "train 1", "validation 0"}
-    said = by_id(utterances)["train 0 3"]
-    assert said.text == f"Well, it's train 0, {TEXTS['joy']}"
-    assert (EKMAN7.categories[said.label], said.valence) == ("joy", 1.0)
+    turn = by_id(utterances)["train 0 3"]
+    assert turn.text == f"Well, it's train 0, {TEXTS['joy']}"
+    assert (EKMAN7.categories[turn.label], turn.valence) == ("joy", 1.0)
 
 
 def test_meld_knows_the_turns_of_its_dialogues_and_who_says_them(data: Path) -> None:
@@ -163,9 +163,9 @@ def test_melds_clips_are_heard_where_they_are_there(data: Path, tmp_path: Path) 
     for clip in clips.values():
         (copy / clip).parent.mkdir()
         (copy / clip).write_bytes(encoded("m4a", tone(0.5)))
-    heard = {utterance.id: utterance.audio for utterance in meld.load(copy) if utterance.audio}
-    assert heard == {id_: copy / clip for id_, clip in clips.items()}
-    assert all(len(decode(path)) == pytest.approx(8_000, abs=2_048) for path in heard.values())
+    clip_of = {utterance.id: utterance.audio for utterance in meld.load(copy) if utterance.audio}
+    assert clip_of == {id_: copy / clip for id_, clip in clips.items()}
+    assert all(len(decode(path)) == pytest.approx(8_000, abs=2_048) for path in clip_of.values())
 
 
 def test_melds_broken_clip_is_not_heard(data: Path, tmp_path: Path) -> None:
