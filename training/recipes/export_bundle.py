@@ -113,7 +113,7 @@ def measure(ensemble: Ensemble, calibration: Calibration) -> dict[str, dict[str,
     """
     measured: dict[str, dict[str, Any]] = {}
     for name, view in views(ensemble[0].utterances).items():
-        temperature = calibration.temperature_of(text=view.text, voice=view.audio)
+        temperature = calibration.temperature_of(text=view.text, audio=view.audio)
         for turns in EARLIER_TURNS if view.audio and ensemble[0].uses_baseline else (None,):
             if found := predict_view(name, view, [ensemble], earlier_turns=turns, temperature=temperature):
                 measured[found.label] = _summary(summarize(found)) | _answered(found, calibration.abstain_below)
