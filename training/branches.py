@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.modeling.fusion import FusionConfig
-from shared.modeling.loading import ENCODERS, AnySpeechEncoder, AnyTextEncoder, load_encoders
+from shared.modeling.loading import ENCODERS_FILE, AnySpeechEncoder, AnyTextEncoder, load_encoders
 from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
@@ -85,7 +85,7 @@ class Branches(nn.Module):
         if self.text is not None:
             found["text_width"] = self.text.width
         if self.voice is not None:
-            found |= {"voice_width": self.voice.width, "voice_layers": self.voice.layers_given}
+            found |= {"audio_width": self.voice.width, "audio_layers": self.voice.output_layer_count}
         return fusion.model_copy(update=found)
 
     def train(self, mode: bool = True) -> Self:
@@ -159,23 +159,23 @@ def _save_own(encoder: TextEncoder | SpeechEncoder, branch: TextBranch | VoiceBr
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     state = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
-    options = json.loads((folder / ENCODERS).read_text(encoding="utf-8"))
+    options = json.loads((folder / ENCODERS_FILE).read_text(encoding="utf-8"))
     if isinstance(branch, TextBranch):
         options["text_encoder"]["context_turns"] = branch.encoder.context_turns
         write_text_encoder(state, folder / "text_encoder.safetensors", layers=8)
     else:
         save_file({name: tensor.half() for name, tensor in state.items()}, folder / "speech_encoder.safetensors")
     options["sources"]["text_encoder" if isinstance(branch, TextBranch) else "speech_encoder"] += ", fine-tuned"
-    (folder / ENCODERS).write_text(json.dumps(options, indent=1), encoding="utf-8")
+    (folder / ENCODERS_FILE).write_text(json.dumps(options, indent=1), encoding="utf-8")
 
 
 def _text_encoder(config: PretrainedTextConfig) -> AnyTextEncoder:
-    if (Path(config.source) / ENCODERS).is_file():
+    if (Path(config.source) / ENCODERS_FILE).is_file():
         return load_encoders(Path(config.source))[0].requires_grad_(True)
     return PretrainedTextEncoder.load(config)
 
 
 def _speech_encoder(config: PretrainedSpeechConfig) -> AnySpeechEncoder:
-    if (Path(config.source) / ENCODERS).is_file():
+    if (Path(config.source) / ENCODERS_FILE).is_file():
         return load_encoders(Path(config.source))[1].requires_grad_(True)
     return PretrainedSpeechEncoder.load(config)

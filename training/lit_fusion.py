@@ -9,8 +9,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import get_scheduler
 
-from shared.modeling.baseline import summaries
-from shared.modeling.fusion import Fused, FusionConfig, fusion_of
+from shared.modeling.baseline import summarize_audio
+from shared.modeling.fusion import FusionConfig, FusionOutput, build_fusion
 from training.branches import Branches
 from training.data.dataset import Batch, Speakers, Unencoded
 from training.losses import Loss
@@ -49,7 +49,7 @@ class LitFusion(lightning.LightningModule):
         speakers: Speakers | None = None,
     ) -> None:
         super().__init__()
-        self.fusion = fusion_of(config)
+        self.fusion = build_fusion(config)
         self.branches = branches
         self._loss = loss
         self._categories = categories
@@ -60,7 +60,7 @@ class LitFusion(lightning.LightningModule):
         self._speakers = speakers
         self._outputs: dict[str, list[tuple[list[int], np.ndarray]]] = {}
 
-    def forward(self, batch: Batch | Unencoded) -> Fused:
+    def forward(self, batch: Batch | Unencoded) -> FusionOutput:
         batch = self.encoded(batch)
         return self.fusion(batch.text, batch.voice, batch.baseline)
 
@@ -117,6 +117,6 @@ class LitFusion(lightning.LightningModule):
 
     def _remember(self, batch: Unencoded, encoded: Batch) -> None:
         if self._speakers is not None and encoded.voice.mask.any():
-            made = summaries(encoded.voice).detach().half().cpu().numpy()
+            made = summarize_audio(encoded.voice).detach().half().cpu().numpy()
             for example, summary in zip(batch.examples, made, strict=True):
                 self._speakers.renew(example.utterance, example.augmentation, summary)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shared.modeling.fusion import Fused
+from shared.modeling.fusion import FusionOutput
 
 
 class LossConfig(BaseModel):
@@ -45,7 +45,7 @@ class Loss(nn.Module):
         self.weights: Tensor | None
         self.register_buffer("weights", _weights(config, targets), persistent=False)
 
-    def forward(self, fused: Fused, target: Tensor, valence: Tensor) -> Tensor:
+    def forward(self, fused: FusionOutput, target: Tensor, valence: Tensor) -> Tensor:
         """The categories' loss and the weighted one of the valence, a scalar.
 
         Args:

@@ -19,17 +19,17 @@ Voices = tuple[Tensor, Sequence[int]]
 
 
 def fit_variety(prior: SpeakerPrior, speakers: Sequence[Voices], seed: int) -> None:
-    """Fit `prior.variety` to draws of turns, half of them in one mood; the prior is left as it is where none can be."""
+    """Fit `prior.reliability` to draws of turns, half of them in one emotion. Without draws it is left as it is."""
     known = [voices for voices in speakers if _is_heard_in_both(voices[1])]
     if not known:
         return
     drawn = list(_draws(known, np.random.default_rng(seed)))
     shape, device = tuple(prior.mean.shape), str(prior.mean.device)
-    baselines = (SpeakerBaseline.of([list(turns.half().numpy())], shape, device) for turns, _ in drawn)
-    spreads = torch.cat([prior.spread(baseline).cpu() for baseline in baselines])
+    baselines = (SpeakerBaseline.from_summaries([list(turns.half().numpy())], shape, device) for turns, _ in drawn)
+    spreads = torch.cat([prior.reliability_features(baseline).cpu() for baseline in baselines])
     several = [in_several for _, in_several in drawn]
     fitted = LogisticRegression().fit(spreads.numpy(), several)
-    prior.variety.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
+    prior.reliability.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
 
 
 def _is_heard_in_both(labels: Sequence[int]) -> bool:

@@ -270,7 +270,7 @@ def test_a_truncated_recording_gives_no_turns_and_leaves_no_audio(
     api: TestClient, session_id: str, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
-    monkeypatch.setattr("workers.tasks.split_recording.LONGEST_TURN_S", 2)
+    monkeypatch.setattr("workers.tasks.split_recording.MAX_UTTERANCE_S", 2)
     location = post(api, session_id, damaged()).headers["Location"]
     upkeep()
     failed = api.get(location).json()
@@ -284,7 +284,7 @@ def test_a_recording_that_cannot_be_split_leaves_no_audio_of_turns(
     api: TestClient, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
-    monkeypatch.setattr("workers.tasks.split_recording.LONGEST_TURN_S", 2)
+    monkeypatch.setattr("workers.tasks.split_recording.MAX_UTTERANCE_S", 2)
     session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
     post(api, session, damaged())
     upkeep()

@@ -128,7 +128,7 @@ def test_a_batchs_masks_say_what_is_there_and_the_rest_is_zero(sizes: list[tuple
         Example(
             ACTED[0],
             torch.ones(words, FUSION.text_width) if words else None,
-            torch.ones(sounds, FUSION.voice_layers, FUSION.voice_width) if sounds else None,
+            torch.ones(sounds, FUSION.audio_layers, FUSION.audio_width) if sounds else None,
         )
         for words, sounds in sizes
     ]

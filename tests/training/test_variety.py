@@ -40,7 +40,7 @@ def test_turns_in_one_mood_are_believed_less_than_turns_in_several() -> None:
 
 def test_speakers_heard_in_one_mood_only_teach_nothing_of_moods() -> None:
     prior = SpeakerPrior(SHAPE)
-    before = prior.variety.clone()
+    before = prior.reliability.clone()
     fit_variety(prior, [(turns[:6], labels[:6]) for turns, labels in speakers(3)], seed=0)
     fit_variety(prior, [(turns[::6], labels[::6]) for turns, labels in speakers(3)], seed=0)
-    assert prior.variety.equal(before)
+    assert prior.reliability.equal(before)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from shared.audio.decoder import Samples, decode
-from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
+from shared.modeling.baseline import AudioSummary, SpeakerBaseline, summarize_audio
 from shared.modeling.fusion import FusionConfig
 from shared.modeling.tokens import Tokens
 from training.data.augment import AUGMENTATIONS, OTHER_VOICES, draws, with_bands_masked
@@ -44,7 +44,7 @@ class Example:
     utterance: Utterance
     text: Tensor | Words | None
     voice: Tensor | Samples | None
-    earlier: Sequence[Summary] = ()
+    earlier: Sequence[AudioSummary] = ()
     augmentation: str = "original"
 
 
@@ -175,18 +175,18 @@ class Speakers:
     def __init__(
         self,
         utterances: Sequence[Utterance],
-        summarize: Callable[[Utterance, str], Summary | None],
+        summarize: Callable[[Utterance, str], AudioSummary | None],
         augmentations: Sequence[str] = (),
     ) -> None:
         self._of: dict[tuple[str, str], list[Utterance]] = {}
-        self._summaries: dict[tuple[str, str, str], Summary] = {}
+        self._summaries: dict[tuple[str, str, str], AudioSummary] = {}
         for utterance in utterances:
             self._of.setdefault((utterance.corpus, utterance.group), []).append(utterance)
             for way in ("original", *augmentations):
                 if (summary := summarize(utterance, way)) is not None:
                     self.renew(utterance, way, summary)
 
-    def renew(self, utterance: Utterance, augmentation: str, summary: Summary) -> None:
+    def renew(self, utterance: Utterance, augmentation: str, summary: AudioSummary) -> None:
         """Keep what an encoder that learns makes of a voice by now."""
         self._summaries[utterance.corpus, utterance.id, augmentation] = summary
 
@@ -197,7 +197,7 @@ class Speakers:
         rng: np.random.Generator,
         augmentation: str = "original",
         mood: int | None = None,
-    ) -> list[Summary]:
+    ) -> list[AudioSummary]:
         """Summaries of `count` other utterances of the same speaker, as far as there are so many, drawn by `rng`.
 
         They are recorded in the same way, as turns of one conversation are, as far as that is known of them. Those with
@@ -223,17 +223,17 @@ class Speakers:
             for said in self._of.values()
         ]
 
-    def _summary(self, utterance: Utterance, augmentation: str) -> Summary:
+    def _summary(self, utterance: Utterance, augmentation: str) -> AudioSummary:
         key = utterance.corpus, utterance.id
         return self._summaries.get((*key, augmentation), self._summaries[*key, "original"])
 
 
-def cached_summary(features: Features) -> Callable[[Utterance, str], Summary | None]:
+def cached_summary(features: Features) -> Callable[[Utterance, str], AudioSummary | None]:
     """What `Speakers` asks for, of cached features."""
 
-    def summarize(utterance: Utterance, augmentation: str) -> Summary | None:
+    def summarize(utterance: Utterance, augmentation: str) -> AudioSummary | None:
         voice = features.voice(utterance, augmentation)
-        return None if voice is None else summaries(Tokens.padded([voice]))[0].half().numpy()
+        return None if voice is None else summarize_audio(Tokens.padded([voice]))[0].half().numpy()
 
     return summarize
 
@@ -378,7 +378,7 @@ class EvaluationSet(Dataset[Example]):
             self._earlier(utterance),
         )
 
-    def _earlier(self, utterance: Utterance) -> Sequence[Summary]:
+    def _earlier(self, utterance: Utterance) -> Sequence[AudioSummary]:
         if self._speakers is None or not self._voice:
             return ()
         rng = np.random.default_rng(crc32(utterance.id.encode()))  # drawn anew the same way every time
@@ -405,8 +405,8 @@ def collate(examples: Sequence[Example], config: FusionConfig) -> Batch:
     """Pad a batch of features. A modality that no example has is one masked token each."""
     return Batch(
         text=_tokens([_features(example.text) for example in examples], (config.text_width,)),
-        voice=_tokens([_features(example.voice) for example in examples], (config.voice_layers, config.voice_width)),
-        baseline=SpeakerBaseline.of([example.earlier for example in examples], config.summary_shape),
+        voice=_tokens([_features(example.voice) for example in examples], (config.audio_layers, config.audio_width)),
+        baseline=SpeakerBaseline.from_summaries([example.earlier for example in examples], config.summary_shape),
         target=torch.tensor([example.utterance.target for example in examples]),
         valence=torch.tensor([float("nan") if (v := example.utterance.valence) is None else v for example in examples]),
         utterances=tuple(example.utterance for example in examples),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shared.modeling.quantization import Bits, quantized
+from shared.modeling.quantization import Bits, quantize
 from shared.modeling.speech_encoders import SpeechEncoderConfig
 from shared.modeling.text_encoders import TextEncoderConfig
 
@@ -99,7 +99,7 @@ def write_text_encoder(state: Mapping[str, Tensor], path: Path, layers: Bits) ->
     """
     bits: dict[str, Bits] = {name: layers for name in state if name.endswith((".dense.weight", *_ATTENTION))}
     bits[EMBEDDINGS] = 4
-    save_file(quantized(state, bits), path)
+    save_file(quantize(state, bits), path)
 
 
 def cut_speech_encoder(folder: Path, out: Path) -> SpeechEncoderConfig:

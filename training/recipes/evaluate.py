@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from scipy.special import expit
 
-from shared.modeling.baseline import Summary
-from shared.modeling.fusion import AnyFusion, Fused, fusion_of
+from shared.modeling.baseline import AudioSummary
+from shared.modeling.fusion import AnyFusion, FusionOutput, build_fusion
 from training.branches import Branches
 from training.calibration import softmax
 from training.data.corpus import Split, Utterance, views
@@ -47,22 +47,22 @@ class Trained:
         """What `train` wrote, on a device that Lightning knows by this name."""
         device = lightning.Fabric(accelerator=accelerator, devices=1).device
         run = Run.model_validate_json((folder / "run.json").read_text())
-        fusion = fusion_of(run.fusion)
+        fusion = build_fusion(run.fusion)
         fusion.load_state_dict(load_file(folder / "fusion.safetensors"))
         branches = Branches(*run.learned(folder / "encoders")) if run.live else None
         return cls(run, fusion.eval().to(device), None if branches is None else branches.eval().to(device))
 
-    def read(self, examples: Sequence[Example]) -> Fused:
+    def read(self, examples: Sequence[Example]) -> FusionOutput:
         """What the model makes of a batch, on the CPU."""
         if self.branches is None:
             batch = collate(examples, self.run.fusion)
         else:
             batch = self.branches(unencoded(examples), self.run.fusion)
         batch = batch.to(next(self.fusion.parameters()).device)
-        fused: Fused = self.fusion(batch.text, batch.voice, batch.baseline)
-        return Fused(fused.logits.cpu(), fused.valence.cpu())
+        fused: FusionOutput = self.fusion(batch.text, batch.voice, batch.baseline)
+        return FusionOutput(fused.logits.cpu(), fused.valence.cpu())
 
-    def summary(self, source: Source, utterance: Utterance, way: str) -> Summary | None:
+    def summary(self, source: Source, utterance: Utterance, way: str) -> AudioSummary | None:
         """What `Speakers` asks for."""
         if isinstance(source, Features):
             return cached_summary(source)(utterance, way)

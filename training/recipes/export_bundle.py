@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.domain.bundle import Calibration, Component, ModelBundle
-from shared.modeling.loading import ENCODERS, PRETRAINED, sha256, write_manifest
-from shared.modeling.whisper_weights import transcriber
+from shared.modeling.loading import ENCODERS_FILE, PRETRAINED_KIND, sha256, write_manifest
+from shared.modeling.whisper_weights import transcriber_component
 from training.branches import TextBranch, VoiceBranch
 from training.calibration import ACCEPTED_RISK, calibrate
 from training.data.corpus import Split, Utterance, views
@@ -71,7 +71,7 @@ def export_bundle(
         name=name,
         version=version,
         label_space=run.labels.space,
-        asr=transcriber(whisper),
+        asr=transcriber_component(whisper),
         text_encoder=text,
         speech_encoder=speech,
         fusion=_fusion(run, runs, out, licence),
@@ -102,7 +102,7 @@ def _fusion(run: Run, folders: Sequence[Path], out: Path, licence: str) -> Compo
 def _encoder(kind: Literal["text", "speech"], run: Run, encoders: Path, out: Path) -> Component:
     """One of the two encoders: a small one of Tenor's own, or a checkpoint of transformers."""
     branch = run.text if kind == "text" else run.voice
-    if not run.live or (branch is not None and (Path(branch.encoder.source) / ENCODERS).is_file()):
+    if not run.live or (branch is not None and (Path(branch.encoder.source) / ENCODERS_FILE).is_file()):
         return _own(kind, encoders, out)
     if branch is None:
         raise ValueError(f"a bundle reads words and voices, and this run has no {kind} branch")
@@ -110,7 +110,7 @@ def _encoder(kind: Literal["text", "speech"], run: Run, encoders: Path, out: Pat
 
 
 def _own(kind: str, encoders: Path, out: Path) -> Component:
-    options = json.loads((encoders / ENCODERS).read_text(encoding="utf-8"))
+    options = json.loads((encoders / ENCODERS_FILE).read_text(encoding="utf-8"))
     names = [f"{kind}_encoder.safetensors", *(["tokenizer.json"] if kind == "text" else [])]
     for name in names:
         shutil.copyfile(encoders / name, out / name)
@@ -133,12 +133,12 @@ def _pretrained(kind: str, branch: TextBranch | VoiceBranch, folder: Path, out: 
     settings, revision = branch.encoder.model_dump(exclude={"source", "revision"}), branch.encoder.revision
     origin = branch.encoder.source if revision is None else f"{branch.encoder.source}@{revision}"
     if branch.freeze == "all" and branch.lora is None and revision is not None:
-        return Component(kind=PRETRAINED, source=origin, licence="its own", options=settings)
+        return Component(kind=PRETRAINED_KIND, source=origin, licence="its own", options=settings)
     copied = out / f"{kind}_encoder"
     shutil.copytree(folder, copied, dirs_exist_ok=True)
     names = [path.relative_to(out).as_posix() for path in sorted(copied.iterdir())]
     return Component(
-        kind=PRETRAINED,
+        kind=PRETRAINED_KIND,
         source=f"{origin}, fine-tuned",
         licence="its own",
         files=_digests(out, *names),

@@ -23,7 +23,7 @@ from shared.domain.emotion import EKMAN7, LabelSpace
 from shared.errors import BundleError
 from shared.modeling.audio_classifiers import ClassifierConfig, SequenceClassifier
 from shared.modeling.loading import CLASSIFIER_FILES, sha256, write_manifest
-from shared.modeling.whisper_weights import transcriber
+from shared.modeling.whisper_weights import transcriber_component
 from training.checkpoints import checkpoint_folder, read_weights, with_weights
 
 WEIGHTS = "classifier.safetensors"
@@ -37,7 +37,7 @@ def import_checkpoint(
     revision: str | None = None,
     categories: dict[str, str] | None = None,
     extractor: str | None = None,
-    between: Literal["nothing", "tanh"] = "tanh",
+    head_activation: Literal["none", "tanh"] = "tanh",
     window_s: float = 30.0,
     name: str | None = None,
     licence: str | None = None,
@@ -50,8 +50,8 @@ def import_checkpoint(
         revision: the repository's commit.
         categories: what each of the checkpoint's labels counts as; they count as themselves if not given.
         extractor: a folder, or REPOSITORY@COMMIT, with the `preprocessor_config.json` that the source lacks.
-        between: what stands between the layers of a head with `classifier.dense`. No checkpoint says so; Wav2Vec2's
-            widespread classification head has a hyperbolic tangent there. Other heads have nothing.
+        head_activation: the activation between the layers of a head with `classifier.dense`. No checkpoint says so;
+            Wav2Vec2's widespread classification head has a hyperbolic tangent there. Other heads have nothing.
         window_s: the longest sound that is heard at once; less where the feature extractor takes no more.
         name: the bundle's; the source's own if not given.
         licence: the checkpoint's; as its model card states it if not given.
@@ -63,7 +63,7 @@ def import_checkpoint(
     outputs = mapped(labels_of(model.config), categories)
     used = extractor_of(checkpoint_folder(extractor) if extractor else folder)
     options = ClassifierConfig(
-        outputs=outputs, window_s=min(window_s, hears(used)), between=between if own_head else "nothing"
+        outputs=outputs, window_s=min(window_s, hears(used)), head_activation=head_activation if own_head else "none"
     )
     write_bundle(
         out,
@@ -75,7 +75,7 @@ def import_checkpoint(
             licence=licence or stated_licence(folder),
             options=options.model_dump(mode="json"),
         ),
-        SequenceClassifier(model, options.between),
+        SequenceClassifier(model, options.head_activation),
         model.config,
         used,
     )
@@ -194,7 +194,7 @@ def write_bundle(
         name=name,
         version="1",
         label_space=space,
-        asr=transcriber(),
+        asr=transcriber_component(),
         classifier=classifier.model_copy(update={"files": digests}),
         calibration=Calibration(),
         metrics={},

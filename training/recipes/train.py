@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from shared.audio.decoder import probe
-from shared.modeling.baseline import Summary, summaries
+from shared.modeling.baseline import AudioSummary, summarize_audio
 from shared.modeling.fusion import Fusion, FusionConfig
 from training.branches import Branches, TextBranch, VoiceBranch
 from training.data.corpus import Split, Utterance, views
@@ -269,7 +269,7 @@ def train(
     _fit(trainer, module, batches, validation, out / "last.ckpt" if resume else None)
     if isinstance(module.fusion, Fusion) and run.fusion.relative:
         # Afterwards: a model that trains with baselines that are half believed reads first turns worse.
-        fit_variety(module.fusion.speakers, known.voices(), seed)
+        fit_variety(module.fusion.speaker_prior, known.voices(), seed)
     _write(run, module, out)
 
 
@@ -368,7 +368,7 @@ def measure(module: LitFusion, source: Source, utterances: Sequence[Utterance], 
     module.eval()
     standardize(module, source, utterances, seed)
     if isinstance(module.fusion, Fusion) and module.fusion.config.relative and (speakers := known.voices()):
-        module.fusion.speakers.fit([voices for voices, _ in speakers])
+        module.fusion.speaker_prior.fit([voices for voices, _ in speakers])
     # Pretrained encoders are loaded as they are served, and Lightning leaves every module's mode as it is.
     module.train()
 
@@ -418,10 +418,10 @@ def _speakers(
 @torch.no_grad()
 def encoded_summary(
     branches: Branches, fusion: FusionConfig, source: Source, utterance: Utterance, way: str
-) -> Summary | None:
+) -> AudioSummary | None:
     """What `Speakers` asks for, of encoders that learn."""
     batch = branches(unencoded([Example(utterance, None, source.voice(utterance, way))]), fusion)
-    return summaries(batch.voice)[0].half().cpu().numpy()
+    return summarize_audio(batch.voice)[0].half().cpu().numpy()
 
 
 def _validation(
