@@ -1,7 +1,7 @@
 """Long recordings are cut into turns: all of them or none, and nothing of a voice is left behind."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from httpx2 import Response
 
 from services.api.app import create_app
 from shared.audio.decoder import Samples, decode
+from shared.audio.sandbox import AudioSandbox
 from shared.domain.access import KeyRole
 from shared.domain.job import OPEN, Job, Lane
 from shared.domain.recording import Channel, RecordingWork
@@ -37,8 +38,10 @@ CHANNELS = [{"speaker": "Tom", "role": "agent"}, {"speaker": "Ana", "role": "cus
 
 
 @pytest.fixture
-def task(settings: Settings, database: Database) -> SplitRecording:
-    return SplitRecording(settings, database, BlobFolder(settings.blob_dir))
+def task(settings: Settings, database: Database) -> Iterator[SplitRecording]:
+    sandbox = AudioSandbox()
+    yield SplitRecording(settings, database, BlobFolder(settings.blob_dir), sandbox)
+    sandbox.close()
 
 
 @pytest.fixture
