@@ -39,7 +39,7 @@ from shared.modeling.loading import (
     load_text_encoder,
     read_manifest,
 )
-from shared.modeling.pipeline import LEAST_TOKENS
+from shared.modeling.pipeline import MIN_TOKENS
 from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
@@ -142,7 +142,7 @@ def measure(
         SetupError: the device is missing, or does not support the settings.
     """
     torch.set_num_threads(1)  # as in a worker
-    execution = Execution.of(settings)
+    execution = Execution.from_settings(settings)
     rate = matrix_rate(execution)
     for spec in specs:
         with torch.device(execution.device):
@@ -231,7 +231,7 @@ def flops_of(encoder: AnyTextEncoder | AnySpeechEncoder, clip: Any) -> int:  # n
 
 def _text_spec(name: str, make: Callable[[], AnyTextEncoder], settings: Settings, seconds: float) -> EncoderSpec:
     words = max(1, round(WORDS_PER_SECOND * seconds))
-    return EncoderSpec(name, make, " ".join(["word"] * words), LEAST_TOKENS + words, settings.batches.text)
+    return EncoderSpec(name, make, " ".join(["word"] * words), MIN_TOKENS + words, settings.batches.text)
 
 
 def _speech_spec(name: str, make: Callable[[], AnySpeechEncoder], settings: Settings, seconds: float) -> EncoderSpec:

@@ -28,12 +28,12 @@ from transformers import (
 )
 
 from benchmarks.figures import timed
-from shared.modeling.loading import SHIPPED
+from shared.modeling.loading import SHIPPED_BUNDLES
 from shared.modeling.whisper_weights import whisper_folder
 from shared.settings import get_settings
 
 LABELS: dict[str, Any] = {"num_labels": 7}
-TOKENIZER = SHIPPED / "compact" / "tokenizer.json"
+TOKENIZER = SHIPPED_BUNDLES / "compact" / "tokenizer.json"
 
 
 class PlainChain:

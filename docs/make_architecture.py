@@ -40,7 +40,7 @@ ARROWS = [
     ("consumer", "runner", "8"),
     ("runner", "database", "9  claim;  11  store the prediction"),
     ("runner", "models", "10"),
-    ("webhooks", "client", "12  turn.ended"),
+    ("webhooks", "client", "12  turn.succeeded"),
     ("sweeper", "broker", "republish"),
 ]
 WIDTH, HEIGHT = 2.4, 1.0

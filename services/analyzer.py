@@ -11,9 +11,10 @@ from shared.audio.sandbox import AudioSandbox
 from shared.domain.emotion import Modality
 from shared.domain.turn import MAX_BASELINE_TURNS, context_of
 from shared.errors import NotFound, SetupError, TenorError
-from shared.modeling.baseline import Summary
+from shared.modeling.baseline import AudioSummary
 from shared.modeling.pipeline import Analysis, Pipeline
-from shared.modeling.vad import LONGEST_TURN_S, Span, utterances
+from shared.modeling.segmentation import MAX_UTTERANCE_S, find_utterances
+from shared.modeling.vad import TimeSpan
 
 
 class Row(BaseModel):
@@ -44,7 +45,7 @@ class Row(BaseModel):
         end: float | None = None,
     ) -> Self:
         """Return the row of a turn."""
-        reading = analysis.reading
+        reading = analysis.prediction
         return cls(
             file=file,
             start=start,
@@ -81,7 +82,7 @@ class Analyzer:
         self._speaker = speaker
         self._language = language
         self._conversation = conversation
-        self._summaries: list[Summary] = []
+        self._summaries: list[AudioSummary] = []
         self._texts: list[str] = []
 
     def text(self, text: str) -> list[Row]:
@@ -134,7 +135,7 @@ def _text(analysis: Analysis) -> str:
     return "" if analysis.transcript is None else analysis.transcript.text
 
 
-def _turns(samples: Samples) -> list[Span]:
+def _turns(samples: Samples) -> list[TimeSpan]:
     """Return the spans of the turns of a long recording. A short one, or one without speech, is a single turn."""
     duration = samples.size / SAMPLE_RATE
-    return (utterances(samples) if duration > LONGEST_TURN_S else []) or [(0.0, duration)]
+    return (find_utterances(samples) if duration > MAX_UTTERANCE_S else []) or [(0.0, duration)]

@@ -1,4 +1,4 @@
-"""What a process checks at its start: that the installed packages can do what the first turn will ask of them."""
+"""The self-check at the start of a process: whether the installed packages can do what the first turn needs."""
 
 import errno
 from collections.abc import Generator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shared.audio.sandbox import AudioSandbox
 
 CLIP = Path(__file__).with_name("self_check.flac")
-"""Half a second of a synthetic voice, which `shared/self_check_clip.py` made."""
+"""Half a second of synthetic speech, made by `shared/self_check_clip.py`."""
 
 _TRANSIENT = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 
@@ -22,14 +22,17 @@ TEXT = "Thank you, that is wonderful news!"
 
 
 @contextmanager
-def checking(step: str, *packages: str) -> Generator[None]:
-    """Turn whatever goes wrong within into a SetupError that names the step, and the packages that do it.
+def check_step(step: str, *packages: str) -> Generator[None]:
+    """Context manager that turns an error of the block into a SetupError, which names the step and its packages.
 
-    MemoryError and a lack of files, processes or disk space are raised unchanged, because the next start may find
-    enough of them.
+    Errors that the next start may not meet are raised unchanged: a lack of memory, files, processes or disk space.
+
+    Args:
+        step: a verb phrase, such as "decode a recording".
+        packages: the distributions that do it. The message gives their installed versions.
 
     Raises:
-        SetupError: something went wrong.
+        SetupError: the block raised an error.
     """
     try:
         yield
@@ -47,13 +50,13 @@ def checking(step: str, *packages: str) -> Generator[None]:
 
 
 def decode_clip() -> "Samples":
-    """Read the clip's header and decode it, as with an upload; shape [samples], 16 kHz.
+    """Returns the self-check's clip, probed and decoded as an upload is; 16 kHz mono, shape [samples].
 
     Raises:
-        SetupError: PyAV does not do it.
+        SetupError: PyAV cannot decode it.
     """
-    with checking("decode a recording", "av"):
-        # Here, because PyAV may be what cannot be imported.
+    with check_step("decode a recording", "av"):
+        # Imported here, because importing PyAV may be what fails.
         from shared.audio.decoder import decode, probe
 
         probe(CLIP)
@@ -64,12 +67,12 @@ def decode_clip() -> "Samples":
 
 
 def decode_clip_in_child(sandbox: "AudioSandbox") -> None:
-    """Decode the clip in a child process, as every recording that a client sends is.
+    """Decode the self-check's clip in a child process, as every recording that a client sends.
 
     Raises:
-        SetupError: no child starts, or it cannot decode.
+        SetupError: no child process starts, or it cannot decode.
     """
-    with checking("decode a recording in a child process", "av"):
+    with check_step("decode a recording in a child process", "av"):
         sandbox.decode(CLIP)
 
 

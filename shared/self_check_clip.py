@@ -1,7 +1,7 @@
-"""`python -m shared.self_check_clip`: writes the clip of the self-check.
+"""`python -m shared.self_check_clip`: synthesizes the clip of the self-check.
 
-Half a second that sounds like "ah-ee" in a synthetic voice: a falling buzz, and a breath of noise, through three
-formants that glide from one vowel to the other. Nobody said it, so it may be shipped with the code.
+It is half a second of "ah-ee": a sawtooth of falling pitch with some noise, filtered by three formants that glide from
+one vowel to the other. As it is not a recording of a person, it can be shipped with the code.
 """
 
 import numpy as np
@@ -12,34 +12,34 @@ from shared.self_check import CLIP
 
 SECONDS = 0.5
 VOWELS = (((730.0, 90.0), (1090.0, 110.0), (2440.0, 170.0)), ((270.0, 60.0), (2290.0, 200.0), (3010.0, 300.0)))
-"""Frequency and bandwidth of each formant, in Hz, of the first and of the last sound."""
+"""Frequency and bandwidth in Hz of each formant, for the first and for the last vowel."""
 
 
 def make_clip() -> NDArray[np.float32]:
-    """Return the clip, shape [samples], 16 kHz."""
+    """Returns the clip, 16 kHz mono, shape [samples]."""
     count = round(SECONDS * SAMPLE_RATE)
     progress = np.linspace(0, 1, count)
     phase = np.cumsum(140 - 40 * progress) / SAMPLE_RATE
     source = 2 * (phase % 1) - 1 + 0.05 * np.random.default_rng(0).standard_normal(count)
-    sound = source
+    samples = source
     for first, last in zip(*VOWELS, strict=True):
-        sound = _resonate(sound, progress, first, last)
-    sound *= np.sin(np.pi * progress) ** 0.5
-    return (0.5 * sound / np.abs(sound).max()).astype(np.float32)
+        samples = _resonate(samples, progress, first, last)
+    samples *= np.sin(np.pi * progress) ** 0.5
+    return (0.5 * samples / np.abs(samples).max()).astype(np.float32)
 
 
 def _resonate(
-    sound: NDArray[np.float64], progress: NDArray[np.float64], first: tuple[float, float], last: tuple[float, float]
+    samples: NDArray[np.float64], progress: NDArray[np.float64], first: tuple[float, float], last: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """A resonator of two poles (Klatt 1980), whose frequency and bandwidth glide from `first` to `last`."""
+    """Filters with a two-pole resonator (Klatt 1980) whose frequency and bandwidth glide from `first` to `last`."""
     frequency, bandwidth = (begin + (end - begin) * progress for begin, end in zip(first, last, strict=True))
     radius = np.exp(-np.pi * bandwidth / SAMPLE_RATE)
     b = 2 * radius * np.cos(2 * np.pi * frequency / SAMPLE_RATE)
     c = -(radius**2)
-    out = np.zeros(sound.size + 2)
-    for place in range(sound.size):
+    out = np.zeros(samples.size + 2)
+    for place in range(samples.size):
         gain = 1 - b[place] - c[place]
-        out[place + 2] = gain * sound[place] + b[place] * out[place + 1] + c[place] * out[place]
+        out[place + 2] = gain * samples[place] + b[place] * out[place + 1] + c[place] * out[place]
     return out[2:]
 
 

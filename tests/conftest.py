@@ -11,6 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from psycopg import sql
 from pydantic import SecretStr
 
@@ -22,6 +24,10 @@ _broker_numbers = itertools.count()
 
 # Two test processes share two cores: threads of one matrix product would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A busy machine may take long for one example; how long says nothing about the code.
+hypothesis_settings.register_profile("tenor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("tenor")
 
 USES_MODELS = {"models", "training", "acceptance"}
 """The folders whose tests all get the marker `models`."""

@@ -15,7 +15,7 @@ from shared.audio.decoder import Samples
 from shared.domain.bundle import Calibration, Component, ModelBundle
 from shared.domain.emotion import EKMAN7
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
-from shared.modeling.fusion import FusionConfig, fusion_of
+from shared.modeling.fusion import FusionConfig, build_fusion
 from shared.modeling.loading import MANIFEST, sha256
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.speech_encoders import SpeechEncoder, SpeechEncoderConfig
@@ -28,8 +28,8 @@ TEXT = TextEncoderConfig(
 SPEECH = SpeechEncoderConfig(width=16, layers=2, heads=2, hidden=32, first_layer=1, positions=100)
 FUSION = FusionConfig(
     text_width=32,
-    voice_width=16,
-    voice_layers=2,
+    audio_width=16,
+    audio_layers=2,
     width=16,
     heads=2,
     hidden=16,
@@ -55,10 +55,10 @@ def write_bundle(folder: Path, abstain_below: float = 0.0, fusion: FusionConfig 
     modules: dict[str, nn.Module] = {
         "text_encoder": TextEncoder(TEXT, tokenizer()),
         "speech_encoder": SpeechEncoder(SPEECH),
-        "fusion": fusion_of(fusion),
+        "fusion": build_fusion(fusion),
     }
     if fusion.relative:
-        nn.init.normal_(cast("nn.Linear", modules["fusion"].summary).weight)
+        nn.init.normal_(cast("nn.Linear", modules["fusion"].summary_head).weight)
     for name, module in modules.items():
         state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
@@ -102,7 +102,7 @@ class Heard:
             for clip in clips
         ]
 
-    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+    def detect_speech(self, samples: Samples) -> list[tuple[float, float]]:
         return [(0.0, 1.0)] if self._speaks else []
 
 

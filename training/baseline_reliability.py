@@ -30,11 +30,11 @@ def fit_baseline_reliability(prior: SpeakerPrior, speakers: Sequence[SpeakerTurn
         return
     drawn = list(_draw_turns(usable, np.random.default_rng(seed)))
     shape, device = tuple(prior.mean.shape), str(prior.mean.device)
-    baselines = (SpeakerBaseline.of([list(turns.half().numpy())], shape, device) for turns, _ in drawn)
-    spreads = torch.cat([prior.spread(baseline).cpu() for baseline in baselines])
+    baselines = (SpeakerBaseline.from_summaries([list(turns.half().numpy())], shape, device) for turns, _ in drawn)
+    spreads = torch.cat([prior.reliability_features(baseline).cpu() for baseline in baselines])
     several = [of_several for _, of_several in drawn]
     fitted = LogisticRegression().fit(spreads.numpy(), several)
-    prior.variety.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
+    prior.reliability.copy_(torch.tensor([*fitted.coef_[0], *fitted.intercept_]))
 
 
 def _has_both_kinds(labels: Sequence[int]) -> bool:

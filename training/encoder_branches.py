@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.modeling.baseline import Summary, summaries
+from shared.modeling.baseline import AudioSummary, summarize_audio
 from shared.modeling.fusion import FusionConfig
-from shared.modeling.loading import ENCODERS, AnySpeechEncoder, AnyTextEncoder, load_encoders
+from shared.modeling.loading import ENCODERS_FILE, AnySpeechEncoder, AnyTextEncoder, load_encoders
 from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
@@ -66,7 +66,7 @@ class EncoderBranches(nn.Module):
         if self.text is not None:
             found["text_width"] = self.text.width
         if self.audio is not None:
-            found |= {"voice_width": self.audio.width, "voice_layers": self.audio.layers_given}
+            found |= {"audio_width": self.audio.width, "audio_layers": self.audio.output_layer_count}
         return fusion.model_copy(update=found)
 
     def train(self, mode: bool = True) -> Self:
@@ -102,10 +102,10 @@ class EncoderBranches(nn.Module):
         """Returns the function that encodes an utterance's audio and computes its summary."""
 
         @torch.no_grad()
-        def summarize(utterance: Utterance, augmentation: str) -> Summary | None:
+        def summarize(utterance: Utterance, augmentation: str) -> AudioSummary | None:
             example = Example(utterance, None, source.audio(utterance, augmentation))
             batch: Batch = self(unencoded_batch([example]), fusion)
-            return summaries(batch.audio)[0].half().cpu().numpy()
+            return summarize_audio(batch.audio)[0].half().cpu().numpy()
 
         return summarize
 
@@ -157,23 +157,23 @@ def _save_compact(encoder: TextEncoder | SpeechEncoder, branch: TextBranch | Aud
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     state = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
-    options = json.loads((folder / ENCODERS).read_text(encoding="utf-8"))
+    options = json.loads((folder / ENCODERS_FILE).read_text(encoding="utf-8"))
     if isinstance(branch, TextBranch):
         options["text_encoder"]["context_turns"] = branch.encoder.context_turns
         write_text_encoder(state, folder / "text_encoder.safetensors", layers=8)
     else:
         write_speech_encoder(state, folder / "speech_encoder.safetensors")
     options["sources"]["text_encoder" if isinstance(branch, TextBranch) else "speech_encoder"] += ", fine-tuned"
-    (folder / ENCODERS).write_text(json.dumps(options, indent=1), encoding="utf-8")
+    (folder / ENCODERS_FILE).write_text(json.dumps(options, indent=1), encoding="utf-8")
 
 
 def _text_encoder(config: PretrainedTextConfig) -> AnyTextEncoder:
-    if (Path(config.source) / ENCODERS).is_file():
+    if (Path(config.source) / ENCODERS_FILE).is_file():
         return load_encoders(Path(config.source))[0].requires_grad_(True)
     return PretrainedTextEncoder.load(config)
 
 
 def _audio_encoder(config: PretrainedSpeechConfig) -> AnySpeechEncoder:
-    if (Path(config.source) / ENCODERS).is_file():
+    if (Path(config.source) / ENCODERS_FILE).is_file():
         return load_encoders(Path(config.source))[1].requires_grad_(True)
     return PretrainedSpeechEncoder.load(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shared.modeling.quantization import Bits, quantized
+from shared.modeling.quantization import Bits, quantize
 
 EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 _ATTENTION = (".query.weight", ".key.weight", ".value.weight")
@@ -20,7 +20,7 @@ def write_text_encoder(state: Mapping[str, Tensor], path: Path, layers: Bits) ->
     """
     bits: dict[str, Bits] = {name: layers for name in state if name.endswith((".dense.weight", *_ATTENTION))}
     bits[EMBEDDINGS] = 4
-    save_file(quantized(state, bits), path)
+    save_file(quantize(state, bits), path)
 
 
 def write_speech_encoder(state: Mapping[str, Tensor], path: Path) -> None:

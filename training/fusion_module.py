@@ -9,8 +9,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import get_scheduler
 
-from shared.modeling.baseline import summaries
-from shared.modeling.fusion import Fused, FusionConfig, fusion_of
+from shared.modeling.baseline import summarize_audio
+from shared.modeling.fusion import FusionConfig, FusionOutput, build_fusion
 from training.args import OptimizerArgs
 from training.data.examples import Batch, UnencodedBatch
 from training.data.speaker_summaries import SpeakerSummaries
@@ -45,7 +45,7 @@ class FusionModule(lightning.LightningModule):
         speakers: SpeakerSummaries | None = None,
     ) -> None:
         super().__init__()
-        self.fusion = fusion_of(config)
+        self.fusion = build_fusion(config)
         self.branches = branches
         self._loss = loss
         self._categories = categories
@@ -55,7 +55,7 @@ class FusionModule(lightning.LightningModule):
         self._speakers = speakers
         self._outputs: dict[str, list[tuple[list[int], np.ndarray]]] = {}
 
-    def forward(self, batch: Batch | UnencodedBatch) -> Fused:
+    def forward(self, batch: Batch | UnencodedBatch) -> FusionOutput:
         """Returns the logits and valences of a batch."""
         encoded = self.encode(batch)
         return self.fusion(encoded.text, encoded.audio, encoded.baseline)
@@ -116,6 +116,6 @@ class FusionModule(lightning.LightningModule):
 
     def _update_summaries(self, batch: UnencodedBatch, encoded: Batch) -> None:
         if self._speakers is not None and encoded.audio.mask.any():
-            computed = summaries(encoded.audio).detach().half().cpu().numpy()
+            computed = summarize_audio(encoded.audio).detach().half().cpu().numpy()
             for example, summary in zip(batch.examples, computed, strict=True):
                 self._speakers.update(example.utterance, example.augmentation, summary)

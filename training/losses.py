@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shared.modeling.fusion import Fused
+from shared.modeling.fusion import FusionOutput
 
 
 class LossConfig(BaseModel):
@@ -48,7 +48,7 @@ class Loss(nn.Module):
         self.weights: Tensor | None
         self.register_buffer("weights", _weights(config, targets), persistent=False)
 
-    def forward(self, fused: Fused, target: Tensor, valence: Tensor) -> Tensor:
+    def forward(self, fused: FusionOutput, target: Tensor, valence: Tensor) -> Tensor:
         """Returns the loss of the categories plus the weighted loss of the valence, a scalar.
 
         Args:

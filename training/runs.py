@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from shared.audio.decoder import probe
-from shared.modeling.fusion import AnyFusion, Fused, fusion_of
+from shared.modeling.fusion import AnyFusion, FusionOutput, build_fusion
 from training.args import AudioBranch, ModelArgs, TextBranch
 from training.data.examples import Example, collate, unencoded_batch
 from training.data.input_sources import CachedFeatures, InputSource, RawInputs
@@ -125,7 +125,7 @@ class TrainedRun:
         """Returns the run in a folder, on the device of a Lightning accelerator."""
         device = lightning.Fabric(accelerator=accelerator, devices=1).device
         config = RunConfig.model_validate_json((folder / CONFIG).read_text())
-        fusion = fusion_of(config.model.fusion)
+        fusion = build_fusion(config.model.fusion)
         fusion.load_state_dict(load_file(folder / FUSION))
         branches = None
         if config.model.trains_encoders:
@@ -141,13 +141,13 @@ class TrainedRun:
             self.branches.save(folder / ENCODERS)
         (folder / CONFIG).write_text(self.config.model_dump_json(indent=1))
 
-    def predict(self, examples: Sequence[Example]) -> Fused:
+    def predict(self, examples: Sequence[Example]) -> FusionOutput:
         """Returns the logits and valences of a batch, on the CPU."""
         shapes, branches = self.config.model.fusion, self.branches
         batch = collate(examples, shapes) if branches is None else branches(unencoded_batch(examples), shapes)
         batch = batch.to(next(self.fusion.parameters()).device)
-        fused: Fused = self.fusion(batch.text, batch.audio, batch.baseline)
-        return Fused(fused.logits.cpu(), fused.valence.cpu())
+        fused: FusionOutput = self.fusion(batch.text, batch.audio, batch.baseline)
+        return FusionOutput(fused.logits.cpu(), fused.valence.cpu())
 
     def summarizer(self, source: InputSource) -> Summarize:
         """Returns the function that computes the audio summaries of an input source's utterances."""

@@ -4,7 +4,7 @@ import sys
 
 from shared.errors import EX_CONFIG, SetupError, TenorError
 from shared.observability.logging import configure_logging
-from shared.self_check import checking
+from shared.self_check import check_step
 from shared.settings import get_settings
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     """
     settings = get_settings()
     configure_logging(settings.log_format)
-    with checking("import the packages", "torch", "transformers", "faster-whisper", "celery"):
+    with check_step("import the packages", "torch", "transformers", "faster-whisper", "celery"):
         from workers.process import run
     run(settings)
 

@@ -18,7 +18,7 @@ from shared.messaging.broker import Broker, celery_app
 from shared.modeling.pipeline import Pipeline, load_pipeline
 from shared.observability.metrics import serve_metrics
 from shared.observability.tracing import start_tracing, stop_tracing
-from shared.self_check import checking, decode_clip_in_child
+from shared.self_check import check_step, decode_clip_in_child
 from shared.settings import Settings
 from shared.storage.blobs import Blobs, open_blobs
 from shared.store.database import Database
@@ -125,7 +125,7 @@ def register(app: Celery, engine: JobRunner) -> None:
 
 
 def _loaded(settings: Settings) -> Pipeline:
-    with checking("load the models", "torch", "transformers", "safetensors"):
+    with check_step("load the models", "torch", "transformers", "safetensors"):
         pipeline = load_pipeline(settings)
     pipeline.warm_up()
     # What is there by now stays. To look through it for garbage would hold all threads up for a third of a second.

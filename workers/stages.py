@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from shared.domain.job import Lane
-from shared.modeling.pipeline import Pipeline, Stage, Submit, at_once
+from shared.modeling.pipeline import Pipeline, Stage, StageRunner, run_immediately
 from shared.observability.metrics import STAGE_SECONDS
 from shared.observability.tracing import start_as_current_span
 from shared.settings import Batches
@@ -67,7 +67,7 @@ class Stages:
         self._courtesy = BulkThrottle(courtesy_s)
 
     @contextmanager
-    def turn(self, lane: Lane) -> Generator[Submit]:
+    def turn(self, lane: Lane) -> Generator[StageRunner]:
         """How a turn of a lane goes through a stage, as long as it is under way."""
         if lane is Lane.bulk:
             yield self.lane(lane)
@@ -75,7 +75,7 @@ class Stages:
             with self._courtesy.expected():
                 yield self.lane(lane)
 
-    def lane(self, lane: Lane, timeout_s: float | None = None) -> Submit:
+    def lane(self, lane: Lane, timeout_s: float | None = None) -> StageRunner:
         """How a turn of a lane goes through a stage.
 
         Args:
@@ -89,7 +89,7 @@ class Stages:
             if batcher := self._batchers.get(stage.name):
                 return batcher.submit(item, lane, timeout_s)
             with start_as_current_span(stage.name), STAGE_SECONDS.labels(stage.name).time():
-                return at_once(stage, item)
+                return run_immediately(stage, item)
 
         return submit
 

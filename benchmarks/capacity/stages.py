@@ -22,8 +22,8 @@ from shared.domain.session import Consent
 from shared.domain.speaker import SpeakerRole
 from shared.domain.turn import MAX_CONTEXT_TURNS
 from shared.errors import InvalidRequest
-from shared.modeling.baseline import Summary
-from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, at_once
+from shared.modeling.baseline import AudioSummary
+from shared.modeling.pipeline import Analysis, Item, Pipeline, Result, Stage, run_immediately
 from shared.settings import Batches, Settings
 from shared.store.database import Database
 
@@ -147,7 +147,7 @@ class _Recorder:
     def submit(self, stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
         self.inputs[stage.name] = stage, item
         self.path.append(Step(action="submit", stage=stage.name))
-        result = at_once(stage, item)
+        result = run_immediately(stage, item)
 
         def wait() -> Result:
             self.path.append(Step(action="wait", stage=stage.name))
@@ -158,7 +158,7 @@ class _Recorder:
 
 def _record_turns(pipeline: Pipeline, clips: Sequence[Samples]) -> Iterator[RecordedTurn]:
     """Analyse each fraction of each clip as the next turn of one conversation."""
-    summaries: list[Summary] = []
+    summaries: list[AudioSummary] = []
     texts: list[str] = []
     for samples in (clip[: int(part * clip.size)] for clip in clips for part in PARTS):
         recorder = _Recorder()
@@ -243,7 +243,7 @@ class _StoredSession:
             work = transaction.turn_results.read_work(claimed, self._bundle_id)
         with self._database.transaction() as transaction:
             transaction.jobs.succeed(claimed, lease=self._lease)
-            result = (analysis.transcript, analysis.reading, summary)
+            result = (analysis.transcript, analysis.prediction, summary)
             transaction.turn_results.write(work.turn.id, self._bundle_id, *result)
 
 

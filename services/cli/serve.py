@@ -17,7 +17,7 @@ from services.listen_address import check_listenable, is_unspecified
 from shared.domain.access import KeyRole
 from shared.observability.logging import configure_logging
 from shared.observability.metrics import serve_metrics
-from shared.self_check import checking, decode_clip, decode_clip_in_child
+from shared.self_check import check_step, decode_clip, decode_clip_in_child
 from shared.settings import Settings, get_settings
 from shared.storage.blobs import open_blobs
 from shared.store.database import Database
@@ -63,7 +63,7 @@ def serve(
         configure_logging(settings.log_format)
         check_listenable(host, port)
         decode_clip()
-        with checking("import the packages", "fastapi", "uvicorn"):
+        with check_step("import the packages", "fastapi", "uvicorn"):
             from prometheus_client import REGISTRY
 
             from services.api.app import create_app

@@ -1,4 +1,4 @@
-"""Classifiers of sound that others have published: a clip in, one logit per category out."""
+"""Published audio classifiers: one clip of audio in, one logit per category out, without text or baseline."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -16,26 +16,26 @@ from shared.modeling.tokens import Standardization
 
 
 class ClassifierConfig(BaseModel):
-    """What a published classifier's own files do not say.
+    """Settings that the files of a published classifier do not contain.
 
     Attributes:
-        outputs: for each of the network's outputs, the category that it counts for; several may share one.
-        window_s: the longest sound that the network hears at once.
-        between: what stands between the two layers of the head, where transformers has nothing.
+        outputs: for each output of the network, the category that it stands for. Several outputs may share one.
+        window_s: the longest clip that is classified in one piece, in seconds.
+        head_activation: the activation between the two layers of the head, where transformers has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     outputs: tuple[str, ...]
     window_s: float = 30.0
-    between: Literal["nothing", "tanh"] = "nothing"
+    head_activation: Literal["none", "tanh"] = "none"
 
 
 class PatchTransformerConfig(BaseModel):
-    """Shapes; the default is the multilingual valence classifier on XLSR-53 (width 1024).
+    """Shapes of a patch transformer. The defaults are those of the multilingual valence classifier on XLSR-53.
 
-    `features` is the length of the vector that is classified, a multiple of `patch`. `final_norm` is a layer norm
-    between the transformer and the head.
+    `features` is the length of the vector that is classified, a multiple of the patch length `patch`. `final_norm`
+    adds a layer norm between the transformer and the head.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,25 +55,26 @@ class PatchTransformerConfig(BaseModel):
 
     @property
     def patches(self) -> int:
+        """Number of patches."""
         return self.features // self.patch
 
 
 class PatchClassifierConfig(ClassifierConfig):
-    """The same of a `PatchTransformer` on an encoder's mean-pooled output."""
+    """Settings of a `PatchTransformer` on the mean-pooled output of an encoder."""
 
     network: PatchTransformerConfig
 
 
 class PatchTransformer(nn.Module):
-    """A transformer over the patches of one standardised vector; its class token is classified.
+    """Classifies a vector: standardizes it, cuts it into patches, and runs a transformer over them and a class token.
 
-    As ViT does with a picture's patches (Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words").
+    As ViT does with the patches of an image (Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words").
     """
 
     def __init__(self, config: PatchTransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.standard = Standardization(config.features)
+        self.standardization = Standardization(config.features)
         self.patch_in = nn.Linear(config.patch, config.width)
         self.class_token = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         self.positions = nn.Parameter(torch.randn(1, config.patches + 1, config.width) * 0.02)
@@ -96,32 +97,33 @@ class PatchTransformer(nn.Module):
         )
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Logits of shape [batch, categories], from vectors of shape [batch, features]."""
-        patches = self.patch_in(self.standard(vectors).unflatten(1, (self.config.patches, self.config.patch)))
+        """Returns logits of shape [batch, categories] for vectors of shape [batch, features]."""
+        patches = self.patch_in(self.standardization(vectors).unflatten(1, (self.config.patches, self.config.patch)))
         tokens = torch.cat([self.class_token.expand(len(vectors), -1, -1), patches], dim=1)
         return self.head(self.norm(self.encoder(tokens + self.positions)[:, 0]))
 
 
 class SequenceClassifier(nn.Module):
-    """A transformers model for audio classification.
+    """A model of transformers' audio classification classes.
 
-    Some checkpoints were trained with a head of their own, a hyperbolic tangent between the two layers that
-    transformers also has (`projector`, `classifier`): as both projections are of means over time, only it is added.
+    In transformers, the head is a linear layer `projector` on every frame, the mean over time, and a linear layer
+    `classifier`. Some checkpoints were trained with another head: the mean over time, a linear layer, tanh, and a
+    second linear layer. Because a linear layer and a mean commute, adding the tanh is all that is needed.
     """
 
-    def __init__(self, model: PreTrainedModel, between: Literal["nothing", "tanh"] = "nothing") -> None:
+    def __init__(self, model: PreTrainedModel, head_activation: Literal["none", "tanh"] = "none") -> None:
         super().__init__()
         self.model: Any = model
-        if between == "tanh":
+        if head_activation == "tanh":
             self.model.classifier = nn.Sequential(nn.Tanh(), self.model.classifier)
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        """Logits of shape [batch, outputs], from what the model's feature extractor gives."""
+        """Returns logits of shape [batch, outputs] for the output of the model's feature extractor."""
         return self.model(**inputs).logits
 
 
 class PooledClassifier(nn.Module):
-    """A patch transformer on the mean over time of an encoder's last hidden states."""
+    """A patch transformer on the mean over time of the last hidden states of an encoder."""
 
     def __init__(self, encoder: PreTrainedModel, patches: PatchTransformer) -> None:
         super().__init__()
@@ -129,14 +131,21 @@ class PooledClassifier(nn.Module):
         self.patches = patches
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        """Logits of shape [batch, outputs], from what the encoder's feature extractor gives."""
+        """Returns logits of shape [batch, outputs] for the output of the encoder's feature extractor."""
         return self.patches(self.encoder(**inputs).last_hidden_state.mean(dim=1))
 
 
 class AudioClassifier(nn.Module):
-    """A network, the feature extractor that it was trained with, and what its outputs mean.
+    """A network, its feature extractor, and the categories that its outputs stand for.
 
-    Clips are heard one by one, as padding would change what some of these networks hear.
+    Clips are classified one by one, because some of these networks do not mask padding.
+
+    Args:
+        network: returns logits of shape [1, outputs] for the output of the feature extractor.
+        extractor: the feature extractor that the network was trained with.
+        outputs: for each output of the network, the index of its category.
+        categories: the number of categories.
+        window_s: the longest clip that is classified in one piece, in seconds.
     """
 
     def __init__(
@@ -154,10 +163,10 @@ class AudioClassifier(nn.Module):
         self._groups = [[i for i, category in enumerate(outputs) if category == c] for c in range(categories)]
 
     def forward(self, clips: Sequence[Samples]) -> Tensor:
-        """Logits of shape [batch, categories].
+        """Returns logits of shape [batch, categories] for clips of shape [samples].
 
-        Outputs that count for one category add up as probabilities; a category that no output counts for has
-        probability 0. A clip longer than the window is heard in equal parts, whose logits are averaged.
+        The probabilities of outputs that share a category are summed; a category without an output has probability 0.
+        A clip longer than the window is cut into equal parts, and their logits are averaged.
         """
         return torch.stack([self._grouped(self._outputs(clip)) for clip in clips])
 
@@ -166,11 +175,11 @@ class AudioClassifier(nn.Module):
         return torch.cat([self.network(**self._inputs(part)) for part in parts]).mean(dim=0)
 
     def _inputs(self, part: Samples) -> dict[str, Tensor]:
-        """At least 0.1 s of sound: less than a convolution is wide cannot be heard."""
-        sound = np.pad(part, (0, max(0, SAMPLE_RATE // 10 - part.size)))
-        given = self._extractor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        # A convolution needs at least its own width of input, so a clip is padded to 0.1 s.
+        padded = np.pad(part, (0, max(0, SAMPLE_RATE // 10 - part.size)))
+        inputs = self._extractor(padded, sampling_rate=SAMPLE_RATE, return_tensors="pt")
         device = next(self.network.parameters()).device
-        return {name: tensor.to(device) for name, tensor in given.items()}
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
 
     def _grouped(self, outputs: Tensor) -> Tensor:
         return torch.stack([outputs[group].logsumexp(dim=0) for group in self._groups])

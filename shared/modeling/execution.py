@@ -1,4 +1,4 @@
-"""How models are run: on which device, and the pretrained ones in which precision, compiled or as they are."""
+"""Execution of models: their device, their precision, and whether they are compiled."""
 
 import inspect
 from collections.abc import Callable
@@ -18,9 +18,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Execution:
-    """A device, and what pretrained encoders are on it.
+    """The device of all models, and the precision and compilation of pretrained encoders.
 
-    A bundle's own small encoders, and everything that comes after an encoder, are float32 whatever is set.
+    Tenor's own small encoders, and everything after an encoder, are always float32 and never compiled.
     """
 
     device: str = "cpu"
@@ -28,11 +28,11 @@ class Execution:
     compiled: bool = False
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """As the settings say.
+    def from_settings(cls, settings: Settings) -> Self:
+        """Returns the execution that the settings ask for.
 
         Raises:
-            SetupError: the device is not there, lacks the precision, or nothing can be compiled for it.
+            SetupError: the device does not exist, does not support the precision, or has no working compiler.
         """
         device = _device(settings.device)
         if settings.compile:
@@ -40,7 +40,10 @@ class Execution:
         return cls(device, _precision(settings.precision, device), settings.compile)
 
     def place(self, module: Module) -> Module:
-        """The module, changed in place to be run so, and for nothing else."""
+        """Moves a module to the device and prepares it for inference. It is changed in place and returned.
+
+        Training it or saving it is not possible afterwards.
+        """
         if isinstance(module, PretrainedSpeechEncoder):
             module.drop_unused_layers()
         if isinstance(module, PretrainedTextEncoder | PretrainedSpeechEncoder):
@@ -51,14 +54,16 @@ class Execution:
 
 
 ON_CPU = Execution()
-"""As tests and tools run models: nothing is changed."""
+"""Models on the CPU, in float32 and not compiled."""
 
 
 def _compile_layers(encoder: nn.Module) -> None:
-    """Compile layer by layer: layers alike share what is compiled, and between them shapes depend on data.
+    """Compile an encoder layer by layer.
 
-    Only a layer's own `forward` is compiled, within what transformers puts around it: that is one function for all
-    kinds of layers, of which PyTorch compiles but a few versions, and hooks on it catch what every layer gives.
+    Layers of one class share the compiled code. Between layers the shapes depend on the data, which compiled code does
+    not support. Only the `forward` that the class itself defines is compiled, and not the wrapper that transformers
+    puts around it: the wrapper is one function for all classes, of which PyTorch compiles only a few versions, and its
+    hooks collect the hidden states.
     """
     compiled: dict[type[nn.Module], Callable[..., Any]] = {}
     for layer in transformer_layers(encoder):
@@ -72,9 +77,9 @@ def _check_compiler(device: str) -> None:
     try:
         torch.compile(torch.nn.functional.gelu)(torch.zeros(2, device=device))
     except Exception as error:
-        # What is missing, a C++ compiler or Triton, every backend tells in an error of its own.
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SetupError(f"TENOR_COMPILE is set, but PyTorch cannot compile for {device} here: {said}") from error
+        # Each backend has its own error for a missing C++ compiler or Triton.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SetupError(f"TENOR_COMPILE is set, but PyTorch cannot compile for {device} here: {reason}") from error
 
 
 def _device(configured: str) -> str:
@@ -89,7 +94,7 @@ def _precision(configured: str, device: str) -> torch.dtype:
         return torch.float32 if configured == "auto" else getattr(torch, configured)
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if configured == "bfloat16" and not has_bfloat16:
-        raise SetupError("TENOR_PRECISION is bfloat16, which this CUDA device does not compute with: use float16")
+        raise SetupError("TENOR_PRECISION is bfloat16, which this CUDA device does not support: use float16")
     if configured == "auto":
         return torch.bfloat16 if has_bfloat16 else torch.float16
     return getattr(torch, configured)

@@ -1,4 +1,4 @@
-"""Models that are loaded when they are first needed."""
+"""Models that are loaded on first use."""
 
 from collections.abc import Callable
 from threading import Lock
@@ -8,7 +8,7 @@ Model = TypeVar("Model")
 
 
 class LazyModel(Generic[Model]):
-    """A model that is loaded once, by whichever thread asks for it first; the others wait."""
+    """A model that is loaded once, by the first thread that calls `get`. Other threads wait for it."""
 
     def __init__(self, load: Callable[[], Model]) -> None:
         self._load = load
@@ -16,6 +16,10 @@ class LazyModel(Generic[Model]):
         self._loaded: Model | None = None
 
     def get(self) -> Model:
+        """Returns the model, and loads it if this is the first call.
+
+        If loading raises, the next call tries again.
+        """
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()

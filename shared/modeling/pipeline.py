@@ -1,7 +1,8 @@
-"""One turn through all models: decode is done, what comes out is a transcript and a reading.
+"""The pipeline: the audio or text of one turn in, its transcript and prediction out.
 
-The way of a turn is told once, as a walk through stages. Each stage takes a batch and gives for every item what it
-would give for it alone: so a command may run them one item at a time, and a worker those of many turns together.
+The analysis of a turn is written once, in `Pipeline.analyze`, as a sequence of stages. Every stage takes a batch and
+returns for each item what it would return for that item alone. A command runs the stages on one turn at a time; a
+worker passes a `StageRunner` that runs the items of many turns in one batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,31 +18,39 @@ from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.domain.bundle import Component, ModelBundle
 from shared.domain.prediction import Prediction
 from shared.domain.transcript import Transcript
-from shared.modeling.baseline import Summary
+from shared.modeling.baseline import AudioSummary
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.lazy_model import LazyModel
 from shared.modeling.loading import bundle_folder, read_manifest, verify_files
-from shared.modeling.predictor import NOTHING_TO_READ, EmotionPredictor, EncodedTurn, TextInput, load_predictor
-from shared.modeling.transcriber import MARGIN_S, Clip, Span, Transcriber
-from shared.modeling.whisper_weights import configured_transcriber, delete_temporary_model, whisper_folder, whisper_name
-from shared.self_check import TEXT, checking, decode_clip
+from shared.modeling.predictor import NO_PREDICTION, EmotionPredictor, EncodedTurn, TextInput, load_predictor
+from shared.modeling.transcriber import MARGIN_S, Clip, Transcriber
+from shared.modeling.vad import TimeSpan
+from shared.modeling.whisper_weights import (
+    configured_transcriber_component,
+    delete_temporary_model,
+    whisper_folder,
+    whisper_name,
+)
+from shared.self_check import TEXT, check_step, decode_clip
 from shared.settings import Settings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LETTERS_A_TOKEN = 4
-LEAST_TOKENS = 16
-"""What a text costs however short it is."""
+CHARACTERS_PER_TOKEN = 4
+MIN_TOKENS = 16
+"""The size of an empty text, in tokens: what encoding it costs besides the cost of its tokens."""
 
 
 @dataclass(frozen=True)
 class Stage(Generic[Item, Result]):
-    """One step of the way, for a batch.
+    """One step of the analysis, which takes a batch.
 
     Attributes:
-        run: the results of some items, in their order; an item's does not depend on the others.
-        size: what an item costs, above 0; a batch costs its longest item's for each.
+        name: the name in metrics, traces and settings.
+        run: returns the results of some items, in their order. A result does not depend on the other items.
+        size: the cost of an item, above 0. As items are padded to the longest, a batch costs its number of items times
+            the size of the largest.
     """
 
     name: str
@@ -49,54 +58,57 @@ class Stage(Generic[Item, Result]):
     size: Callable[[Item], float]
 
 
-class Submit(Protocol):
-    """Hands an item to a stage; what is returned waits for its result, or raises what went wrong with it."""
+class StageRunner(Protocol):
+    """Starts a stage on an item. The function that is returned waits for the result, or raises the stage's error."""
 
     def __call__(self, stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]: ...
 
 
-def at_once(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
-    """Runs a stage on one item, here and now."""
+def run_immediately(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
+    """Runs a stage on one item, in the calling thread. The `StageRunner` that is used outside of workers."""
     (result,) = stage.run([item])
     return lambda: result
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What is known of a turn. There is no transcript where nothing was said in words or sound.
+    """The result of the pipeline for one turn.
 
     Attributes:
-        audio_summary: what this turn adds to its speaker's baseline; None where no voice was read, or the bundle
-            keeps no baseline.
+        transcript: None if the turn has no text and nobody speaks in its audio.
+        prediction: the emotion; `NO_PREDICTION` if there was nothing to predict from.
+        audio_summary: what later turns of the speaker need for their baseline. None if no audio was encoded, or the
+            bundle keeps no baselines.
     """
 
     transcript: Transcript | None
-    reading: Prediction
-    audio_summary: Summary | None
+    prediction: Prediction
+    audio_summary: AudioSummary | None
 
 
 class Pipeline:
-    """A bundle's models. Threads may share it; the speech models are loaded when the first sound comes.
+    """The models of a bundle and a transcriber. Threads may share it. The models of audio are loaded on first use.
 
     Attributes:
-        vad: where somebody speaks; seconds of sound.
-        transcribe: what they say; seconds of windows.
-        text: the words' features; tokens.
-        speech: the voice's features; seconds of sound.
-        fuse: both, or one of them, into a reading; tokens.
+        bundle: the manifest; its id identifies the models.
+        vad: the stage that detects where somebody speaks; its size is in seconds of audio.
+        transcribe: the stage that transcribes; in seconds of Whisper's windows.
+        text: the stage that encodes text; in tokens.
+        speech: the stage that encodes audio; in seconds of audio.
+        fuse: the stage that predicts from text, audio or both; in tokens.
     """
 
     def __init__(
-        self, bundle: ModelBundle, reader: EmotionPredictor, load_transcriber: Callable[[], Transcriber]
+        self, bundle: ModelBundle, predictor: EmotionPredictor, load_transcriber: Callable[[], Transcriber]
     ) -> None:
         self.bundle = bundle
-        self._reader = reader
+        self._predictor = predictor
         self._transcriber = LazyModel(load_transcriber)
-        self.vad = Stage("vad", self._speech, lambda samples: _seconds(samples) + 1)
-        self.transcribe = Stage("transcribe", self._transcripts, lambda clip: _seconds(clip.samples) + MARGIN_S)
-        self.text = Stage("text", reader.encode_words, _tokens_said)
-        self.speech = Stage("speech", reader.encode_voices, lambda samples: _seconds(samples) + 1)
-        self.fuse = Stage("fuse", reader.fuse, _tokens_encoded)
+        self.vad = Stage("vad", self._detect_speech, lambda samples: _seconds(samples) + 1)
+        self.transcribe = Stage("transcribe", self._transcribe, lambda clip: _seconds(clip.samples) + MARGIN_S)
+        self.text = Stage("text", predictor.encode_text, _text_tokens)
+        self.speech = Stage("speech", predictor.encode_audio, lambda samples: _seconds(samples) + 1)
+        self.fuse = Stage("fuse", predictor.fuse, _encoded_tokens)
 
     @classmethod
     def load(
@@ -106,16 +118,16 @@ class Pipeline:
         execution: Execution = ON_CPU,
         asr: Component | None = None,
     ) -> Self:
-        """The pipeline of the bundle in `folder`.
+        """Returns the pipeline of the bundle in `folder`.
 
         Args:
-            folder: the bundle's.
-            load_transcriber: called when the first sound comes.
-            execution: how the models are run.
-            asr: what is loaded as the transcriber, where it is not the bundle's; the bundle's id tells of it.
+            folder: the folder of the bundle.
+            load_transcriber: called when the first audio is analysed.
+            execution: device and precision of the models.
+            asr: the component that `load_transcriber` loads, if it is not the bundle's. It changes the bundle's id.
 
         Raises:
-            BundleError: the bundle is not whole, not valid, or not one that this Tenor knows.
+            BundleError: the bundle is incomplete, not valid, or one that this version of Tenor cannot load.
         """
         bundle = read_manifest(folder)
         verify_files(folder, bundle)
@@ -123,102 +135,113 @@ class Pipeline:
             bundle = bundle.model_copy(update={"asr": asr})
         return cls(bundle, load_predictor(folder, bundle, execution), load_transcriber)
 
+    @property
+    def context_turns(self) -> int:
+        """How many turns before a turn `analyze` reads as context; 0 if the bundle's models do not read context."""
+        return self._predictor.context_turns
+
     def analyze(
         self,
         *,
         samples: Samples | None,
         text: str | None,
         language: str | None = None,
-        earlier: Sequence[Summary] = (),
+        earlier: Sequence[AudioSummary] = (),
         context: Sequence[str] = (),
-        submit: Submit = at_once,
+        submit: StageRunner = run_immediately,
     ) -> Analysis:
-        """Read a turn: its sound, its words, or both.
+        """Returns the transcript and prediction of a turn that has audio, text or both.
 
-        Words that come with the turn are taken as they are, and no transcript is made. Sound in which nobody speaks is
-        not read, and neither are words that the bundle does not know: those in another script than its text encoder's,
-        or any at all where it has no text encoder.
+        If text is given, it is the transcript, and the audio is not transcribed. The prediction uses the audio only if
+        somebody speaks in it, and the text only if the text encoder can encode it: it must have one, and its vocabulary
+        must cover the text's script.
 
         Args:
-            samples: the whole turn, shape [samples], or None.
-            text: its words, or None.
-            language: ISO 639-1 code where it is known.
-            earlier: the voice summaries that this bundle made of the speaker's earlier turns, in any order.
-            context: the words of the conversation's turns before, whoever spoke, the oldest first.
-            submit: how the turn goes through a stage.
+            samples: the audio of the turn, 16 kHz mono, shape [samples].
+            text: the text of the turn.
+            language: ISO 639-1 code, if it is known.
+            earlier: audio summaries of the speaker's earlier turns, made by the same bundle, in any order.
+            context: texts of the session's turns before this one, whoever spoke, the oldest first. Only the last
+                `context_turns` are used.
+            submit: how stages are run.
         """
         transcript = None if text is None else Transcript.provided(text, language)
-        voice = None
+        audio = None
         if samples is not None:
             spans = submit(self.vad, samples)()
-            voice = submit(self.speech, samples) if spans else None
+            # Started before transcription, so that a worker can run both at the same time.
+            audio = submit(self.speech, samples) if spans else None
             if transcript is None:
                 transcript = submit(self.transcribe, Clip(samples, language, spans))()
-        said = transcript.text if transcript is not None and self._reader.knows(transcript.text) else None
-        words = None if said is None else submit(self.text, TextInput(said, context))
-        if words is None and voice is None:
-            return Analysis(transcript, NOTHING_TO_READ, None)
-        encoded = EncodedTurn(None if words is None else words(), None if voice is None else voice(), earlier)
-        reading, summary = submit(self.fuse, encoded)()
-        return Analysis(transcript, reading, summary)
+        encoded_text = None
+        if transcript is not None and self._predictor.can_encode(transcript.text):
+            encoded_text = submit(self.text, TextInput(transcript.text, context))
+        if encoded_text is None and audio is None:
+            return Analysis(transcript, NO_PREDICTION, None)
+        turn = EncodedTurn(
+            None if encoded_text is None else encoded_text(), None if audio is None else audio(), earlier
+        )
+        prediction, summary = submit(self.fuse, turn)()
+        return Analysis(transcript, prediction, summary)
 
     def warm_up(self) -> None:
-        """Load everything and analyse a short clip and a text, so that the first turn works and is as fast as the next.
+        """Load all models and run every stage, so that the first turn neither fails nor is slower than later ones.
 
         Raises:
-            SetupError: the installed packages cannot do it. The message names the stage and its packages.
-            WeightsMissing: Whisper is nowhere to be had.
+            SetupError: a stage fails. The message names the stage and the packages that it needs.
+            WeightsMissing: no source has Whisper's weights.
         """
         self._check_stages()
-        # One item, items of one length and of several: for each of them there is code to be compiled.
+        # PyTorch compiles separately for one item, for items of equal length, and for items of different lengths.
         for lengths in ((1,), (1, 1), (1, 2, 3)):
-            voices = self._reader.encode_voices([np.zeros(size * SAMPLE_RATE, np.float32) for size in lengths])
-            words: list[Tensor | None] = [None for _ in lengths]
-            if self._reader.knows("warm"):
-                words = [*self._reader.encode_words([TextInput("warm " * size) for size in lengths])]
-            self._reader.fuse([EncodedTurn(*of) for of in zip(words, voices, strict=True)])
+            audio = self._predictor.encode_audio([np.zeros(size * SAMPLE_RATE, np.float32) for size in lengths])
+            text: list[Tensor | None] = [None for _ in lengths]
+            if self._predictor.can_encode("warm"):
+                text = [*self._predictor.encode_text([TextInput("warm " * size) for size in lengths])]
+            self._predictor.fuse([EncodedTurn(*of) for of in zip(text, audio, strict=True)])
 
     def _check_stages(self) -> None:
-        """Take the clip of the self-check through all stages, whether or not it passes for speech."""
+        """Run every stage on the clip of the self-check, even if the detector finds no speech in it."""
         samples = decode_clip()
         whole = [(0.0, samples.size / SAMPLE_RATE)]
-        with checking("load Whisper", "faster-whisper", "ctranslate2"):
+        with check_step("load Whisper", "faster-whisper", "ctranslate2"):
             self._transcriber.get()
-        with checking("find speech", "faster-whisper", "onnxruntime"):
+        with check_step("detect speech", "faster-whisper", "onnxruntime"):
             (spans,) = self.vad.run([samples])
-        with checking("transcribe", "faster-whisper", "ctranslate2"):
+        with check_step("transcribe", "faster-whisper", "ctranslate2"):
             self.transcribe.run([Clip(samples, speech=spans or whole)])
-        words: list[Tensor | None] = [None]
-        if self._reader.knows(TEXT):
-            with checking("read a text", "torch", "transformers", "tokenizers"):
-                words = [*self.text.run([TextInput(TEXT)])]
-        with checking("read a voice", "torch", "transformers"):
-            voices = self.speech.run([samples])
-        with checking("find an emotion", "torch"):
-            self.fuse.run([EncodedTurn(words[0], voices[0])])
+        text: list[Tensor | None] = [None]
+        if self._predictor.can_encode(TEXT):
+            with check_step("encode text", "torch", "transformers", "tokenizers"):
+                text = [*self.text.run([TextInput(TEXT)])]
+        with check_step("encode audio", "torch", "transformers"):
+            audio = self.speech.run([samples])
+        with check_step("predict an emotion", "torch"):
+            self.fuse.run([EncodedTurn(text[0], audio[0])])
 
-    def _speech(self, sounds: Sequence[Samples]) -> list[list[Span]]:
+    def _detect_speech(self, clips: Sequence[Samples]) -> list[list[TimeSpan]]:
         transcriber = self._transcriber.get()
-        return [transcriber.speech(samples) for samples in sounds]
+        return [transcriber.detect_speech(samples) for samples in clips]
 
-    def _transcripts(self, clips: Sequence[Clip]) -> list[Transcript]:
+    def _transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
         return self._transcriber.get().transcribe(clips)
 
 
 def load_pipeline(settings: Settings) -> Pipeline:
-    """The pipeline that the settings name.
+    """Returns the pipeline that the settings name.
 
     Raises:
         BundleError: the bundle cannot be used.
-        SetupError: the device is not there, or does not run models as the settings say.
-        WeightsMissing: Whisper is nowhere to be had. Raised when sound comes first, but at once for an unknown name.
+        SetupError: the device does not exist, or does not support the settings.
+        WeightsMissing: the settings name an unknown Whisper model. That no source has the weights of a known one is
+            raised when the first audio is analysed.
     """
-    # One thread a call: the worker's own threads use the cores, and two pools of threads that wait for one another
-    # on the same cores make a text of 16 ms last a second.
+    # One thread per call, because the worker's own threads already use all cores. With two pools of threads on the same
+    # cores, encoding a text took up to a second instead of 16 ms.
     torch.set_num_threads(1)
-    execution = Execution.of(settings)
+    execution = Execution.from_settings(settings)
     folder = bundle_folder(settings.bundle)
-    asr = configured_transcriber(settings.whisper, settings.whisper_dir) or read_manifest(folder).asr
+    asr = configured_transcriber_component(settings.whisper, settings.whisper_dir) or read_manifest(folder).asr
 
     def load_transcriber() -> Transcriber:
         whisper = whisper_folder(settings.whisper_dir, settings.data_dir / "models", whisper_name(asr))
@@ -234,9 +257,9 @@ def _seconds(samples: Samples) -> float:
     return samples.size / SAMPLE_RATE
 
 
-def _tokens_said(said: TextInput) -> float:
-    return LEAST_TOKENS + sum(map(len, (said.words, *said.context))) / LETTERS_A_TOKEN
+def _text_tokens(turn: TextInput) -> float:
+    return MIN_TOKENS + sum(map(len, (turn.text, *turn.context))) / CHARACTERS_PER_TOKEN
 
 
-def _tokens_encoded(turn: EncodedTurn) -> float:
-    return LEAST_TOKENS + sum(len(features) for features in (turn.words, turn.voice) if features is not None)
+def _encoded_tokens(turn: EncodedTurn) -> float:
+    return MIN_TOKENS + sum(len(features) for features in (turn.text, turn.audio) if features is not None)

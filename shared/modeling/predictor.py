@@ -1,6 +1,6 @@
-"""Turns' words and voices into readings, by the models of either kind of bundle.
+"""Emotion predictors: encode the text and the audio of turns and predict an emotion, by the models of a bundle.
 
-Each step takes a batch, and gives for every turn what it would give for it alone.
+Each step takes a batch and returns for every item what it would return for that item alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.audio.decoder import Samples
@@ -19,9 +20,9 @@ from shared.domain.emotion import EmotionScores, LabelSpace, Modality
 from shared.domain.prediction import Prediction
 from shared.errors import BundleError
 from shared.modeling.audio_classifiers import AudioClassifier
-from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
+from shared.modeling.baseline import AudioSummary, SpeakerBaseline, summarize_audio
 from shared.modeling.execution import Execution
-from shared.modeling.fusion import Fused, FusionEnsemble
+from shared.modeling.fusion import FusionEnsemble, FusionOutput
 from shared.modeling.lazy_model import LazyModel
 from shared.modeling.loading import (
     AnySpeechEncoder,
@@ -33,7 +34,7 @@ from shared.modeling.loading import (
 )
 from shared.modeling.tokens import Tokens
 
-NOTHING_TO_READ = Prediction(
+NO_PREDICTION = Prediction(
     scores=None,
     text_only=None,
     audio_only=None,
@@ -43,68 +44,74 @@ NOTHING_TO_READ = Prediction(
     modalities_used=(),
     baseline_turns=0,
 )
+"""The prediction for a turn in which nobody speaks and whose text, if any, cannot be encoded."""
 
 
 @dataclass(frozen=True)
 class TextInput:
-    """Words that are known, and those of the conversation's turns before, whoever spoke, the oldest first."""
+    """The text of a turn, and its context: the texts of the session's turns before it, the oldest first."""
 
-    words: str
+    text: str
     context: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedTurn:
-    """A turn as a reader's encoders leave it; at least one of words and voice is there.
+    """A turn after encoding. At least one of text and audio is not None.
 
     Attributes:
-        words: what `EmotionPredictor.encode_words` gave for them.
-        voice: what `EmotionPredictor.encode_voices` gave for it.
-        earlier: the summaries that this bundle made of the speaker's earlier turns, in any order.
+        text: as `EmotionPredictor.encode_text` returned it.
+        audio: as `EmotionPredictor.encode_audio` returned it.
+        earlier: audio summaries of the speaker's earlier turns, made by the same bundle, in any order.
     """
 
-    words: Tensor | None
-    voice: Tensor | None
-    earlier: Sequence[Summary] = ()
+    text: Tensor | None
+    audio: Tensor | None
+    earlier: Sequence[AudioSummary] = ()
 
 
 class EmotionPredictor(Protocol):
-    """What a bundle makes of words and voices. Threads may share it."""
+    """The emotion models of a bundle. Threads may share a predictor."""
 
-    def knows(self, text: str) -> bool:
-        """Whether these words can be read."""
+    @property
+    def context_turns(self) -> int:
+        """How many turns before a turn the text encoder reads as context."""
         ...
 
-    def encode_words(self, turns: Sequence[TextInput]) -> list[Tensor]:
-        """Features of each turn's own words, shape [tokens, ...]."""
+    def can_encode(self, text: str) -> bool:
+        """Whether `encode_text` accepts this text."""
         ...
 
-    def encode_voices(self, voices: Sequence[Samples]) -> list[Tensor]:
-        """Features of sounds in which somebody speaks, each of shape [samples]; shape [tokens, ...]."""
+    def encode_text(self, turns: Sequence[TextInput]) -> list[Tensor]:
+        """Returns features of each turn's text without those of its context, shape [tokens, ...]."""
         ...
 
-    def fuse(self, turns: Sequence[EncodedTurn]) -> list[tuple[Prediction, Summary | None]]:
-        """The readings, and what each voice adds to its speaker's baseline where the bundle keeps one."""
+    def encode_audio(self, clips: Sequence[Samples]) -> list[Tensor]:
+        """Returns features of clips in which somebody speaks, each of shape [samples]; shape [tokens, ...]."""
+        ...
+
+    def fuse(self, turns: Sequence[EncodedTurn]) -> list[tuple[Prediction, AudioSummary | None]]:
+        """Returns each turn's prediction, and its audio summary if it has audio and the bundle keeps baselines."""
         ...
 
 
 def load_predictor(folder: Path, bundle: ModelBundle, execution: Execution) -> EmotionPredictor:
-    """The models of the bundle in `folder`; those of sound are loaded when the first sound comes.
+    """Returns the predictor of the bundle in `folder`. Models of audio are loaded when the first audio is encoded.
 
     Raises:
-        BundleError: they are not ones that this Tenor knows.
+        BundleError: a model is of an unknown kind, or does not fit its manifest.
     """
     match bundle:
         case ModelBundle(classifier=Component() as classifier):
             space = bundle.label_space
             return ClassifierPredictor(bundle, lambda: execution.place(load_classifier(folder, classifier, space)))
         case ModelBundle(
-            text_encoder=Component() as text, speech_encoder=Component() as speech, fusion=Component() as f
+            text_encoder=Component() as text, speech_encoder=Component() as speech, fusion=Component() as fusion
         ):
             return FusionPredictor(
                 bundle,
                 execution.place(load_text_encoder(folder, text)),
-                execution.place(load_fusion(folder, f)),
+                execution.place(load_fusion(folder, fusion)),
                 lambda: execution.place(load_speech_encoder(folder, speech)),
                 execution.device,
             )
@@ -112,128 +119,142 @@ def load_predictor(folder: Path, bundle: ModelBundle, execution: Execution) -> E
 
 
 class FusionPredictor:
-    """Words and voice, encoded and fused."""
+    """Encodes text and audio and fuses them."""
 
     def __init__(
         self,
         bundle: ModelBundle,
         text_encoder: AnyTextEncoder,
         fusion: FusionEnsemble,
-        load_speech: Callable[[], AnySpeechEncoder],
+        load_speech_encoder: Callable[[], AnySpeechEncoder],
         device: str = "cpu",
     ) -> None:
         self._bundle = bundle
         self._text_encoder = text_encoder
         self._fusion = fusion
-        self._speech_encoder = LazyModel(load_speech)
+        self._speech_encoder = LazyModel(load_speech_encoder)
         self._device = device
 
-    def knows(self, text: str) -> bool:
-        return self._text_encoder.knows(text)
+    @property
+    def context_turns(self) -> int:
+        return self._text_encoder.config.context_turns
+
+    def can_encode(self, text: str) -> bool:
+        return self._text_encoder.can_encode(text)
 
     @torch.inference_mode()
-    def encode_words(self, turns: Sequence[TextInput]) -> list[Tensor]:
-        words = [turn.words for turn in turns]
-        return self._text_encoder(words, [self._before(turn.context) for turn in turns]).unpadded()
+    def encode_text(self, turns: Sequence[TextInput]) -> list[Tensor]:
+        texts = [turn.text for turn in turns]
+        return self._text_encoder(texts, [self._usable(turn.context) for turn in turns]).unpadded()
 
     @torch.inference_mode()
-    def encode_voices(self, voices: Sequence[Samples]) -> list[Tensor]:
-        return self._speech_encoder.get()(voices).unpadded()
+    def encode_audio(self, clips: Sequence[Samples]) -> list[Tensor]:
+        return self._speech_encoder.get()(clips).unpadded()
 
     @torch.inference_mode()
-    def fuse(self, turns: Sequence[EncodedTurn]) -> list[tuple[Prediction, Summary | None]]:
+    def fuse(self, turns: Sequence[EncodedTurn]) -> list[tuple[Prediction, AudioSummary | None]]:
         config = self._fusion.config
-        rows = [_rows(turn) for turn in turns]
-        flat = [row for own in rows for row in own]
-        text = self._tokens([row.words for row in flat], (config.text_width,))
-        sound = self._tokens([row.voice for row in flat], (config.voice_layers, config.voice_width))
-        heard = [row.earlier if config.relative else () for row in flat]
-        fused = self._fusion(text, sound, SpeakerBaseline.of(heard, config.summary_shape, self._device))
-        summed = summaries(sound).cpu().numpy().astype(np.float16)
-        readings = []
-        for turn, (first, end) in zip(turns, pairwise(accumulate(map(len, rows), initial=0)), strict=True):
-            part = Fused(fused.logits[first:end], fused.valence[first:end])
-            kept = turn.voice is not None and config.relative
-            readings.append((self._reading(turn, part), summed[first] if kept else None))
-        return readings
+        rows_of_turns = [_rows(turn) for turn in turns]
+        rows = [row for rows in rows_of_turns for row in rows]
+        text = self._tokens([row.text for row in rows], (config.text_width,))
+        audio = self._tokens([row.audio for row in rows], (config.audio_layers, config.audio_width))
+        earlier = [row.earlier if config.relative else () for row in rows]
+        baseline = SpeakerBaseline.from_summaries(earlier, config.summary_shape, self._device)
+        output = self._fusion(text, audio, baseline)
+        summaries = summarize_audio(audio).cpu().numpy().astype(np.float16)
+        results: list[tuple[Prediction, AudioSummary | None]] = []
+        edges = pairwise(accumulate(map(len, rows_of_turns), initial=0))
+        for turn, (first, end) in zip(turns, edges, strict=True):
+            prediction = self._predict(turn, FusionOutput(output.logits[first:end], output.valence[first:end]))
+            has_summary = turn.audio is not None and config.relative
+            results.append((prediction, summaries[first] if has_summary else None))
+        return results
 
-    def _reading(self, turn: EncodedTurn, fused: Fused) -> Prediction:
-        dimensions = [dict.fromkeys(self._bundle.label_space.dimensions, float(value)) for value in fused.valence]
-        has_text, has_voice = turn.words is not None, turn.voice is not None
-        baseline = len(turn.earlier) if has_voice and self._fusion.config.relative else 0
-        return _reading(self._bundle, fused.logits, dimensions, has_text, has_voice, baseline)
+    def _predict(self, turn: EncodedTurn, output: FusionOutput) -> Prediction:
+        dimensions = [dict.fromkeys(self._bundle.label_space.dimensions, float(value)) for value in output.valence]
+        has_text, has_audio = turn.text is not None, turn.audio is not None
+        baseline_turns = len(turn.earlier) if has_audio and self._fusion.config.relative else 0
+        return _predict(self._bundle, output.logits, dimensions, has_text, has_audio, baseline_turns)
 
-    def _before(self, context: Sequence[str]) -> Sequence[str]:
-        turns = self._text_encoder.config.context_turns
-        return [text for text in context[-turns:] if self.knows(text)] if turns else []
+    def _usable(self, context: Sequence[str]) -> Sequence[str]:
+        """The last `context_turns` texts, without those that the text encoder cannot encode."""
+        # Without the first condition, [-0:] would be the whole context.
+        return [text for text in context[-self.context_turns :] if self.can_encode(text)] if self.context_turns else []
 
     def _tokens(self, features: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tokens:
-        nothing = torch.zeros(0, *shape, device=self._device)
-        return Tokens.padded([nothing if row is None else row for row in features])
+        empty = torch.zeros(0, *shape, device=self._device)
+        return Tokens.padded([empty if row is None else row for row in features])
 
 
 class ClassifierPredictor:
-    """The voice alone, as one classifier hears it: no words are known to it, and it keeps no baseline."""
+    """Classifies audio alone. It encodes no text and keeps no baseline."""
+
+    context_turns = 0
 
     def __init__(self, bundle: ModelBundle, load_classifier: Callable[[], AudioClassifier]) -> None:
         self._bundle = bundle
         self._classifier = LazyModel(load_classifier)
 
-    def knows(self, text: str) -> bool:
+    def can_encode(self, text: str) -> bool:
         return False
 
-    def encode_words(self, turns: Sequence[TextInput]) -> list[Tensor]:
-        raise ValueError("no words are known to this bundle, so none can be encoded")
+    def encode_text(self, turns: Sequence[TextInput]) -> list[Tensor]:
+        raise ValueError("this bundle has no text encoder")
 
     @torch.inference_mode()
-    def encode_voices(self, voices: Sequence[Samples]) -> list[Tensor]:
-        return list(self._classifier.get()(voices)[:, None])
+    def encode_audio(self, clips: Sequence[Samples]) -> list[Tensor]:
+        return list(self._classifier.get()(clips)[:, None])
 
-    def fuse(self, turns: Sequence[EncodedTurn]) -> list[tuple[Prediction, Summary | None]]:
-        voices = [turn.voice for turn in turns if turn.voice is not None]
-        return [(_reading(self._bundle, logits, [{}], False, True, baseline_turns=0), None) for logits in voices]
+    def fuse(self, turns: Sequence[EncodedTurn]) -> list[tuple[Prediction, AudioSummary | None]]:
+        logits = [turn.audio for turn in turns if turn.audio is not None]
+        return [(_predict(self._bundle, row, [{}], False, True, baseline_turns=0), None) for row in logits]
 
 
 def incongruence(text_only: EmotionScores, audio_only: EmotionScores) -> float:
-    """Jensen-Shannon distance of two readings, in [0, 1]: the square root of the divergence in bits (Lin 1991)."""
+    """Returns the Jensen-Shannon distance of the two categorical distributions, from 0 (equal) to 1.
+
+    The distance is the square root of the Jensen-Shannon divergence in bits (Lin 1991).
+    """
     p = np.array(list(text_only.categories.values()))
     q = np.array(list(audio_only.categories.values()))
     middle = (p + q) / 2
 
-    def divergence(a: np.ndarray) -> float:
-        some = a > 0
-        return float(np.sum(a[some] * np.log2(a[some] / middle[some])))
+    def divergence(a: NDArray[np.float64]) -> float:
+        positive = a > 0
+        return float(np.sum(a[positive] * np.log2(a[positive] / middle[positive])))
 
     return float(np.sqrt(np.clip((divergence(p) + divergence(q)) / 2, 0.0, 1.0)))
 
 
 def _rows(turn: EncodedTurn) -> list[EncodedTurn]:
-    """What is fused for a turn: all of it, and where it has both, also the words alone and the voice alone."""
-    if turn.words is None or turn.voice is None:
+    """The rows of the batch that are fused for a turn: the turn, and if it has both modalities, each of them alone."""
+    if turn.text is None or turn.audio is None:
         return [turn]
-    return [turn, EncodedTurn(turn.words, None), EncodedTurn(None, turn.voice, turn.earlier)]
+    return [turn, EncodedTurn(turn.text, None), EncodedTurn(None, turn.audio, turn.earlier)]
 
 
-def _reading(
+def _predict(
     bundle: ModelBundle,
     logits: Tensor,
     dimensions: Sequence[dict[str, float]],
     has_text: bool,
-    has_voice: bool,
+    has_audio: bool,
     baseline_turns: int,
 ) -> Prediction:
+    """Returns a turn's prediction from the logits and dimensions of its rows, see `_rows`."""
     calibration = bundle.calibration
-    both = has_text and has_voice
-    first = calibration.temperature_of(text=has_text, audio=has_voice)
+    has_both = has_text and has_audio
+    first = calibration.temperature_of(text=has_text, audio=has_audio)
     temperatures = [first, calibration.text_temperature, calibration.audio_temperature]
-    read = [
+    rows = [
         _scores(bundle.label_space, row, values, temperature)
         for row, values, temperature in zip(logits.cpu(), dimensions, temperatures, strict=False)
     ]
-    scores = read[0]
-    text_only = read[1] if both else scores if has_text else None
-    audio_only = read[2] if both else scores if has_voice else None
+    scores = rows[0]
+    text_only = rows[1] if has_both else scores if has_text else None
+    audio_only = rows[2] if has_both else scores if has_audio else None
     confidence = scores.categories[scores.top]
+    used = ((Modality.text, has_text), (Modality.audio, has_audio))
     return Prediction(
         scores=scores,
         text_only=text_only,
@@ -241,9 +262,7 @@ def _reading(
         confidence=confidence,
         abstained=confidence < calibration.abstain_below,
         incongruence=incongruence(text_only, audio_only) if text_only and audio_only else None,
-        modalities_used=tuple(
-            modality for modality, used in ((Modality.text, has_text), (Modality.audio, has_voice)) if used
-        ),
+        modalities_used=tuple(modality for modality, is_used in used if is_used),
         baseline_turns=baseline_turns,
     )
 

@@ -1,8 +1,8 @@
-"""Encoders by name: published checkpoints from the model hub or a folder, for words and for voices.
+"""Pretrained encoders: published checkpoints of text and speech encoders, from the model hub or a folder.
 
-They keep the promises of `encoders.py`: a batch gives `Tokens` and equals its items one by one. Weights are read from
-safetensors, or where a checkpoint has none, from its pickle by PyTorch's restricted reader, which takes tensors and
-refuses whatever else is in it, since a pickle may run code.
+As with Tenor's own encoders, encoding a batch gives the same features as encoding its items one by one. Weights are
+read from safetensors. If a checkpoint has only a pickle, PyTorch's restricted unpickler reads it: it loads tensors and
+refuses everything else, because a pickle can run code.
 """
 
 import pickle
@@ -14,12 +14,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - its transport's root error
-    LocalEntryNotFoundError,
-)
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -40,8 +34,9 @@ from transformers.utils import logging
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.errors import BundleError, WeightsMissing
-from shared.modeling.speech_encoders import in_windows, mel_states, pooled
-from shared.modeling.text_encoders import TurnTokenizer, read_turns
+from shared.modeling import hub
+from shared.modeling.speech_encoders import encode_in_windows, pool_frames, whisper_hidden_states
+from shared.modeling.text_encoders import TurnTokenizer, encode_turns
 from shared.modeling.tokens import Tokens, length_mask
 
 TEXT_ARCHITECTURES = ("bert", "deberta-v2", "roberta", "xlm-roberta")
@@ -50,9 +45,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model")
 FILES = (
-    *WEIGHTS,
     *VOCABULARIES,
-    "model-*-of-*.safetensors",
     "config.json",
     "preprocessor_config.json",
     "tokenizer_config.json",
@@ -60,80 +53,59 @@ FILES = (
     "added_tokens.json",
     "merges.txt",
 )
-"""What is fetched of a repository."""
-PICKLED_FILES = (*PICKLED, "pytorch_model-*-of-*.bin")
-"""What is fetched beside them of a repository without safetensors."""
-NOT_USED = re.compile(r"(^|\.)(pooler\.|masked_spec_embed)")
-"""Weights that a checkpoint may lack: the encoders do without, or training makes them."""
-LAYERS = ("layer", "layers")
-"""What architectures call their list of transformer layers."""
-SHORTEST_S = 0.25
-"""Shorter sound is filled up with silence: SpecAugment's spans of ten frames must fit into it."""
-HUB_TIMEOUT_S = 5.0
+"""The files of a repository that are downloaded besides the weights."""
+WEIGHT_FORMATS = ((*WEIGHTS, "model-*-of-*.safetensors"), (*PICKLED, "pytorch_model-*-of-*.bin"))
+"""Weight files of a repository; pickles are downloaded only if it has no safetensors."""
+OPTIONAL_WEIGHTS = re.compile(r"(^|\.)(pooler\.|masked_spec_embed)")
+"""Weights that a checkpoint may lack: the encoders do not use them, or training creates them."""
+LAYER_LISTS = ("layer", "layers")
+"""The attribute names that architectures give their list of transformer layers."""
+MIN_CLIP_S = 0.25
+"""A shorter clip is padded with silence, because SpecAugment masks spans of ten frames, which must fit."""
 
 
 class Checkpoint(BaseModel):
-    """Where the weights are: a folder, or a repository of the hub at a revision."""
+    """Where the weights of an encoder are: in a folder, or in a repository of the model hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
+    """A folder, or OWNER/REPOSITORY."""
     revision: str | None = None
-    """A commit; a branch would be another model tomorrow."""
+    """The commit of the repository. A branch is not allowed: tomorrow it could be another model."""
 
     def folder(self) -> Path:
-        """The folder with the files, fetched from the hub unless they are here.
+        """Returns the folder with the files. Downloads them if they are not in the local cache.
 
         Raises:
-            WeightsMissing: neither folder nor repository, no revision, or the hub cannot be reached.
+            WeightsMissing: the source is neither a folder nor a repository with a revision, or the hub cannot be
+                reached.
         """
         if Path(self.source).is_dir():
             return Path(self.source)
         if self.revision is None:
-            raise WeightsMissing(f"{self.source!r} is no folder; for a repository of the hub, give its revision too")
-        try:
-            return self._fetched(local_files_only=True)
-        except LocalEntryNotFoundError:
-            pass  # not downloaded before
-        except HFValidationError as error:
-            raise WeightsMissing(f"{self.source!r} is neither a folder nor a repository of the hub: {error}") from error
-        try:
-            # A download tries again for half a minute before it gives up; this call tells at once.
-            HfApi().model_info(self.source, revision=self.revision, timeout=HUB_TIMEOUT_S)
-            return self._fetched()
-        except (OSError, HTTPError) as error:
             raise WeightsMissing(
-                f"{self.source} at {self.revision} cannot be had from the model hub ({error}): connect to it once, "
-                "or give a folder that holds the files"
-            ) from error
-
-    def _fetched(self, local_files_only: bool = False) -> Path:
-        folder = self._snapshot(FILES, local_files_only)
-        return folder if _has(folder, WEIGHTS) else self._snapshot((*FILES, *PICKLED_FILES), local_files_only)
-
-    def _snapshot(self, files: Sequence[str], local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                self.source, revision=self.revision, allow_patterns=list(files), local_files_only=local_files_only
+                f"{self.source!r} is not a folder; if it is a repository of the hub, give its revision"
             )
-        )
+        remedy = "connect to it once, or give a folder that holds the files"
+        return hub.download(self.source, self.revision, FILES, WEIGHT_FORMATS, remedy=remedy)
 
 
 class PretrainedTextConfig(Checkpoint):
     """A checkpoint of one of the `TEXT_ARCHITECTURES`."""
 
     max_tokens: int = Field(default=256, ge=8)
-    """Of the text and its context together."""
+    """Longest input in tokens: the text and its context together."""
     prefix: str = ""
-    """Put before the text, such as E5's "query: "."""
+    """Text inserted before every turn, such as E5's "query: "."""
     context_turns: int = Field(default=0, ge=0)
-    """How many of the turns before a text it is read with."""
+    """How many turns before a turn the encoder was trained to read as context."""
     max_unknown: float = 0.2
-    """Largest share of a text's letters that may be missing from the vocabulary."""
+    """A text is not encoded if the vocabulary lacks more than this share of its letters and digits."""
 
 
 class PretrainedTextEncoder(nn.Module):
-    """A BERT, RoBERTa, XLM-R or DeBERTa v2/v3, which may read a turn with those before it."""
+    """A BERT, RoBERTa, XLM-R or DeBERTa v2/v3."""
 
     def __init__(
         self, config: PretrainedTextConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
@@ -143,7 +115,7 @@ class PretrainedTextEncoder(nn.Module):
         self.model = model
         self.width: int = model.config.hidden_size
         self._tokenizer: Any = tokenizer
-        self._turns = TurnTokenizer(
+        self._turn_tokenizer = TurnTokenizer(
             tokenizer.backend_tokenizer,
             *(getattr(self._tokenizer, f"{mark}_token_id") for mark in ("cls", "sep", "unk", "pad")),
             prefix=config.prefix,
@@ -152,58 +124,58 @@ class PretrainedTextEncoder(nn.Module):
 
     @classmethod
     def load(cls, config: PretrainedTextConfig) -> Self:
-        """The encoder in evaluation mode, float32.
+        """Returns the encoder in evaluation mode and float32.
 
         Raises:
-            WeightsMissing: there are none.
-            BundleError: the checkpoint is no text encoder, or not whole, or has fewer positions than `max_tokens`.
+            WeightsMissing: the weights are neither here nor on the hub.
+            BundleError: the checkpoint is not a text encoder, is incomplete, or has fewer positions than `max_tokens`.
         """
         folder = config.folder()
         model = _model(folder, _settings(folder, TEXT_ARCHITECTURES))
         if hasattr(model, "pooler"):
             model.register_module("pooler", None)
-        # RoBERTa counts its positions from behind the padding's id.
+        # RoBERTa's first position is the id of its padding token plus 1.
         positions = model.config.max_position_embeddings - 1 - getattr(model.embeddings, "padding_idx", -1)
         if config.max_tokens > positions:
             raise BundleError(f"max_tokens is {config.max_tokens}, but {config.source} has {positions} positions")
         return cls(config, model, _tokenizer(folder)).eval()
 
     def save(self, folder: Path) -> None:
-        """Write what `load` reads: config, tokenizer, and the weights as one `model.safetensors`."""
+        """Write config, tokenizer and weights (as one `model.safetensors`) to a folder that `load` can read."""
         _save(self.model, folder)
         self._tokenizer.save_pretrained(folder)
 
-    def knows(self, text: str) -> bool:
-        """Whether the text has letters, and nearly all of them are in the vocabulary."""
-        return self._turns.knows(text, self.config.max_unknown)
+    def can_encode(self, text: str) -> bool:
+        """Whether the text has letters or digits, and nearly all of them are in the vocabulary."""
+        return self._turn_tokenizer.can_encode(text, self.config.max_unknown)
 
     def forward(self, texts: Sequence[str], context: Sequence[Sequence[str]] | None = None) -> Tokens:
-        """Features of shape [batch, tokens, width], of the texts alone: the context is read but not given.
+        """Returns features of the texts, shape [batch, tokens, width], without those of the context.
 
         Args:
-            texts: one longer than `max_tokens` is cut at its end.
-            context: for every text the turns before it, the oldest first; see `TurnTokenizer`.
+            texts: the text of each turn. The end of a text that is longer than `max_tokens` is cut off.
+            context: for each text, the texts of the turns before it, the oldest first; see `TurnTokenizer`.
         """
-        return read_turns(self.model, self._turns, texts, context)
+        return encode_turns(self.model, self._turn_tokenizer, texts, context)
 
 
 class PretrainedSpeechConfig(Checkpoint):
     """A checkpoint of one of the `SPEECH_ARCHITECTURES`."""
 
     layers: tuple[int, ...] | None = None
-    """Whose outputs are given, counting from 1; 0 is what goes into the first layer. None gives all and 0."""
+    """Layers whose outputs are returned, counted from 1; 0 is the input of the first layer. None: 0 and all layers."""
     pooling: int = Field(default=5, ge=1)
-    """Frames of 20 ms that are averaged into one token."""
+    """Number of frames, of 20 ms each, that are averaged into one token."""
     max_seconds: float = Field(default=30.0, ge=1)
-    """A longer clip is encoded in windows of this length, or of the positions Whisper has."""
+    """A longer clip is encoded in windows of this length; with Whisper, no longer than its positions cover."""
     mask_time: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the frames that training hides from the layers (SpecAugment, Park et al. 2019); not for Whisper."""
+    """Share of the frames that are masked in training (SpecAugment, Park et al. 2019); not for Whisper."""
     mask_features: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the CNN's features that training hides from the layers; not for Whisper."""
+    """Share of the CNN's features that are masked in training; not for Whisper."""
 
 
 class PretrainedSpeechEncoder(nn.Module):
-    """A wav2vec 2.0, XLS-R, WavLM, HuBERT, or the encoder of a Whisper, which runs on the clip alone."""
+    """A wav2vec 2.0, XLS-R, WavLM or HuBERT, or the encoder of a Whisper, run on the clip without padding to 30 s."""
 
     def __init__(
         self, config: PretrainedSpeechConfig, model: PreTrainedModel, extractor: FeatureExtractionMixin
@@ -215,62 +187,64 @@ class PretrainedSpeechEncoder(nn.Module):
         depth: int = model.config.num_hidden_layers
         self.layers: tuple[int, ...] = tuple(range(depth + 1)) if config.layers is None else config.layers
         if not self.layers or not set(self.layers) <= set(range(depth + 1)):
-            raise BundleError(f"layers is {self.layers}, but {config.source} has those from 0 to {depth}")
+            raise BundleError(f"layers is {self.layers}, but {config.source} has layers 0 to {depth}")
         self._extractor: Any = extractor
 
     @classmethod
     def load(cls, config: PretrainedSpeechConfig) -> Self:
-        """The encoder in evaluation mode, float32.
+        """Returns the encoder in evaluation mode and float32.
 
         Raises:
-            WeightsMissing: there are none.
-            BundleError: the checkpoint is no speech encoder, or not whole, or lacks one of the layers.
+            WeightsMissing: the weights are neither here nor on the hub.
+            BundleError: the checkpoint is not a speech encoder, is incomplete, or lacks one of the layers.
         """
         folder = config.folder()
         settings = _settings(folder, SPEECH_ARCHITECTURES)
-        # A layer that is dropped has no output, which the mixture of layers needs.
+        # LayerDrop skips layers at random in training, but the fusion needs the output of each layer.
         settings.layerdrop = 0.0
         settings.apply_spec_augment = config.mask_time + config.mask_features > 0
         settings.mask_time_prob, settings.mask_feature_prob = config.mask_time, config.mask_features
-        settings.mask_feature_min_masks = 0  # WavLM's code asks for it, but not all configs have it
+        settings.mask_feature_min_masks = 0  # WavLM's code reads it, but not every config has it
         return cls(config, _model(folder, settings), _extractor(folder)).eval()
 
     def save(self, folder: Path) -> None:
-        """Write what `load` reads: config, feature extractor, and the weights as one `model.safetensors`."""
+        """Write config, feature extractor and weights (as one `model.safetensors`) to a folder that `load` can read."""
         _save(self.model, folder)
         self._extractor.save_pretrained(folder)
 
     def drop_unused_layers(self) -> None:
-        """Forget the layers behind the last whose output is given: without them, the encoder can only be run."""
-        # One is needed: its input is what layer 0 means.
+        """Delete the layers after the last one whose output is returned. The encoder cannot be saved afterwards."""
+        # One layer is kept even if only layer 0 is returned, which is the input of the first layer.
         del transformer_layers(self.model)[max(1, *self.layers) :]
 
     @property
-    def layers_given(self) -> int:
+    def output_layer_count(self) -> int:
+        """Number of layers whose outputs are returned."""
         return len(self.layers)
 
     def forward(self, clips: Sequence[Samples]) -> Tokens:
-        """Features of shape [batch, tokens, layers given, width]."""
+        """Returns features of shape [batch, tokens, layers, width]."""
         size = int(self.config.max_seconds * SAMPLE_RATE)
         if isinstance(self.model, WhisperEncoder):
-            # Two frames of 10 ms a position.
-            return in_windows(clips, min(size, self.model.max_source_positions * SAMPLE_RATE // 50), self._encode)
-        return in_windows([self._normalized(clip) for clip in clips], size, self._encode)
+            # A position covers 20 ms.
+            size = min(size, self.model.max_source_positions * SAMPLE_RATE // 50)
+            return encode_in_windows(clips, size, self._encode)
+        return encode_in_windows([self._normalized(clip) for clip in clips], size, self._encode)
 
     def _encode(self, windows: Sequence[Samples]) -> list[Tensor]:
         if isinstance(self.model, WhisperEncoder):
-            states = mel_states(self.model, self._extractor, windows, self.layers)
+            states = whisper_hidden_states(self.model, self._extractor, windows, self.layers)
         else:
-            states = self._wave_states([_filled(window) for window in windows])
-        return [pooled(one, self.config.pooling) for one in states]
+            states = self._waveform_states([_padded(window) for window in windows])
+        return [pool_frames(one, self.config.pooling) for one in states]
 
     def _normalized(self, clip: Samples) -> Samples:
-        """As the checkpoint was trained: with mean 0 and deviation 1, or as it is."""
-        return np.asarray(self._extractor(_filled(clip), sampling_rate=SAMPLE_RATE)["input_values"][0], np.float32)
+        """Returns the clip as the checkpoint expects it: with mean 0 and standard deviation 1, or unchanged."""
+        return np.asarray(self._extractor(_padded(clip), sampling_rate=SAMPLE_RATE)["input_values"][0], np.float32)
 
-    def _wave_states(self, waves: Sequence[Samples]) -> list[Tensor]:
-        """All at once, but waves of one length after another where padding would change what comes out."""
-        if not _feels_padding(self.model.config):
+    def _waveform_states(self, waves: Sequence[Samples]) -> list[Tensor]:
+        """Returns each wave's hidden states: in one batch, or one batch per length if padding changes the result."""
+        if not _depends_on_padding(self.model.config):
             return self._padded_states(waves)
         sizes = [wave.size for wave in waves]
         states: dict[int, Tensor] = {}
@@ -280,7 +254,7 @@ class PretrainedSpeechEncoder(nn.Module):
         return [states[row] for row in range(len(waves))]
 
     def _padded_states(self, waves: Sequence[Samples]) -> list[Tensor]:
-        """For every wave a tensor of shape [frames, layers given, width]."""
+        """Returns for each wave a tensor of shape [frames, layers, width]."""
         device = self.model.device
         padded = pad_sequence([torch.from_numpy(wave).to(device, self.model.dtype) for wave in waves], batch_first=True)
         lengths = torch.tensor([wave.size for wave in waves], device=device)
@@ -293,28 +267,28 @@ class PretrainedSpeechEncoder(nn.Module):
 
 
 def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
-    """The layers of any encoder, without the convolutions before them.
+    """Returns the transformer layers of an encoder of any architecture, without the convolutions before them.
 
     Raises:
-        ValueError: it has not exactly one list of them.
+        ValueError: the encoder does not have exactly one list of layers.
     """
     found = [
         module
         for name, module in encoder.named_modules()
-        if name.rpartition(".")[2] in LAYERS and isinstance(module, nn.ModuleList)
+        if name.rpartition(".")[2] in LAYER_LISTS and isinstance(module, nn.ModuleList)
     ]
     if len(found) != 1:
-        raise ValueError(f"{type(encoder).__name__} has {len(found)} lists of layers; an encoder has one")
+        raise ValueError(f"{type(encoder).__name__} has {len(found)} lists of layers, not one")
     return found[0]
 
 
-def _feels_padding(settings: PreTrainedConfig) -> bool:
-    """Whether a norm is taken over time, where no mask reaches."""
+def _depends_on_padding(settings: PreTrainedConfig) -> bool:
+    """Whether the model normalizes over time, which includes the padding whatever the attention mask says."""
     return settings.feat_extract_norm == "group" or getattr(settings, "conv_pos_batch_norm", False)
 
 
-def _filled(wave: Samples) -> Samples:
-    return np.pad(wave, (0, max(0, int(SHORTEST_S * SAMPLE_RATE) - wave.size)))
+def _padded(wave: Samples) -> Samples:
+    return np.pad(wave, (0, max(0, int(MIN_CLIP_S * SAMPLE_RATE) - wave.size)))
 
 
 def _has(folder: Path, names: Sequence[str]) -> bool:
@@ -325,14 +299,14 @@ def _settings(folder: Path, known: Sequence[str]) -> PreTrainedConfig:
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{folder} has no config.json that transformers knows: {error}") from error
+        raise BundleError(f"transformers cannot read the config.json of {folder}: {error}") from error
     if settings.model_type not in known:
-        raise BundleError(f"{folder} holds a {settings.model_type!r}; here it must be one of {', '.join(known)}")
+        raise BundleError(f"{folder} holds a {settings.model_type!r}; it must be one of {', '.join(known)}")
     return settings
 
 
 def _model(folder: Path, settings: PreTrainedConfig) -> PreTrainedModel:
-    """The body of a checkpoint, whatever head it has."""
+    """Returns the encoder of a checkpoint, without the head or decoder that it may have."""
     if not _has(folder, (*WEIGHTS, *PICKLED)):
         raise WeightsMissing(f"{folder} has no weights: it must hold {WEIGHTS[0]}, or else {PICKLED[0]}")
     whisper = settings.model_type == "whisper"
@@ -350,24 +324,24 @@ def _model(folder: Path, settings: PreTrainedConfig) -> PreTrainedModel:
                 **options,
             )
     except pickle.UnpicklingError as error:
-        raise BundleError(f"{folder / PICKLED[0]} is refused, as it holds more than tensors: {error}") from error
+        raise BundleError(f"{folder / PICKLED[0]} is refused, because it holds more than tensors: {error}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BundleError(f"the weights in {folder} do not fit its config.json: {error}") from error
-    if missing := sorted(name for name in report["missing_keys"] if not NOT_USED.search(name)):
+    if missing := sorted(name for name in report["missing_keys"] if not OPTIONAL_WEIGHTS.search(name)):
         raise BundleError(
-            f"the weights in {folder} are not whole: {missing[0]} and {len(missing) - 1} more are missing"
+            f"the weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} more are missing"
         )
     return model
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    # Without one, transformers makes a tokenizer to which every word is unknown.
+    # Without a vocabulary, transformers creates a tokenizer that maps every word to the unknown token.
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise BundleError(f"{folder} has no vocabulary; it must hold one of {', '.join(VOCABULARIES)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{folder} has no tokenizer that transformers knows: {error}") from error
+        raise BundleError(f"transformers cannot read the tokenizer of {folder}: {error}") from error
     if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
         raise BundleError(f"the tokenizer in {folder} must have a class, a separator and a padding token")
     return tokenizer
@@ -377,20 +351,20 @@ def _extractor(folder: Path) -> FeatureExtractionMixin:
     try:
         return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise BundleError(f"{folder} has no preprocessor_config.json that transformers knows: {error}") from error
+        raise BundleError(f"transformers cannot read the preprocessor_config.json of {folder}: {error}") from error
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    # save_pretrained would give the names back that the checkpoint had, which for a part of it cannot be done.
+    # save_pretrained would restore the weight names of the original checkpoint, and fails for a part of a model.
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A checkpoint's head or decoder is left where it is, which is no news."""
+    """Silences transformers' warning that the weights of a checkpoint's head or decoder are not used."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,8 +1,8 @@
-"""Weights in few bits: how a bundle stores an encoder's matrices in 4.5 or 8.5 bits a number.
+"""Quantization: stores weight matrices in 4.5 or 8.5 bits per number.
 
-As llama.cpp's Q4_0 and Q8_0: blocks of 32 numbers share a float16 scale, and each is a multiple of it, from -8 to 7 or
-from -127 to 127. Whichever number of a block is largest in magnitude is kept exactly, up to float16; in four bits, so
-that storing again changes nothing.
+The formats follow llama.cpp's Q4_0 and Q8_0: each block of 32 numbers shares a float16 scale, and each number is an
+integer multiple of it, from -8 to 7 or from -127 to 127. In a block, the number with the largest magnitude is kept
+exactly, up to float16. In four bits, it follows that quantizing a dequantized matrix again changes nothing.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ _NIBBLES, _SCALES = ".q4", ".q4_scales"
 _BYTES, _BYTE_SCALES = ".q8", ".q8_scales"
 
 
-def quantized(state: Mapping[str, Tensor], bits: Mapping[str, Bits]) -> dict[str, Tensor]:
-    """A state in which the matrices named in `bits` are stored in so many, and all else in float16.
+def quantize(state: Mapping[str, Tensor], bits: Mapping[str, Bits]) -> dict[str, Tensor]:
+    """Returns a state dict with the matrices named in `bits` quantized to 4 or 8 bits, and all else in float16.
 
     A matrix of shape [rows, columns], with columns a multiple of 32, becomes `NAME.q4`, uint8 of shape [blocks, 16],
     and `NAME.q4_scales`, float16 of shape [rows, columns / 32]; or `NAME.q8`, int8 of the matrix's shape, and
@@ -36,8 +36,8 @@ def quantized(state: Mapping[str, Tensor], bits: Mapping[str, Bits]) -> dict[str
     return stored
 
 
-def dequantized(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `quantized` stored, in float32 where it was in few bits; a state that it did not store stays as it is."""
+def dequantize(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the state dict that `quantize` was called with, up to rounding; other tensors stay as they are."""
     state: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         if name.endswith(_NIBBLES):

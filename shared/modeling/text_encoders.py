@@ -1,6 +1,6 @@
-"""Text encoders: the texts of turns, with the turns before as context, to sequences of features.
+"""Text encoders: turn the text of a turn, with the turns before it as context, into a sequence of features.
 
-Padding never changes a result: a batch equals its items one by one.
+Padding never changes a result: encoding a batch gives the same features as encoding its items one by one.
 """
 
 import unicodedata
@@ -16,13 +16,18 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 from shared.modeling.tokens import Tokens, length_mask
 
-MOST_LETTERS = 4096
-"""Enough of a text to tell whether its script is known."""
+MAX_CHECKED_CHARACTERS = 4096
+"""How much of a text is checked for characters that the vocabulary lacks."""
 
 
 @dataclass(frozen=True)
 class TokenizedTurn:
-    """Token ids of a turn and of those before it; `own` are the places of the turn itself."""
+    """Token ids of a turn and its context.
+
+    Attributes:
+        ids: the whole input of the text encoder.
+        own: the positions in `ids` that belong to the turn itself, with the start token and the prefix.
+    """
 
     ids: list[int]
     own: list[int]
@@ -30,50 +35,49 @@ class TokenizedTurn:
 
 @dataclass(frozen=True)
 class TurnTokenizer:
-    """A conversation's turns as a text encoder reads them.
+    """Tokenizes a turn with the turns before it.
 
-    First comes the encoder's mark of a beginning and its prefix, then the turns before, each with a separator behind
-    it, then the turn and a last separator. What does not fit into `max_tokens` is left out of the turns before, from
-    the oldest on, and after that of the turn's end.
+    The input of the text encoder is: start token, prefix, each earlier turn and a separator, the turn, a separator. If
+    that is longer than `max_tokens`, the earlier turns are cut first, from the oldest on, and then the end of the turn.
     """
 
-    pieces: Tokenizer
-    first: int
-    separator: int
-    unknown: int | None
-    padding: int
+    tokenizer: Tokenizer
+    start_id: int
+    separator_id: int
+    unknown_id: int | None
+    padding_id: int
     prefix: str
     max_tokens: int
 
     def __post_init__(self) -> None:
-        self.pieces.no_padding()
-        self.pieces.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
 
-    def turn(self, text: str, before: Sequence[str] = ()) -> TokenizedTurn:
-        """A turn with those before it, the oldest first."""
+    def tokenize(self, text: str, context: Sequence[str] = ()) -> TokenizedTurn:
+        """Returns the token ids of a turn and its context, the oldest turn first."""
         own = self._ids(self.prefix + text)[: self.max_tokens - 2]
-        opening = min(len(own), len(self._ids(self.prefix.rstrip())) if self.prefix else 0)
-        earlier = [piece for turn in before for piece in (*self._ids(turn), self.separator)]
+        prefix = min(len(own), len(self._ids(self.prefix.rstrip())) if self.prefix else 0)
+        earlier = [id_ for turn in context for id_ in (*self._ids(turn), self.separator_id)]
         earlier = earlier[max(0, len(earlier) - (self.max_tokens - 2 - len(own))) :]
-        ids = [self.first, *own[:opening], *earlier, *own[opening:], self.separator]
-        return TokenizedTurn(ids, [*range(1 + opening), *range(1 + opening + len(earlier), len(ids))])
+        ids = [self.start_id, *own[:prefix], *earlier, *own[prefix:], self.separator_id]
+        return TokenizedTurn(ids, [*range(1 + prefix), *range(1 + prefix + len(earlier), len(ids))])
 
-    def knows(self, text: str, max_unknown: float) -> bool:
-        """Whether the text has letters, and at most the share `max_unknown` of them is not in the vocabulary."""
-        letters = [unicodedata.category(letter)[0] in "LN" for letter in text]
+    def can_encode(self, text: str, max_unknown: float) -> bool:
+        """Whether the text has letters or digits, and the vocabulary lacks at most the share `max_unknown` of them."""
+        letters = [unicodedata.category(character)[0] in "LN" for character in text]
         if not any(letters):
             return False
-        encoding = self.pieces.encode(text[:MOST_LETTERS], add_special_tokens=False)
-        spans = [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ == self.unknown]
-        seen = encoding.offsets[-1][1] if encoding.offsets else 0
-        return sum(sum(letters[start:end]) for start, end in spans) <= max_unknown * sum(letters[:seen])
+        encoding = self.tokenizer.encode(text[:MAX_CHECKED_CHARACTERS], add_special_tokens=False)
+        unknown = [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ == self.unknown_id]
+        checked = encoding.offsets[-1][1] if encoding.offsets else 0
+        return sum(sum(letters[start:end]) for start, end in unknown) <= max_unknown * sum(letters[:checked])
 
     def _ids(self, text: str) -> list[int]:
-        return self.pieces.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
 class TextEncoderConfig(BaseModel):
-    """multilingual-e5-small's shape is the default, but for the vocabulary."""
+    """Shapes and settings. The default shapes are those of multilingual-e5-small, except for the vocabulary."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,13 +91,13 @@ class TextEncoderConfig(BaseModel):
     prefix: str = "query: "
     max_tokens: int = 256
     context_turns: int = 0
-    """How many of the turns before a text it is read with."""
+    """How many turns before a turn the encoder was trained to read as context."""
     max_unknown: float = 0.2
-    """Largest share of a text's letters that may be missing from the vocabulary."""
+    """A text is not encoded if the vocabulary lacks more than this share of its letters and digits."""
 
 
 class TextEncoder(nn.Module):
-    """A BERT over an XLM-R vocabulary (Wang et al. 2024, "Multilingual E5 Text Embeddings")."""
+    """A BERT with the vocabulary of XLM-R (Wang et al. 2024, "Multilingual E5 Text Embeddings")."""
 
     def __init__(self, config: TextEncoderConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -113,42 +117,46 @@ class TextEncoder(nn.Module):
             ),
             add_pooling_layer=False,
         )
-        first, last, unknown = (_mark(tokenizer, mark) for mark in ("<s>", "</s>", "<unk>"))
-        self._turns = TurnTokenizer(
-            tokenizer, first, last, unknown, config.padding_id, config.prefix, config.max_tokens
+        start_id, separator_id, unknown_id = (_special_id(tokenizer, token) for token in ("<s>", "</s>", "<unk>"))
+        self._turn_tokenizer = TurnTokenizer(
+            tokenizer, start_id, separator_id, unknown_id, config.padding_id, config.prefix, config.max_tokens
         )
 
-    def knows(self, text: str) -> bool:
-        """Whether the text has letters, and nearly all of them are in the vocabulary."""
-        return self._turns.knows(text, self.config.max_unknown)
+    def can_encode(self, text: str) -> bool:
+        """Whether the text has letters or digits, and nearly all of them are in the vocabulary."""
+        return self._turn_tokenizer.can_encode(text, self.config.max_unknown)
 
     def forward(self, texts: Sequence[str], context: Sequence[Sequence[str]] | None = None) -> Tokens:
-        """Features of shape [batch, tokens, width], of the texts alone: the context is read but not given.
+        """Returns features of the texts, shape [batch, tokens, width], without those of the context.
 
         Args:
-            texts: one longer than `max_tokens` is cut at its end.
-            context: for every text the turns before it, the oldest first; see `TurnTokenizer`.
+            texts: the text of each turn. The end of a text that is longer than `max_tokens` is cut off.
+            context: for each text, the texts of the turns before it, the oldest first; see `TurnTokenizer`.
         """
-        return read_turns(self.bert, self._turns, texts, context)
+        return encode_turns(self.bert, self._turn_tokenizer, texts, context)
 
 
-def read_turns(
+def encode_turns(
     model: PreTrainedModel,
-    tokenizer: "TurnTokenizer",
+    tokenizer: TurnTokenizer,
     texts: Sequence[str],
     context: Sequence[Sequence[str]] | None = None,
 ) -> Tokens:
-    """The last hidden states of the texts' own tokens, having read them with their context."""
-    turns = [tokenizer.turn(text, before) for text, before in zip(texts, context or [()] * len(texts), strict=True)]
+    """Returns the model's last hidden states at the texts' own tokens, shape [batch, tokens, width].
+
+    The model attends to the context, but the hidden states of the context are not returned.
+    """
+    contexts = context or [()] * len(texts)
+    turns = [tokenizer.tokenize(text, before) for text, before in zip(texts, contexts, strict=True)]
     ids = [torch.tensor(turn.ids, device=model.device) for turn in turns]
-    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.padding)
+    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.padding_id)
     mask = length_mask(torch.tensor([len(row) for row in ids], device=model.device), padded.shape[1])
     hidden = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state.float()
     return Tokens.padded([states[turn.own] for states, turn in zip(hidden, turns, strict=True)])
 
 
-def _mark(tokenizer: Tokenizer, mark: str) -> int:
-    id_ = tokenizer.token_to_id(mark)
+def _special_id(tokenizer: Tokenizer, token: str) -> int:
+    id_ = tokenizer.token_to_id(token)
     if id_ is None:
-        raise ValueError(f"the tokenizer has no {mark}, as that of XLM-R has")
+        raise ValueError(f"the tokenizer has no token {token}, which every XLM-R vocabulary has")
     return id_

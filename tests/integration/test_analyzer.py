@@ -35,7 +35,7 @@ class TranscriberByLength:
     def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
         return [self._transcript(TEXTS[round(clip.samples.size / SAMPLE_RATE, 1)]) for clip in clips]
 
-    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+    def detect_speech(self, samples: Samples) -> list[tuple[float, float]]:
         return [(0.0, 1.0)]
 
     def _transcript(self, text: str) -> Transcript:

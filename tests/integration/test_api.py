@@ -111,8 +111,8 @@ def test_a_waiting_request_is_answered_when_its_own_turn_ends(
     def post(session: str) -> str:
         return api.post(f"/v1/sessions/{session}/turns", json={"text": "I waited an hour!"}).headers["Location"]
 
-    doomed = api.post("/v1/sessions", json={}).json()["id"]
-    ends, stays, goes = post(session_id), post(session_id), post(doomed)
+    deleted = api.post("/v1/sessions", json={}).json()["id"]
+    ends, stays, goes = post(session_id), post(session_id), post(deleted)
     with ThreadPoolExecutor(3) as threads:
         told, untold, gone = (
             threads.submit(api.get, location, params={"wait": seconds})
@@ -121,7 +121,7 @@ def test_a_waiting_request_is_answered_when_its_own_turn_ends(
         assert not wait({told, gone}, timeout=0.3).done
         with psycopg.connect(settings.database_url.get_secret_value()) as connection:
             connection.execute("UPDATE jobs SET status = 'failed' WHERE turn_id = %s", [ends.rpartition("/")[2]])
-        api.delete(f"/v1/sessions/{doomed}")
+        api.delete(f"/v1/sessions/{deleted}")
         assert told.result(10).json()["status"] == "failed"
         assert problem(gone.result(10)) == (404, "turn_not_found")
         assert untold.result(10).json()["status"] == "queued"

@@ -316,6 +316,17 @@ def test_the_text_context_is_the_two_turns_before_of_any_speaker(house: House) -
     assert house.done(house.say(session), heard="Yes").context == ("Are you there?",)
 
 
+@pytest.mark.parametrize("context_turns", [0, 1, 3])
+def test_the_context_has_as_many_turns_as_the_bundle_asks_for(house: House, context_turns: int) -> None:
+    session, texts = house.session(), ("one", "two", "three", "four")
+    for text in texts:
+        house.done(house.write(session, text))
+    last = house.say(session)
+    with house.database.transaction() as transaction:
+        work = transaction.turn_results.read_work(last, "bundle", context_turns)
+    assert work.context == texts[len(texts) - context_turns :]
+
+
 @pytest.mark.parametrize("before", ["before they are heard", "after they are heard"])
 def test_the_context_of_a_text_turn_holds_only_texts_that_were_provided(house: House, before: str) -> None:
     session = house.session()
@@ -489,9 +500,9 @@ def test_workers_that_die_change_no_baseline(house: House, settings: Settings) -
 def test_sessions_deleted_during_analysis_block_no_other_turn(house: House) -> None:
     fleet = Fleet(house)
     kept = house.session("p-17")
-    doomed = [house.session("p-17") for _ in range(4)]
+    deleted = [house.session("p-17") for _ in range(4)]
     for _ in range(6):
-        for session in (*doomed, kept):
+        for session in (*deleted, kept):
             fleet.messages.put(house.say(session).id)
 
     def delete(session_id: UUID) -> None:
@@ -500,7 +511,7 @@ def test_sessions_deleted_during_analysis_block_no_other_turn(house: House) -> N
             transaction.sessions.delete(house.tenant_id, session_id)
 
     def meanwhile(pool: ThreadPoolExecutor) -> None:
-        list(pool.map(delete, doomed))
+        list(pool.map(delete, deleted))
         fleet.messages.join()
         while messages := house.sweep():  # sends for whoever waited for a turn that was deleted
             for job_id in messages:

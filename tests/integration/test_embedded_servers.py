@@ -10,7 +10,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -177,7 +177,8 @@ def test_a_data_folder_works_at_any_path(initialized: Path, tmp_path: Path, name
 def test_a_long_path_is_reached_through_a_private_short_one(initialized: Path, tmp_path: Path) -> None:
     data_dir = copied(initialized, tmp_path / ("long" * 30))
     with EmbeddedServers(data_dir) as servers:
-        Database(servers.database_url).revision()
+        with closing(Database(servers.database_url)) as tenor:
+            tenor.revision()
         Broker(running_urls(Settings(data_dir=data_dir)).broker_url).ping()
         temporary = Path((data_dir / "temporary-folder").read_text())
         assert (mode(temporary), temporary.stat().st_uid) == (0o700, os.geteuid())
@@ -631,4 +632,5 @@ def test_a_run_that_is_ended_during_recovery_says_so_and_leaves_no_process(crash
         assert run.wait(60 * PATIENCE) != 0
     finally:
         run.kill()
+        run.stderr.close()
     assert postgres_processes(crashed) == []

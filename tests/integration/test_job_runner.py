@@ -25,9 +25,9 @@ from shared.audio.sandbox import AudioSandbox, Limits
 from shared.domain.job import TURN_LANES, Lane
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
 from shared.messaging.broker import Broker, celery_app
-from shared.modeling.baseline import Summary
+from shared.modeling.baseline import AudioSummary
 from shared.modeling.lazy_model import LazyModel
-from shared.modeling.pipeline import Analysis, Pipeline, Submit
+from shared.modeling.pipeline import Analysis, Pipeline, StageRunner
 from shared.modeling.transcriber import Clip, Transcriber
 from shared.settings import Settings
 from shared.storage.blobs import BlobFolder
@@ -61,7 +61,7 @@ class Hears:
         heard = Transcript(language="en", language_probability=0.9, segments=segments, source=TranscriptSource.asr)
         return [heard for _ in clips]
 
-    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+    def detect_speech(self, samples: Samples) -> list[tuple[float, float]]:
         return [(0.0, 1.0)]
 
 
@@ -152,7 +152,7 @@ def test_a_prediction_says_on_how_many_turns_its_baseline_rests(api: TestClient,
 def test_audio_is_compared_with_the_audio_summaries_of_earlier_turns(
     say: Say, engine: JobRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    analyze, left, given = Pipeline.analyze, list[Summary](), list[Sequence[Summary]]()
+    analyze, left, given = Pipeline.analyze, list[AudioSummary](), list[Sequence[AudioSummary]]()
 
     def analyze_and_note(
         pipeline: Pipeline,
@@ -160,9 +160,9 @@ def test_audio_is_compared_with_the_audio_summaries_of_earlier_turns(
         samples: Samples,
         text: None,
         language: None,
-        earlier: Sequence[Summary],
+        earlier: Sequence[AudioSummary],
         context: Sequence[str],
-        submit: Submit,
+        submit: StageRunner,
     ) -> Analysis:
         analysis = analyze(
             pipeline, samples=samples, text=text, language=language, earlier=earlier, context=context, submit=submit
@@ -388,9 +388,9 @@ def test_turns_in_a_batch_get_the_same_predictions_as_alone(task: AnalyzeTurn) -
     for analysis, turn in zip(together, turns, strict=True):
         alone = pipeline.analyze(**turn)
         assert analysis.transcript == alone.transcript
-        assert analysis.reading.scores is not None
-        assert alone.reading.scores is not None
-        assert analysis.reading.scores.categories == pytest.approx(alone.reading.scores.categories, abs=1e-4)
+        assert analysis.prediction.scores is not None
+        assert alone.prediction.scores is not None
+        assert analysis.prediction.scores.categories == pytest.approx(alone.prediction.scores.categories, abs=1e-4)
 
 
 def test_the_duration_of_a_job_is_measured(say: Say) -> None:
@@ -416,9 +416,9 @@ class Hangs(Hears):
         self.stage = "vad"
         self.reached, self.goes_on = threading.Event(), threading.Event()
 
-    def speech(self, samples: Samples) -> list[tuple[float, float]]:
+    def detect_speech(self, samples: Samples) -> list[tuple[float, float]]:
         self._hang("vad")
-        return super().speech(samples)
+        return super().detect_speech(samples)
 
     def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
         self._hang("transcribe")

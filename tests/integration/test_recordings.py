@@ -1,7 +1,7 @@
 """Long recordings are cut into turns: all of them or none, and nothing of a voice is left behind."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from httpx2 import Response
 
 from services.api.app import create_app
 from shared.audio.decoder import Samples, decode
+from shared.audio.sandbox import AudioSandbox
 from shared.domain.access import KeyRole
 from shared.domain.job import OPEN, Job, Lane
 from shared.domain.recording import Channel, RecordingWork
@@ -37,8 +38,10 @@ CHANNELS = [{"speaker": "Tom", "role": "agent"}, {"speaker": "Ana", "role": "cus
 
 
 @pytest.fixture
-def task(settings: Settings, database: Database) -> SplitRecording:
-    return SplitRecording(settings, database, BlobFolder(settings.blob_dir))
+def task(settings: Settings, database: Database) -> Iterator[SplitRecording]:
+    sandbox = AudioSandbox()
+    yield SplitRecording(settings, database, BlobFolder(settings.blob_dir), sandbox)
+    sandbox.close()
 
 
 @pytest.fixture
@@ -270,7 +273,7 @@ def test_a_truncated_recording_gives_no_turns_and_leaves_no_audio(
     api: TestClient, session_id: str, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
-    monkeypatch.setattr("workers.tasks.split_recording.LONGEST_TURN_S", 2)
+    monkeypatch.setattr("workers.tasks.split_recording.MAX_UTTERANCE_S", 2)
     location = post(api, session_id, damaged()).headers["Location"]
     upkeep()
     failed = api.get(location).json()
@@ -284,7 +287,7 @@ def test_a_recording_that_cannot_be_split_leaves_no_audio_of_turns(
     api: TestClient, upkeep: Callable[[], None], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
-    monkeypatch.setattr("workers.tasks.split_recording.LONGEST_TURN_S", 2)
+    monkeypatch.setattr("workers.tasks.split_recording.MAX_UTTERANCE_S", 2)
     session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
     post(api, session, damaged())
     upkeep()

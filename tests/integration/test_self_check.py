@@ -14,7 +14,7 @@ from services.embedded.servers import free_port
 from shared.audio.decoder import decode
 from shared.audio.sandbox import AudioSandbox, Limits
 from shared.errors import SetupError, Unavailable, WeightsMissing
-from shared.self_check import CLIP, checking, decode_clip, decode_clip_in_child
+from shared.self_check import CLIP, check_step, decode_clip, decode_clip_in_child
 from shared.self_check_clip import make_clip
 from shared.settings import Settings
 
@@ -73,7 +73,7 @@ def test_a_child_process_that_cannot_decode_is_named_in_one_line() -> None:
 def test_a_failed_check_names_the_step_and_its_packages() -> None:
     with (
         pytest.raises(SetupError, match=r"cannot sing with numpy \d.*, nonesuch \(not installed\) \(ValueError: a b\)"),
-        checking("sing", "numpy", "nonesuch"),
+        check_step("sing", "numpy", "nonesuch"),
     ):
         raise ValueError("a\nb")
 
@@ -89,6 +89,6 @@ def test_a_failed_check_names_the_step_and_its_packages() -> None:
     ],
 )
 def test_errors_that_are_not_of_the_installation_are_not_changed(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, checking("sing", "numpy"):
+    with pytest.raises(type(error)) as caught, check_step("sing", "numpy"):
         raise error
     assert caught.value is error

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.modeling.baseline import SpeakerBaseline, SpeakerPrior, Summary, summaries
+from shared.modeling.baseline import AudioSummary, SpeakerBaseline, SpeakerPrior, summarize_audio
 from shared.modeling.tokens import Tokens
 
 SHAPE = (2, 1, 3)
 
 
-def summary(seed: int) -> Summary:
+def summary(seed: int) -> AudioSummary:
     return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float16)
 
 
@@ -26,8 +26,8 @@ def prior() -> SpeakerPrior:
     return fitted
 
 
-def baseline(*turns: Summary) -> SpeakerBaseline:
-    return SpeakerBaseline.of([turns], SHAPE)
+def baseline(*turns: AudioSummary) -> SpeakerBaseline:
+    return SpeakerBaseline.from_summaries([turns], SHAPE)
 
 
 @given(st.permutations(list(range(6))))
@@ -38,7 +38,7 @@ def test_a_baseline_does_not_depend_on_the_order_of_turns(order: list[int]) -> N
 
 
 def test_count_mean_and_variance_worked_out_by_hand() -> None:
-    known = SpeakerBaseline.of([[np.full(SHAPE, 1, np.float16), np.full(SHAPE, 4, np.float16)], []], SHAPE)
+    known = SpeakerBaseline.from_summaries([[np.full(SHAPE, 1, np.float16), np.full(SHAPE, 4, np.float16)], []], SHAPE)
     assert known.count.tolist() == [2, 0]
     assert known.mean.flatten(1).tolist() == [[2.5] * 6, [0] * 6]
     assert known.variance.flatten(1).tolist() == [[2.25] * 6, [0] * 6]
@@ -46,7 +46,7 @@ def test_count_mean_and_variance_worked_out_by_hand() -> None:
 
 def test_a_summary_is_mean_and_deviation_of_what_is_real() -> None:
     voices = [torch.tensor([1.0, 3.0]).reshape(2, 1, 1), torch.tensor([7.0]).reshape(1, 1, 1), torch.zeros(0, 1, 1)]
-    found = summaries(Tokens.padded(voices))
+    found = summarize_audio(Tokens.padded(voices))
     assert found.flatten(1).tolist() == [[2, 1], [7, 0], [0, 0]]
 
 
@@ -73,14 +73,14 @@ def test_a_baseline_shrinks_towards_the_prior(prior: SpeakerPrior) -> None:
 
 
 def test_similar_turns_make_a_baseline_less_reliable(prior: SpeakerPrior) -> None:
-    prior.variety.copy_(torch.tensor([5.0, 0.0, 2.0]))
+    prior.reliability.copy_(torch.tensor([5.0, 0.0, 2.0]))
     distances = [far_from_ten(prior, 10, spread) for spread in (1.5, 1.0, 0.5, 0.2)]
     assert distances == sorted(distances)
     assert distances[-1] > 2 * distances[0]
 
 
 def test_a_single_turn_is_not_treated_as_similar_turns(prior: SpeakerPrior) -> None:
-    prior.variety.copy_(torch.tensor([5.0, 0.0, -20.0]))
+    prior.reliability.copy_(torch.tensor([5.0, 0.0, -20.0]))
     assert far_from_ten(prior, 1, 0.0) == pytest.approx(1, abs=0.5)  # 1 / (1 + 4) of the way back to 5
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from shared.audio.decoder import decode
 from shared.domain.emotion import EmotionScores
-from shared.modeling.loading import SHIPPED
+from shared.modeling.loading import SHIPPED_BUNDLES
 from shared.modeling.pipeline import Pipeline
 from tests.tiny_models import Heard, pipeline
 
@@ -15,7 +15,7 @@ ENGLISH = Path(__file__).parents[1] / "assets" / "english.ogg"
 
 @pytest.fixture(scope="module")
 def compact() -> Pipeline:
-    return pipeline(SHIPPED / "compact", Heard())
+    return pipeline(SHIPPED_BUNDLES / "compact", Heard())
 
 
 def numbers(scores: EmotionScores | None) -> list[float]:
@@ -25,25 +25,25 @@ def numbers(scores: EmotionScores | None) -> list[float]:
 
 
 def test_the_compact_bundle_predicts_the_stored_scores_of_a_text(compact: Pipeline) -> None:
-    reading = compact.analyze(samples=None, text="I am so happy, this is wonderful!").reading
+    prediction = compact.analyze(samples=None, text="I am so happy, this is wonderful!").prediction
     golden = [0.0041, 0.0024, 0.0018, 0.9630, 0.0081, 0.0036, 0.0169, 0.9861]
-    assert numbers(reading.scores) == pytest.approx(golden, abs=2e-3)
+    assert numbers(prediction.scores) == pytest.approx(golden, abs=2e-3)
 
 
 def test_the_compact_bundle_predicts_the_stored_scores_of_a_clip(compact: Pipeline) -> None:
     # The words are in a script that the text encoder does not know.
-    reading = compact.analyze(samples=decode(ENGLISH), text="我很高兴").reading
+    prediction = compact.analyze(samples=decode(ENGLISH), text="我很高兴").prediction
     golden = [0.4940, 0.0050, 0.0242, 0.0327, 0.4137, 0.0277, 0.0027, -0.4717]
-    assert reading.text_only is None
-    assert numbers(reading.scores) == pytest.approx(golden, abs=5e-3)
+    assert prediction.text_only is None
+    assert numbers(prediction.scores) == pytest.approx(golden, abs=5e-3)
 
 
 def test_joyful_text_in_flat_audio_is_incongruent(compact: Pipeline) -> None:
     words = "I am so happy to see you again after all these years."
-    reading = compact.analyze(samples=decode(ENGLISH), text=words).reading
+    prediction = compact.analyze(samples=decode(ENGLISH), text=words).prediction
     golden = [0.4130, 0.0015, 0.0083, 0.1666, 0.3943, 0.0152, 0.0011, 0.4461]
-    assert numbers(reading.scores) == pytest.approx(golden, abs=5e-3)
-    assert reading.incongruence == pytest.approx(0.889, abs=5e-3)
+    assert numbers(prediction.scores) == pytest.approx(golden, abs=5e-3)
+    assert prediction.incongruence == pytest.approx(0.889, abs=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,6 @@ def test_joyful_text_in_flat_audio_is_incongruent(compact: Pipeline) -> None:
     ],
 )
 def test_clear_texts_get_their_obvious_emotion(compact: Pipeline, text: str, emotion: str) -> None:
-    scores = compact.analyze(samples=None, text=text).reading.scores
+    scores = compact.analyze(samples=None, text=text).prediction.scores
     assert scores is not None
     assert scores.top == emotion

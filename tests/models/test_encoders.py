@@ -56,10 +56,10 @@ def test_a_text_is_encoded_with_the_turns_before_it(text_encoder: TextEncoder) -
 @given(before=st.lists(st.text("abc ", max_size=30), max_size=4), text=st.text("abc", min_size=1, max_size=80))
 def test_context_that_does_not_fit_is_cut_from_the_oldest_turn(before: list[str], text: str) -> None:
     turns = TurnTokenizer(tiny_models.tokenizer(), 0, 2, 3, 1, "query: ", 40)
-    alone, read = turns.turn(text), turns.turn(text, before)
+    alone, read = turns.tokenize(text), turns.tokenize(text, before)
     assert [read.ids[i] for i in read.own] == alone.ids
     assert len(read.ids) <= 40
-    everything = replace(turns, max_tokens=1000).turn(text, before)
+    everything = replace(turns, max_tokens=1000).tokenize(text, before)
     whole = len(everything.ids) - len(everything.own)
     assert len(read.ids) - len(read.own) == min(whole, 40 - len(alone.ids))
     context = [id_ for i, id_ in enumerate(read.ids) if i not in read.own]
@@ -107,4 +107,4 @@ def test_a_long_text_is_cut_not_refused(text_encoder: TextEncoder) -> None:
 def test_the_text_encoder_reports_texts_that_it_cannot_tokenize(
     text_encoder: TextEncoder, text: str, known: bool
 ) -> None:
-    assert text_encoder.knows(text) is known
+    assert text_encoder.can_encode(text) is known

@@ -94,7 +94,7 @@ def test_a_bundles_own_small_encoders_stay_as_they_are() -> None:
 
 
 def of(**settings: Any) -> Execution:  # noqa: ANN401 - any of the settings
-    return Execution.of(Settings(**settings))
+    return Execution.from_settings(Settings(**settings))
 
 
 def test_on_the_cpu_nothing_is_rounded_unless_told_so() -> None:

@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.modeling.audio_classifiers import PatchTransformerConfig
-from shared.modeling.baseline import SpeakerBaseline, Summary, summaries
-from shared.modeling.fusion import Fused, Fusion, FusionConfig, FusionEnsemble, VoicePatches, fusion_of
+from shared.modeling.baseline import AudioSummary, SpeakerBaseline, summarize_audio
+from shared.modeling.fusion import AudioPatches, Fusion, FusionConfig, FusionEnsemble, FusionOutput, build_fusion
 from shared.modeling.tokens import Standardization, Tokens
 
 CONFIG = FusionConfig(
-    text_width=6, voice_width=5, voice_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8
+    text_width=6, audio_width=5, audio_layers=2, width=16, heads=2, hidden=16, pooling_heads=2, head_width=8
 )
 
 
 def made(config: FusionConfig) -> Fusion:
-    fusion = fusion_of(config)
+    fusion = build_fusion(config)
     assert isinstance(fusion, Fusion)
     return fusion
 
@@ -43,7 +43,7 @@ def voice(length: int, seed: int = 0) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def fuse(fusion: Fusion, words: list[torch.Tensor], sounds: list[torch.Tensor]) -> Fused:
+def fuse(fusion: Fusion, words: list[torch.Tensor], sounds: list[torch.Tensor]) -> FusionOutput:
     return fusion(Tokens.padded(words), Tokens.padded(sounds))
 
 
@@ -114,9 +114,11 @@ def test_mean_pooling_ignores_masked_tokens() -> None:
 
 def test_weights_without_a_fusion_kind_are_loaded_as_cross_attention() -> None:
     names = set(made(CONFIG).state_dict())
-    parts = {"voice_self", "text_self", "voice_cross", "text_cross", "voice_pool", "text_pool", "head", "emotion"}
+    attentions = {f"{modality}_{kind}_attention" for modality in ("text", "audio") for kind in ("self", "cross")}
+    parts = attentions | {"audio_pooling", "text_pooling", "head", "emotion_head"}
     assert parts <= {name.partition(".")[0] for name in names}
-    assert {"voice_mix", "no_voice", "no_text", "voice_pool.score.0.weight", "head.2.weight"} <= names
+    single = {"audio_layer_weights", "missing_audio", "missing_text", "audio_pooling.score.0.weight", "head.2.weight"}
+    assert single <= names
 
 
 def test_standardized_features_have_mean_0_and_deviation_1() -> None:
@@ -152,15 +154,15 @@ RELATIVE = CONFIG.model_copy(update={"relative": True})
 def relative() -> Fusion:
     torch.manual_seed(0)
     fusion = made(RELATIVE).eval()
-    torch.nn.init.normal_(fusion.summary.weight)
-    fusion.speakers.fit([3 * i + torch.randn(6, 2, 2, 5) for i in range(4)])
+    torch.nn.init.normal_(fusion.summary_head.weight)
+    fusion.speaker_prior.fit([3 * i + torch.randn(6, 2, 2, 5) for i in range(4)])
     return fusion
 
 
 def known(*turns: int) -> SpeakerBaseline:
     """A baseline of voices `voice(9, seed)`."""
-    heard = [summaries(Tokens.padded([voice(9, seed)]))[0].half().numpy() for seed in turns]
-    return SpeakerBaseline.of([heard], RELATIVE.summary_shape)
+    heard = [summarize_audio(Tokens.padded([voice(9, seed)]))[0].half().numpy() for seed in turns]
+    return SpeakerBaseline.from_summaries([heard], RELATIVE.summary_shape)
 
 
 @torch.inference_mode()
@@ -177,14 +179,16 @@ def test_fusion_subtracts_the_speakers_baseline(relative: Fusion) -> None:
 def test_a_constant_offset_of_a_speaker_is_removed_by_their_baseline() -> None:
     torch.manual_seed(0)
     fusion = made(RELATIVE).eval()
-    torch.nn.init.normal_(fusion.summary.weight, std=0.01)
-    fusion.speakers.between.fill_(1e6)  # speakers differ so much that a baseline is believed at once
+    torch.nn.init.normal_(fusion.summary_head.weight, std=0.01)
+    fusion.speaker_prior.between.fill_(1e6)  # speakers differ so much that a baseline is believed at once
 
-    def summary(sound: torch.Tensor) -> Summary:
-        return summaries(Tokens.padded([sound]))[0].numpy()
+    def summary(sound: torch.Tensor) -> AudioSummary:
+        return summarize_audio(Tokens.padded([sound]))[0].numpy()
 
-    plain = SpeakerBaseline.of([[summary(voice(9, 1)), summary(voice(9, 2))]], RELATIVE.summary_shape)
-    higher = SpeakerBaseline.of([[summary(voice(9, 1) + 7), summary(voice(9, 2) + 7)]], RELATIVE.summary_shape)
+    plain = SpeakerBaseline.from_summaries([[summary(voice(9, 1)), summary(voice(9, 2))]], RELATIVE.summary_shape)
+    higher = SpeakerBaseline.from_summaries(
+        [[summary(voice(9, 1) + 7), summary(voice(9, 2) + 7)]], RELATIVE.summary_shape
+    )
     expected, found = logits(fusion, voice(9), plain), logits(fusion, voice(9) + 7, higher)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
@@ -199,12 +203,12 @@ def test_a_patch_transformer_hears_the_last_layer_alone() -> None:
     config = FusionConfig(
         kind="patch_transformer",
         categories=3,
-        voice_width=8,
-        voice_layers=2,
+        audio_width=8,
+        audio_layers=2,
         patches=PatchTransformerConfig(patch=4, width=16, layers=1, heads=2, hidden=16, head_width=8),
     )
-    patches = fusion_of(config)
-    assert isinstance(patches, VoicePatches)
+    patches = build_fusion(config)
+    assert isinstance(patches, AudioPatches)
     sounds = Tokens.padded([torch.randn(n, 2, 8) for n in (3, 5, 4)])
     patches.fit([], [sounds])
     patches.eval()
@@ -214,6 +218,6 @@ def test_a_patch_transformer_hears_the_last_layer_alone() -> None:
     first_changed = Tokens(sounds.features + torch.tensor([100.0, 0.0])[:, None], sounds.mask)
     torch.testing.assert_close(patches(nothing, first_changed).logits, expected)
     # Their vectors are standardized by what was measured: mean 0, deviation 1.
-    vectors = patches.patches.standard(summaries(sounds)[:, 0, -1])
+    vectors = patches.patches.standardization(summarize_audio(sounds)[:, 0, -1])
     torch.testing.assert_close(vectors.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
     torch.testing.assert_close(vectors.std(dim=0), torch.ones(8), atol=1e-4, rtol=0)

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from shared.domain.bundle import Component
 from shared.errors import BundleError
-from shared.modeling import loading, whisper_weights
-from shared.modeling.loading import MANIFEST, SHIPPED, bundle_folder, read_manifest, verify_files
+from shared.modeling import hub, loading, whisper_weights
+from shared.modeling.loading import MANIFEST, SHIPPED_BUNDLES, bundle_folder, read_manifest, verify_files
 from shared.modeling.pipeline import Pipeline, load_pipeline
 from shared.settings import Settings
 from tests import checkpoints
@@ -123,11 +123,11 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     model = checkpoints.transcriber(tmp_path / "whisper", bands=128, languages=100)
 
-    def download(repository: str, **_: object) -> str:
+    def snapshot_download(repository: str, **_: object) -> str:
         found.append(repository)
         return str(model)
 
-    monkeypatch.setattr(whisper_weights, "download_model", download)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     return found
 
 
@@ -136,7 +136,7 @@ def loaded(folder: Path, **settings: object) -> Pipeline:
 
 
 def test_the_bundles_whisper_is_loaded_unless_another_is_named(folder: Path, asked: list[str]) -> None:
-    edit(folder, asr=whisper_weights.transcriber("large-v3-turbo").model_dump())
+    edit(folder, asr=whisper_weights.transcriber_component("large-v3-turbo").model_dump())
     for settings in ({}, {"whisper": "small"}, {"whisper": f"someone/whisper@{'0a' * 20}"}):
         assert loaded(folder, **settings).vad.run([tone(0.05)]) == [[]]
     assert asked == [
@@ -169,7 +169,9 @@ def test_a_transcriber_of_an_unknown_kind_is_refused_by_name(folder: Path) -> No
         loaded(folder).vad.run([tone(0.05)])
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in SHIPPED_BUNDLES.glob(f"*/{MANIFEST}")), ids=lambda p: p.name
+)
 def test_a_shipped_bundle_is_complete_and_small(folder: Path) -> None:
     verify_files(folder, read_manifest(folder))
     assert sum(path.stat().st_size for path in folder.rglob("*")) < LIMIT_BYTES

@@ -27,28 +27,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_analysing_a_text_loads_no_audio_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "load_speech_encoder", lambda *_: pytest.fail("the speech encoder was loaded"))
     analysis = pipeline(folder).analyze(samples=None, text="I am happy")
-    assert analysis.reading.modalities_used == (Modality.text,)
-    assert analysis.reading.scores == analysis.reading.text_only
-    assert analysis.reading.audio_only is None
-    assert analysis.reading.incongruence is None
+    assert analysis.prediction.modalities_used == (Modality.text,)
+    assert analysis.prediction.scores == analysis.prediction.text_only
+    assert analysis.prediction.audio_only is None
+    assert analysis.prediction.incongruence is None
     assert analysis.transcript == Transcript.provided("I am happy")
 
 
 def test_audio_is_analysed_as_transcript_and_as_audio(folder: Path) -> None:
     analysis = pipeline(folder, Heard()).analyze(samples=tone(), text=None)
-    reading = analysis.reading
-    assert reading.modalities_used == (Modality.text, Modality.audio)
-    assert reading.text_only is not None
-    assert reading.audio_only is not None
-    assert reading.incongruence == pytest.approx(incongruence(reading.text_only, reading.audio_only))
+    prediction = analysis.prediction
+    assert prediction.modalities_used == (Modality.text, Modality.audio)
+    assert prediction.text_only is not None
+    assert prediction.audio_only is not None
+    assert prediction.incongruence == pytest.approx(incongruence(prediction.text_only, prediction.audio_only))
     assert analysis.transcript is not None
     assert analysis.transcript.source is TranscriptSource.asr
 
 
 def test_the_scores_of_one_modality_do_not_depend_on_the_other(folder: Path) -> None:
     subject = pipeline(folder, Heard())
-    both = subject.analyze(samples=tone(), text="I am happy").reading
-    words = subject.analyze(samples=None, text="I am happy").reading
+    both = subject.analyze(samples=tone(), text="I am happy").prediction
+    words = subject.analyze(samples=None, text="I am happy").prediction
     assert both.text_only is not None
     assert words.scores is not None
     assert both.text_only.categories == pytest.approx(words.scores.categories, abs=1e-5)
@@ -62,62 +62,62 @@ def test_a_provided_text_replaces_the_transcription(folder: Path) -> None:
 def test_audio_is_compared_with_the_baseline_of_earlier_turns(folder: Path) -> None:
     read = pipeline(folder, Heard()).analyze
     first, other = read(samples=tone(), text="so what"), read(samples=tone() ** 3, text="so what")
-    assert first.reading.baseline_turns == 0
+    assert first.prediction.baseline_turns == 0
     assert first.audio_summary is not None
     assert other.audio_summary is not None
     earlier = [other.audio_summary, first.audio_summary.flatten()]  # as a database gives it back
     again = read(samples=tone(), text="so what", earlier=earlier)
-    assert again.reading.baseline_turns == 2
-    assert again.reading.scores != first.reading.scores
-    assert again.reading.text_only == first.reading.text_only
+    assert again.prediction.baseline_turns == 2
+    assert again.prediction.scores != first.prediction.scores
+    assert again.prediction.text_only == first.prediction.text_only
     swapped = read(samples=tone(), text="so what", earlier=earlier[::-1])
-    assert swapped.reading == again.reading
+    assert swapped.prediction == again.prediction
 
 
 def test_a_text_has_no_baseline(folder: Path) -> None:
     summary = pipeline(folder, Heard()).analyze(samples=tone(), text="so what").audio_summary
     assert summary is not None
     analysis = pipeline(folder).analyze(samples=None, text="so what", earlier=[summary])
-    assert (analysis.reading.baseline_turns, analysis.audio_summary) == (0, None)
+    assert (analysis.prediction.baseline_turns, analysis.audio_summary) == (0, None)
 
 
 def test_a_bundle_without_baselines_keeps_none(tmp_path: Path) -> None:
     fusion = FUSION.model_copy(update={"relative": False})
     analysis = pipeline(write_bundle(tmp_path, fusion=fusion), Heard()).analyze(samples=tone(), text=None)
-    assert (analysis.reading.baseline_turns, analysis.audio_summary) == (0, None)
+    assert (analysis.prediction.baseline_turns, analysis.audio_summary) == (0, None)
 
 
 def test_text_is_encoded_with_the_turns_before(folder: Path) -> None:
     read = pipeline(folder).analyze
     alone, after = read(samples=None, text="so what"), read(samples=None, text="so what", context=["it broke"])
-    assert alone.reading.scores != after.reading.scores
+    assert alone.prediction.scores != after.prediction.scores
     # Two turns are read at most, and none in a script that is not known.
     longer = read(samples=None, text="so what", context=["hello", "我很高兴", "it broke"])
-    assert longer.reading == after.reading
+    assert longer.prediction == after.prediction
 
 
 def test_audio_without_speech_abstains(folder: Path) -> None:
     analysis = pipeline(folder, Heard(speaks=False)).analyze(samples=tone(), text=None)
     assert analysis.transcript is not None
     assert analysis.transcript.segments == ()
-    assert analysis.reading.scores is None
-    assert analysis.reading.emotion is None
-    assert analysis.reading.abstained
-    assert analysis.reading.modalities_used == ()
+    assert analysis.prediction.scores is None
+    assert analysis.prediction.emotion is None
+    assert analysis.prediction.abstained
+    assert analysis.prediction.modalities_used == ()
 
 
 @pytest.mark.parametrize("words", ["我很高兴", "...", ""])
 def test_unsupported_text_leaves_the_audio_scores(folder: Path, words: str) -> None:
-    reading = pipeline(folder, Heard(words)).analyze(samples=tone(), text=None).reading
-    assert reading.modalities_used == (Modality.audio,)
-    assert reading.scores == reading.audio_only
-    assert reading.text_only is None
+    prediction = pipeline(folder, Heard(words)).analyze(samples=tone(), text=None).prediction
+    assert prediction.modalities_used == (Modality.audio,)
+    assert prediction.scores == prediction.audio_only
+    assert prediction.text_only is None
 
 
 def test_a_text_in_an_unsupported_script_abstains(folder: Path) -> None:
-    reading = pipeline(folder).analyze(samples=None, text="我很高兴").reading
-    assert reading.scores is None
-    assert reading.abstained
+    prediction = pipeline(folder).analyze(samples=None, text="我很高兴").prediction
+    assert prediction.scores is None
+    assert prediction.abstained
 
 
 SAID = [
@@ -172,15 +172,17 @@ def test_a_turn_gets_the_same_prediction_with_and_without_batching(folder: Path)
     assert passed == ["vad", "speech", "transcribe", "text", "fuse"]
     directly = subject.analyze(samples=tone(), text=None)
     assert through.transcript == directly.transcript
-    assert through.reading.confidence == pytest.approx(directly.reading.confidence, abs=1e-4)
+    assert through.prediction.confidence == pytest.approx(directly.prediction.confidence, abs=1e-4)
 
 
 def test_a_confidence_below_the_threshold_names_no_emotion_but_keeps_the_scores(tmp_path: Path) -> None:
-    reading = pipeline(write_bundle(tmp_path, abstain_below=0.99)).analyze(samples=None, text="I am happy").reading
-    assert reading.abstained
-    assert reading.emotion is None
-    assert reading.scores is not None
-    assert reading.confidence == max(reading.scores.categories.values())
+    prediction = (
+        pipeline(write_bundle(tmp_path, abstain_below=0.99)).analyze(samples=None, text="I am happy").prediction
+    )
+    assert prediction.abstained
+    assert prediction.emotion is None
+    assert prediction.scores is not None
+    assert prediction.confidence == max(prediction.scores.categories.values())
 
 
 def scores(weights: np.ndarray) -> EmotionScores:

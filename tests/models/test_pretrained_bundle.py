@@ -15,7 +15,7 @@ from shared.domain.job import Lane
 from shared.domain.transcript import Transcript
 from shared.errors import SetupError
 from shared.modeling.execution import ON_CPU, Execution
-from shared.modeling.loading import PRETRAINED, read_manifest, sha256, write_manifest
+from shared.modeling.loading import PRETRAINED_KIND, read_manifest, sha256, write_manifest
 from shared.modeling.pipeline import Analysis, Pipeline, Stage
 from shared.modeling.predictor import TextInput
 from shared.modeling.transcriber import Clip, Transcriber
@@ -27,7 +27,7 @@ from workers.stages import Stages
 
 Load = Callable[..., Pipeline]
 
-SHAPES = {"text_width": checkpoints.WIDTH, "voice_width": checkpoints.WIDTH, "voice_layers": checkpoints.LAYERS + 1}
+SHAPES = {"text_width": checkpoints.WIDTH, "audio_width": checkpoints.WIDTH, "audio_layers": checkpoints.LAYERS + 1}
 FEW, ALL = ("XLM-R", "XLS-R"), [*checkpoints.TEXT, *checkpoints.SPEECH]
 SAID = [
     TextInput("so what"),
@@ -44,7 +44,7 @@ class Hears(Heard):
     """Each clip's words are told by its length."""
 
     def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
-        return [Heard(SAID[clip.samples.size % 4].words).transcribe([clip])[0] for clip in clips]
+        return [Heard(SAID[clip.samples.size % 4].text).transcribe([clip])[0] for clip in clips]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def with_checkpoint(folder: Path, make: Callable[[Path], Path], options: dict[st
     torch.manual_seed(0)
     made = make(folder / make.__name__)
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in made.iterdir()}
-    return Component(kind=PRETRAINED, source="random", licence="none", files=files, options=options)
+    return Component(kind=PRETRAINED_KIND, source="random", licence="none", files=files, options=options)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -87,7 +87,7 @@ def test_encoding_a_batch_of_unequal_lengths_equals_encoding_each_item(name: str
 
 def test_predicting_a_batch_equals_predicting_each_turn(load: Load) -> None:
     subject = load()
-    turns = [(VOICES[row % len(VOICES)], None if row % 3 else SAID[row % len(SAID)].words) for row in range(24)]
+    turns = [(VOICES[row % len(VOICES)], None if row % 3 else SAID[row % len(SAID)].text) for row in range(24)]
     alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
     # Long waits, so that batches fill up.
     limits = Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields})
@@ -104,11 +104,11 @@ def test_predicting_a_batch_equals_predicting_each_turn(load: Load) -> None:
 
 def assert_like(one: Analysis, other: Analysis, tolerance: float = 1e-4) -> None:
     assert one.transcript == other.transcript
-    assert one.reading.modalities_used == other.reading.modalities_used
+    assert one.prediction.modalities_used == other.prediction.modalities_used
     for read, also in (
-        (one.reading.scores, other.reading.scores),
-        (one.reading.text_only, other.reading.text_only),
-        (one.reading.audio_only, other.reading.audio_only),
+        (one.prediction.scores, other.prediction.scores),
+        (one.prediction.text_only, other.prediction.text_only),
+        (one.prediction.audio_only, other.prediction.audio_only),
     ):
         assert (read is None) == (also is None)
         if read is not None and also is not None:
@@ -119,12 +119,12 @@ def assert_like(one: Analysis, other: Analysis, tolerance: float = 1e-4) -> None
 def test_half_precision_gives_nearly_the_same_prediction(load: Load) -> None:
     exact, rounded = load(), load(execution=Execution(precision=torch.bfloat16))
     for voice, said in zip(VOICES, SAID, strict=False):
-        assert_like(*(subject.analyze(samples=voice, text=said.words) for subject in (rounded, exact)), tolerance=0.05)
+        assert_like(*(subject.analyze(samples=voice, text=said.text) for subject in (rounded, exact)), tolerance=0.05)
 
 
 def test_a_compiled_pipeline_is_warm_for_every_length_and_reads_the_same(load: Load) -> None:
     try:
-        execution = Execution.of(Settings(device="cpu", compile=True))
+        execution = Execution.from_settings(Settings(device="cpu", compile=True))
     except SetupError as error:
         pytest.skip(error.detail)
     subject, plain = load(execution=execution), load()

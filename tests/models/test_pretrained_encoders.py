@@ -12,7 +12,7 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.errors import BundleError, SetupError, WeightsMissing
-from shared.modeling import pretrained_encoders
+from shared.modeling import hub
 from shared.modeling.pretrained_encoders import (
     PretrainedSpeechConfig,
     PretrainedSpeechEncoder,
@@ -127,10 +127,10 @@ def test_a_prefix_is_put_before_the_text(folder: Callable[[str], Path]) -> None:
 
 def test_a_text_encoder_reports_texts_that_it_cannot_tokenize(folder: Callable[[str], Path]) -> None:
     encoder = text_encoder(folder("XLM-R"))
-    assert encoder.knows("I am happy")
-    assert encoder.knows("میں خوش ہوں")
-    assert not encoder.knows("我很高兴")
-    assert not encoder.knows("...")
+    assert encoder.can_encode("I am happy")
+    assert encoder.can_encode("میں خوش ہوں")
+    assert not encoder.can_encode("我很高兴")
+    assert not encoder.can_encode("...")
 
 
 @pytest.mark.parametrize("name", ["XLM-R", "BERT"])
@@ -165,7 +165,7 @@ def test_a_speech_encoder_equals_that_of_transformers(name: str, folder: Callabl
     encoder = speech_encoder(folder(name), pooling=1)
     torch.testing.assert_close(encoder([clip]).features, expected, atol=1e-4, rtol=1e-4)
     assert encoder.width == checkpoints.WIDTH
-    assert encoder.layers_given == checkpoints.LAYERS + 1
+    assert encoder.output_layer_count == checkpoints.LAYERS + 1
 
 
 @torch.inference_mode()
@@ -193,7 +193,7 @@ def test_only_the_layers_asked_for_are_given(name: str, folder: Callable[[str], 
 
 @pytest.mark.parametrize("layers", [(), (4,), (-1,)])
 def test_layers_that_are_not_there_are_refused(layers: tuple[int, ...], folder: Callable[[str], Path]) -> None:
-    with pytest.raises(BundleError, match="from 0 to 3"):
+    with pytest.raises(BundleError, match="has layers 0 to 3"):
         speech_encoder(folder("XLS-R"), layers=layers)
 
 
@@ -300,7 +300,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(name: str, folder: Callable[
     state = load_file(torn / "model.safetensors")
     kept = {name: tensor for name, tensor in state.items() if ".layers.1." not in name}
     save_file(kept, torn / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BundleError, match=r"not whole.*layers\.1\."):
+    with pytest.raises(BundleError, match=r"incomplete.*layers\.1\."):
         speech_encoder(torn)
 
 
@@ -340,7 +340,7 @@ def test_a_checkpoint_that_cannot_be_fetched_is_named(
         def model_info(self, *_: object, **__: object) -> None:
             raise ConnectionError("no route to the hub")
 
-    monkeypatch.setattr(pretrained_encoders, "HfApi", NoHub)
+    monkeypatch.setattr(hub, "HfApi", NoHub)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SetupError, match=source):
         PretrainedTextEncoder.load(PretrainedTextConfig(source=source, revision="0" * 40))

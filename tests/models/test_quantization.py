@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from shared.modeling.quantization import Bits, dequantized, quantized
+from shared.modeling.quantization import Bits, dequantize, quantize
 
 MATRICES = arrays(np.float32, (3, 64), elements=st.floats(-100, 100, width=32)).map(torch.from_numpy)
 
 
 def stored(matrix: torch.Tensor, bits: Bits = 4) -> torch.Tensor:
-    return dequantized(quantized({"weight": matrix}, {"weight": bits}))["weight"]
+    return dequantize(quantize({"weight": matrix}, {"weight": bits}))["weight"]
 
 
 @pytest.mark.parametrize(("bits", "steps"), [(4, 8), (8, 254)])
@@ -32,11 +32,11 @@ def test_quantizing_twice_changes_nothing(matrix: torch.Tensor) -> None:
 
 
 def test_half_a_byte_a_number_and_a_scale_for_each_32() -> None:
-    state = quantized({"weight": torch.randn(10, 64), "bias": torch.randn(10)}, {"weight": 4})
+    state = quantize({"weight": torch.randn(10, 64), "bias": torch.randn(10)}, {"weight": 4})
     assert sum(tensor.nbytes for name, tensor in state.items() if name.startswith("weight")) == 10 * 64 * 4.5 / 8
     assert state["bias"].dtype == torch.float16
 
 
 def test_weights_that_are_not_named_are_not_quantized() -> None:
     table = torch.randn(4, 32)
-    assert dequantized(quantized({"table": table}, {}))["table"].equal(table.half())
+    assert dequantize(quantize({"table": table}, {}))["table"].equal(table.half())

@@ -139,7 +139,7 @@ def test_a_language_that_whisper_does_not_know_is_detected(transcribe: Transcrib
 @needs_weights
 def test_known_speech_spans_are_not_detected_again(transcriber: Transcriber, transcribe: Transcribe) -> None:
     sound = spoken("english")
-    assert transcribe(sound, speech=transcriber.speech(sound)) == transcribe(sound)
+    assert transcribe(sound, speech=transcriber.detect_speech(sound)) == transcribe(sound)
     assert transcribe(sound, speech=[]).segments == ()
 
 

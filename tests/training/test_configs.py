@@ -142,10 +142,10 @@ def test_the_full_profile_predicts_the_same_in_batches_as_one_by_one(
         together = threads.map(lambda turn: subject.analyze(samples=turn[0], text=turn[1], submit=lane), turns)
         for one, other in zip(together, alone, strict=True):
             assert one.transcript == other.transcript
-            assert one.reading.scores is not None
-            assert other.reading.scores is not None
-            assert one.reading.scores.categories == pytest.approx(other.reading.scores.categories, abs=1e-4)
-            assert one.reading.scores.dimensions == pytest.approx(other.reading.scores.dimensions, abs=1e-4)
+            assert one.prediction.scores is not None
+            assert other.prediction.scores is not None
+            assert one.prediction.scores.categories == pytest.approx(other.prediction.scores.categories, abs=1e-4)
+            assert one.prediction.scores.dimensions == pytest.approx(other.prediction.scores.dimensions, abs=1e-4)
     stages.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.modeling.loading import ENCODERS, load_encoders, read_manifest
+from shared.modeling.loading import ENCODERS_FILE, load_encoders, read_manifest
 from shared.modeling.pipeline import Pipeline
 from shared.modeling.pretrained_encoders import PretrainedSpeechConfig, PretrainedTextConfig
 from tests import checkpoints
@@ -135,7 +135,7 @@ def test_a_run_with_encoders_of_its_own_becomes_a_bundle(
     (tmp_path / "run").rename(tmp_path / "moved")
 
     pipeline = Pipeline.load(tmp_path / "bundle", lambda: pytest.fail("no audio is given"))
-    reading = pipeline.analyze(samples=None, text="what a day", context=["I am so happy"]).reading
+    reading = pipeline.analyze(samples=None, text="what a day", context=["I am so happy"]).prediction
     assert reading.scores is not None
     turn = load(data, ["meld"])[0]
     expected = result.predict([Example(turn, TextWithContext("what a day", ("I am so happy",)), None)])
@@ -160,7 +160,7 @@ def test_a_trained_text_encoder_states_its_context_and_origin(
     assert learned.config.context_turns == 2
     before, _ = load_encoders(encoders)
     assert not torch.equal(learned(["the day"]).features, before(["the day"]).features)
-    sources = json.loads((tmp_path / "run" / "encoders" / ENCODERS).read_text())["sources"]
+    sources = json.loads((tmp_path / "run" / "encoders" / ENCODERS_FILE).read_text())["sources"]
     assert sources == {"text_encoder": "random, fine-tuned", "speech_encoder": "random"}
 
 

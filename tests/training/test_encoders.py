@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
 from shared.modeling.loading import load_encoders
-from shared.modeling.quantization import dequantized
+from shared.modeling.quantization import dequantize
 from shared.modeling.text_encoders import TextEncoderConfig
 from tests.audio_clips import tone
 from tests.tiny_models import SPEECH, TEXT
@@ -48,7 +48,7 @@ def test_ids_are_those_of_the_same_pieces_with_the_same_embeddings(
     tokenizer: Tokenizer, pruned: Path, models: Path
 ) -> None:
     before = load_file(models / "multilingual-e5-small" / "model.safetensors")[EMBEDDINGS]
-    after = dequantized(load_file(pruned / "text_encoder.safetensors"))[f"bert.{EMBEDDINGS}"]
+    after = dequantize(load_file(pruned / "text_encoder.safetensors"))[f"bert.{EMBEDDINGS}"]
     old = xlmr_tokenizer()
     assert len(after) == tokenizer.get_vocab_size()
     for piece, id_ in tokenizer.get_vocab().items():
@@ -95,7 +95,7 @@ def test_the_built_encoders_give_the_outputs_of_the_pretrained_ones(
     state = load_file(models / "whisper-base" / "model.safetensors")
     for name, tensor in speech_encoder.state_dict().items():
         torch.testing.assert_close(tensor, state[f"model.encoder.{name}"].half().float())
-    assert speech_encoder([tone(0.3)]).features.shape == (1, 3, SPEECH.layers_given, SPEECH.width)
+    assert speech_encoder([tone(0.3)]).features.shape == (1, 3, SPEECH.output_layer_count, SPEECH.width)
 
 
 def _original(models: Path) -> BertModel:

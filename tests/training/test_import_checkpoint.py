@@ -159,7 +159,7 @@ def test_a_bundle_of_a_checkpoint_predicts_from_audio_and_transcribes_it(tmp_pat
     model, extractor = write_checkpoint(tmp_path / "checkpoint")
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "bundle")
     analysis = pipeline(tmp_path / "bundle", Heard("I am happy")).analyze(samples=tone(), text=None)
-    reading = analysis.reading
+    reading = analysis.prediction
     with torch.inference_mode():
         logits = model(**extractor(tone(), sampling_rate=16_000, return_tensors="pt")).logits[0]
     assert reading.scores is not None
@@ -176,7 +176,7 @@ def test_a_bundle_of_a_checkpoint_predicts_from_audio_and_transcribes_it(tmp_pat
 def test_such_a_bundle_abstains_from_a_text(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint")
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "bundle")
-    reading = pipeline(tmp_path / "bundle").analyze(samples=None, text="I am happy").reading
+    reading = pipeline(tmp_path / "bundle").analyze(samples=None, text="I am happy").prediction
     assert reading.scores is None
     assert reading.abstained
     assert reading.modalities_used == ()
@@ -185,7 +185,7 @@ def test_such_a_bundle_abstains_from_a_text(tmp_path: Path) -> None:
 def test_such_a_bundle_abstains_if_there_is_no_speech(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint")
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "bundle")
-    reading = pipeline(tmp_path / "bundle", Heard(speaks=False)).analyze(samples=tone(), text=None).reading
+    reading = pipeline(tmp_path / "bundle", Heard(speaks=False)).analyze(samples=tone(), text=None).prediction
     assert reading.scores is None
     assert reading.abstained
 
@@ -214,16 +214,18 @@ def test_the_window_is_no_longer_than_the_feature_extractor_takes(tmp_path: Path
     assert manifest.classifier.options["window_s"] == seconds
 
 
-@pytest.mark.parametrize("between", ["tanh", "nothing"])
+@pytest.mark.parametrize("head_activation", ["tanh", "none"])
 @pytest.mark.parametrize("last", ["output", "out_proj"])
-def test_a_head_of_other_names_is_the_checkpoints_own(tmp_path: Path, last: str, between: Any) -> None:  # noqa: ANN401
+def test_a_head_of_other_names_is_the_checkpoints_own(tmp_path: Path, last: str, head_activation: Any) -> None:  # noqa: ANN401
     model, head = write_own_head(tmp_path / "checkpoint", last)
-    import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "bundle", between=between)
+    import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "bundle", head_activation=head_activation)
     with torch.inference_mode():
         inputs = Wav2Vec2FeatureExtractor()(tone(), sampling_rate=16_000, return_tensors="pt")
         pooled = model.base_model(**inputs).last_hidden_state.mean(dim=1)
         dense = pooled @ head["dense.weight"].T + head["dense.bias"]
-        expected = (dense.tanh() if between == "tanh" else dense) @ head[f"{last}.weight"].T + head[f"{last}.bias"]
+        expected = (dense.tanh() if head_activation == "tanh" else dense) @ head[f"{last}.weight"].T + head[
+            f"{last}.bias"
+        ]
     torch.testing.assert_close(logits_of(tmp_path / "bundle", [tone()]), expected, atol=1e-4, rtol=1e-4)
     assert read_manifest(tmp_path / "bundle").label_space.categories == tuple(RAVDESS)
 
@@ -340,7 +342,7 @@ def test_labels_that_map_to_one_category_add_up(tmp_path: Path) -> None:
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "own", name="own")
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "mapped", categories=TO_EKMAN)
     own, joined = (
-        pipeline(tmp_path / name, Heard()).analyze(samples=tone(), text=None).reading.scores
+        pipeline(tmp_path / name, Heard()).analyze(samples=tone(), text=None).prediction.scores
         for name in ("own", "mapped")
     )
     assert own is not None
@@ -359,7 +361,7 @@ def test_labels_of_another_language_are_kept_or_mapped(tmp_path: Path) -> None:
     assert (space.name, space.categories, space.dimensions) == ("six", tuple(INDONESIAN), ())
     ekman = ["joy", "disgust", "anger", "neutral", "sadness", "fear"]
     import_checkpoint(str(tmp_path / "six"), tmp_path / "mapped", categories=dict(zip(INDONESIAN, ekman, strict=True)))
-    scores = pipeline(tmp_path / "mapped", Heard()).analyze(samples=tone(), text=None).reading.scores
+    scores = pipeline(tmp_path / "mapped", Heard()).analyze(samples=tone(), text=None).prediction.scores
     assert scores is not None
     assert scores.categories["surprise"] == 0
 

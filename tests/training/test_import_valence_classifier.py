@@ -99,7 +99,7 @@ def test_the_logits_are_those_of_the_published_model_on_scaled_means(
 def test_a_bundle_of_it_predicts_three_valences(tmp_path: Path) -> None:
     write_published(tmp_path / "published")
     write_encoder(tmp_path / "encoder")
-    reading = pipeline(bundle_of(tmp_path), Heard()).analyze(samples=tone(), text=None).reading
+    reading = pipeline(bundle_of(tmp_path), Heard()).analyze(samples=tone(), text=None).prediction
     assert reading.scores is not None
     assert reading.scores.label_space == "published"
     assert list(reading.scores.categories) == ["negative", "neutral", "positive"]
@@ -189,7 +189,7 @@ def test_a_patch_transformer_learns() -> None:
     )
     vectors = torch.randn(96, 32) * 5 + 3
     labels = (vectors[:, :8].mean(dim=1) > 3).long() + (vectors[:, 8:16].mean(dim=1) > 3).long()
-    network.standard.fit(vectors)
+    network.standardization.fit(vectors)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(200):
         loss = functional.cross_entropy(network(vectors), labels, label_smoothing=0.1)

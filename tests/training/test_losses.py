@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from shared.modeling.fusion import Fused
+from shared.modeling.fusion import FusionOutput
 from training.losses import Loss, LossConfig, valence_loss
 
 UNKNOWN = float("nan")
@@ -22,7 +22,7 @@ def logits(count: int = 6, seed: int = 0) -> torch.Tensor:
 def loss(config: LossConfig, given: torch.Tensor, target: torch.Tensor, seen: torch.Tensor | None = None) -> float:
     """Of the categories alone."""
     unknown = torch.full((len(target),), UNKNOWN)
-    return Loss(config, seen)(Fused(given, torch.zeros(len(target))), target, unknown).item()
+    return Loss(config, seen)(FusionOutput(given, torch.zeros(len(target))), target, unknown).item()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -72,7 +72,7 @@ def test_the_focal_loss_weights_the_cross_entropy_by_the_squared_error_of_the_pr
 def test_gradients_are_finite_at_extreme_logits(multi_label: bool, gamma: float) -> None:
     certain = (HARD * 200 - 100).requires_grad_()
     config = LossConfig(multi_label=multi_label, focal_gamma=gamma, label_smoothing=0.1)
-    Loss(config)(Fused(certain, torch.zeros(6)), HARD, torch.full((6,), UNKNOWN)).backward()
+    Loss(config)(FusionOutput(certain, torch.zeros(6)), HARD, torch.full((6,), UNKNOWN)).backward()
     assert certain.grad is not None
     assert certain.grad.isfinite().all()
 
@@ -135,7 +135,7 @@ def test_the_concordance_loss_is_between_0_and_2_and_0_for_correct_values(pairs:
 
 
 def test_the_valence_loss_is_added_with_its_weight() -> None:
-    fused = Fused(logits(), torch.full((6,), 0.5))
+    fused = FusionOutput(logits(), torch.full((6,), 0.5))
     emotion = loss(LossConfig(), logits(), HARD)
     both = Loss(LossConfig(valence_weight=2.0))(fused, HARD, torch.zeros(6)).item()
     assert both == pytest.approx(emotion + 2 * 0.25, rel=1e-5)

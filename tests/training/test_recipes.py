@@ -111,7 +111,7 @@ def test_the_configuration_of_compact_makes_a_bundle_that_is_served(
     assert [corpus["name"] for corpus in manifest.training_data] == corpora
     assert {path.suffix for path in bundle.iterdir()} == {".safetensors", ".json", ".yaml"}
 
-    reading = Pipeline.load(bundle, no_transcriber).analyze(samples=None, text="what a lovely day").reading
+    reading = Pipeline.load(bundle, no_transcriber).analyze(samples=None, text="what a lovely day").prediction
     assert reading.modalities_used == (Modality.text,)
     assert reading.scores is not None
     assert set(reading.scores.categories) == set(EKMAN7.categories)

@@ -6,7 +6,7 @@ from zlib import crc32
 import numpy as np
 from torch.utils.data import Dataset
 
-from shared.modeling.baseline import Summary
+from shared.modeling.baseline import AudioSummary
 from training.data.examples import Example
 from training.data.input_sources import InputSource
 from training.data.speaker_summaries import SpeakerSummaries
@@ -54,7 +54,7 @@ class EvaluationSet(Dataset[Example]):
             self._earlier(utterance),
         )
 
-    def _earlier(self, utterance: Utterance) -> Sequence[Summary]:
+    def _earlier(self, utterance: Utterance) -> Sequence[AudioSummary]:
         if self._speakers is None or not self._audio:
             return ()
         # Seeded by the utterance, so that every evaluation draws the same earlier turns.

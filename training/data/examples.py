@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shared.audio.decoder import Samples
-from shared.modeling.baseline import SpeakerBaseline, Summary
+from shared.modeling.baseline import AudioSummary, SpeakerBaseline
 from shared.modeling.fusion import FusionConfig
 from shared.modeling.tokens import Tokens
 from training.data.utterance import Utterance
@@ -35,7 +35,7 @@ class Example:
     utterance: Utterance
     text: Tensor | TextWithContext | None
     audio: Tensor | Samples | None
-    earlier: Sequence[Summary] = ()
+    earlier: Sequence[AudioSummary] = ()
     augmentation: str = "original"
 
 
@@ -104,8 +104,8 @@ def collate(examples: Sequence[Example], config: FusionConfig) -> Batch:
     """Returns a padded batch of features. If no example has a modality, each row has one masked token of it."""
     return Batch(
         text=_tokens([_features(example.text) for example in examples], (config.text_width,)),
-        audio=_tokens([_features(example.audio) for example in examples], (config.voice_layers, config.voice_width)),
-        baseline=SpeakerBaseline.of([example.earlier for example in examples], config.summary_shape),
+        audio=_tokens([_features(example.audio) for example in examples], (config.audio_layers, config.audio_width)),
+        baseline=SpeakerBaseline.from_summaries([example.earlier for example in examples], config.summary_shape),
         target=torch.tensor([example.utterance.target for example in examples]),
         valence=torch.tensor([float("nan") if (v := example.utterance.valence) is None else v for example in examples]),
         utterances=tuple(example.utterance for example in examples),

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.modeling.baseline import Summary, summaries
+from shared.modeling.baseline import AudioSummary, summarize_audio
 from shared.modeling.tokens import Tokens
 from training.data.input_sources import CachedFeatures
 from training.data.utterance import Utterance
 
-Summarize = Callable[[Utterance, str], Summary | None]
+Summarize = Callable[[Utterance, str], AudioSummary | None]
 """Returns the audio summary of an utterance with an augmentation, or None if there is no such audio."""
 
 
@@ -28,14 +28,14 @@ class SpeakerSummaries:
         self, utterances: Sequence[Utterance], summarize: Summarize, augmentations: Sequence[str] = ()
     ) -> None:
         self._utterances: dict[tuple[str, str], list[Utterance]] = {}
-        self._summaries: dict[tuple[str, str, str], Summary] = {}
+        self._summaries: dict[tuple[str, str, str], AudioSummary] = {}
         for utterance in utterances:
             self._utterances.setdefault((utterance.corpus, utterance.group), []).append(utterance)
             for augmentation in ("original", *augmentations):
                 if (summary := summarize(utterance, augmentation)) is not None:
                     self.update(utterance, augmentation, summary)
 
-    def update(self, utterance: Utterance, augmentation: str, summary: Summary) -> None:
+    def update(self, utterance: Utterance, augmentation: str, summary: AudioSummary) -> None:
         """Replace a summary, after the encoder that computed it has changed."""
         self._summaries[utterance.corpus, utterance.id, augmentation] = summary
 
@@ -46,7 +46,7 @@ class SpeakerSummaries:
         rng: np.random.Generator,
         augmentation: str = "original",
         emotion: int | None = None,
-    ) -> list[Summary]:
+    ) -> list[AudioSummary]:
         """Returns the summaries of up to `count` other utterances of the same speaker, drawn at random.
 
         They have the same augmentation, as turns of one conversation are recorded in the same way; an utterance without
@@ -78,7 +78,7 @@ class SpeakerSummaries:
     def _speaker(self, utterance: Utterance) -> list[Utterance]:
         return self._utterances[utterance.corpus, utterance.group]
 
-    def _summary(self, utterance: Utterance, augmentation: str) -> Summary:
+    def _summary(self, utterance: Utterance, augmentation: str) -> AudioSummary:
         key = utterance.corpus, utterance.id
         return self._summaries.get((*key, augmentation), self._summaries[*key, "original"])
 
@@ -86,8 +86,8 @@ class SpeakerSummaries:
 def summarize_cached(features: CachedFeatures) -> Summarize:
     """Returns a function that computes summaries of cached features."""
 
-    def summarize(utterance: Utterance, augmentation: str) -> Summary | None:
+    def summarize(utterance: Utterance, augmentation: str) -> AudioSummary | None:
         audio = features.audio(utterance, augmentation)
-        return None if audio is None else summaries(Tokens.padded([audio]))[0].half().numpy()
+        return None if audio is None else summarize_audio(Tokens.padded([audio]))[0].half().numpy()
 
     return summarize

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.domain.bundle import Calibration, Component, ModelBundle
-from shared.modeling.loading import ENCODERS, PRETRAINED, sha256, write_manifest
-from shared.modeling.whisper_weights import transcriber
+from shared.modeling.loading import ENCODERS_FILE, PRETRAINED_KIND, sha256, write_manifest
+from shared.modeling.whisper_weights import transcriber_component
 from training import runs as run_folder
 from training.args import AudioBranch, TextBranch, check_context_turns
 from training.calibration import ACCEPTED_RISK, Modalities, calibrate
@@ -70,7 +70,7 @@ def export_bundle(
         name=name,
         version=version,
         label_space=config.labels.space,
-        asr=transcriber(whisper),
+        asr=transcriber_component(whisper),
         text_encoder=components["text"],
         speech_encoder=components["speech"],
         fusion=_fusion(config, runs, out, licence),
@@ -148,7 +148,7 @@ def _encoder(kind: Literal["text", "speech"], config: RunConfig, encoders: Path,
     out.mkdir(parents=True, exist_ok=True)
     model = config.model
     branch = model.text if kind == "text" else model.audio
-    if not model.trains_encoders or (branch is not None and (Path(branch.encoder.source) / ENCODERS).is_file()):
+    if not model.trains_encoders or (branch is not None and (Path(branch.encoder.source) / ENCODERS_FILE).is_file()):
         return _compact_encoder(kind, encoders, out)
     if branch is None:
         raise ValueError(f"a bundle reads text and audio, and this run has no {kind} encoder")
@@ -156,7 +156,7 @@ def _encoder(kind: Literal["text", "speech"], config: RunConfig, encoders: Path,
 
 
 def _compact_encoder(kind: Literal["text", "speech"], encoders: Path, out: Path) -> Component:
-    description = json.loads((encoders / ENCODERS).read_text(encoding="utf-8"))
+    description = json.loads((encoders / ENCODERS_FILE).read_text(encoding="utf-8"))
     options = description[f"{kind}_encoder"]
     check_context_turns(options.get("context_turns", 0))
     names = [f"{kind}_encoder.safetensors", *(["tokenizer.json"] if kind == "text" else [])]
@@ -180,12 +180,12 @@ def _pretrained_encoder(kind: str, branch: TextBranch | AudioBranch, folder: Pat
     settings, revision = branch.encoder.model_dump(exclude={"source", "revision"}), branch.encoder.revision
     origin = branch.encoder.source if revision is None else f"{branch.encoder.source}@{revision}"
     if branch.freeze == "all" and branch.lora is None and revision is not None:
-        return Component(kind=PRETRAINED, source=origin, licence="its own", options=settings)
+        return Component(kind=PRETRAINED_KIND, source=origin, licence="its own", options=settings)
     copied = out / f"{kind}_encoder"
     shutil.copytree(folder, copied, dirs_exist_ok=True)
     names = [path.relative_to(out).as_posix() for path in sorted(copied.iterdir())]
     return Component(
-        kind=PRETRAINED,
+        kind=PRETRAINED_KIND,
         source=f"{origin}, fine-tuned",
         licence="its own",
         files=_digests(out, *names),

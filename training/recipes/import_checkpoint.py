@@ -23,7 +23,7 @@ from shared.domain.emotion import EKMAN7, LabelSpace
 from shared.errors import BundleError
 from shared.modeling.audio_classifiers import ClassifierConfig, SequenceClassifier
 from shared.modeling.loading import CLASSIFIER_FILES, sha256, write_manifest
-from shared.modeling.whisper_weights import transcriber
+from shared.modeling.whisper_weights import transcriber_component
 from training.published_checkpoints import checkpoint_folder, read_weights, with_weights
 
 WEIGHTS = "classifier.safetensors"
@@ -37,7 +37,7 @@ def import_checkpoint(
     revision: str | None = None,
     categories: dict[str, str] | None = None,
     extractor: str | None = None,
-    between: Literal["nothing", "tanh"] = "tanh",
+    head_activation: Literal["none", "tanh"] = "tanh",
     window_s: float = 30.0,
     name: str | None = None,
     licence: str | None = None,
@@ -67,7 +67,9 @@ def import_checkpoint(
     outputs = categories_of(labels_of(model.config), categories)
     used = extractor_of(checkpoint_folder(extractor) if extractor else folder)
     options = ClassifierConfig(
-        outputs=outputs, window_s=min(window_s, longest_input_s(used)), between=between if own_head else "nothing"
+        outputs=outputs,
+        window_s=min(window_s, longest_input_s(used)),
+        head_activation=head_activation if own_head else "none",
     )
     write_bundle(
         out,
@@ -79,7 +81,7 @@ def import_checkpoint(
             licence=licence or stated_licence(folder),
             options=options.model_dump(mode="json"),
         ),
-        SequenceClassifier(model, options.between),
+        SequenceClassifier(model, options.head_activation),
         model.config,
         used,
     )
@@ -202,7 +204,7 @@ def write_bundle(
         name=name,
         version="1",
         label_space=space,
-        asr=transcriber(),
+        asr=transcriber_component(),
         classifier=classifier.model_copy(update={"files": digests}),
         calibration=Calibration(),
         metrics={},

@@ -111,7 +111,10 @@ def patch_transformer(
             final_norm="norm.weight" in renamed,
         )
         network = PatchTransformer(config)
-        numbers = {"standard.mean": torch.tensor(scaler.mean), "standard.deviation": torch.tensor(scaler.scale)}
+        numbers = {
+            "standardization.mean": torch.tensor(scaler.mean),
+            "standardization.deviation": torch.tensor(scaler.scale),
+        }
         network.load_state_dict({**renamed, **numbers})
     except (KeyError, ValueError, RuntimeError) as error:
         raise BundleError(f"the weights and the scaler do not make up a patch transformer: {error}") from error

@@ -109,7 +109,7 @@ def train(
     _fit(module, training_batches, validation, trainer, out)
     if isinstance(module.fusion, Fusion) and fusion.relative:
         # After training: a model that trains with baselines of reduced weight predicts first turns less well.
-        fit_baseline_reliability(module.fusion.speakers, speakers.by_speaker(), trainer.seed)
+        fit_baseline_reliability(module.fusion.speaker_prior, speakers.by_speaker(), trainer.seed)
     TrainedRun(config, module.fusion, module.branches).save(out)
 
 
@@ -206,7 +206,7 @@ def fit_statistics(
     module.eval()
     _fit_standardization(module, source, utterances, seed)
     if isinstance(module.fusion, Fusion) and module.fusion.config.relative and (known := speakers.by_speaker()):
-        module.fusion.speakers.fit([summaries for summaries, _ in known])
+        module.fusion.speaker_prior.fit([summaries for summaries, _ in known])
     # Pretrained encoders are loaded in evaluation mode, and Lightning does not change the mode of a module.
     module.train()
 

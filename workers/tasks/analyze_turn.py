@@ -9,7 +9,7 @@ from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import Job, Message
 from shared.domain.turn import TurnWork
 from shared.errors import RecordingGone
-from shared.modeling.pipeline import Item, Pipeline, Result, Stage, Submit
+from shared.modeling.pipeline import Item, Pipeline, Result, Stage, StageRunner
 from shared.observability.metrics import STAGE_SECONDS
 from shared.observability.tracing import start_as_current_span
 from shared.settings import Settings
@@ -60,7 +60,7 @@ class AnalyzeTurn:
         summary = None if analysis.audio_summary is None else analysis.audio_summary.astype(_STORED).tobytes()
 
         def write(transaction: Transaction) -> Sequence[Message]:
-            result = (analysis.transcript, analysis.reading, summary)
+            result = (analysis.transcript, analysis.prediction, summary)
             transaction.turn_results.write(work.turn.id, self._pipeline.bundle.id, *result)
             return ()
 
@@ -80,7 +80,7 @@ class AnalyzeTurn:
             return self._audio.decode(recording, self._settings.max_turn_s)
 
 
-def _entering(enter: Enter, submit: Submit) -> Submit:
+def _entering(enter: Enter, submit: StageRunner) -> StageRunner:
     """Hands in as `submit` does. A stage's time is that of waiting for it, before and after, and of running."""
 
     def entered(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:

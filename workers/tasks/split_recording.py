@@ -13,14 +13,14 @@ from shared.domain.job import Job, Message, NewJob
 from shared.domain.recording import Channel, RecordingWork
 from shared.domain.turn import NewTurn, Turn
 from shared.errors import ClaimLost, RecordingGone, TenorError
-from shared.modeling.vad import LONGEST_TURN_S, Cutter
+from shared.modeling.segmentation import MAX_UTTERANCE_S, UtteranceSplitter
 from shared.settings import Settings
 from shared.storage.blobs import Blobs, new_uri
 from shared.storage.staging import staged_upload
 from shared.store.database import Database, Transaction
 from workers.job_runner import Enter, Write
 
-_PART_S = 10 * LONGEST_TURN_S
+_PART_S = 10 * MAX_UTTERANCE_S
 """Of all channels together, but of each channel at least twice its longest turn."""
 _PATIENCE = timedelta(minutes=5)
 
@@ -71,17 +71,17 @@ class SplitRecording:
     def _utterances(self, call: RecordingWork, enter: Enter) -> Iterator[tuple[Channel, float, Samples]]:
         if call.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was cut into turns")
-        cutters = [Cutter() for _ in call.channels]
+        cutters = [UtteranceSplitter() for _ in call.channels]
         enter("fetch")
         with self._blobs.open(call.recording.uri) as recording:
-            part_s = max(2 * LONGEST_TURN_S, _PART_S / len(cutters))
+            part_s = max(2 * MAX_UTTERANCE_S, _PART_S / len(cutters))
             parts = self._audio.decode_parts(recording, len(cutters), part_s, self._settings.max_recording_s)
             for number, channels in enumerate(parts):
                 enter(f"part {number}")
                 for voice, cutter, sound in zip(call.channels, cutters, channels, strict=True):
                     yield from ((voice, *utterance) for utterance in cutter.add(sound))
         for voice, cutter in zip(call.channels, cutters, strict=True):
-            yield from ((voice, *utterance) for utterance in cutter.end())
+            yield from ((voice, *utterance) for utterance in cutter.finish())
 
     def _begin(self, call: RecordingWork) -> None:
         with self._held(call) as transaction:
