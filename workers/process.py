@@ -6,7 +6,6 @@ import gc
 from typing import Any
 from uuid import UUID
 
-import torch
 from celery import Celery
 from celery.exceptions import Reject
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
@@ -15,6 +14,7 @@ from celery.worker.request import Request
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import TURN_LANES, Lane
 from shared.messaging.broker import Broker, celery_app
+from shared.modeling.execution import device_name
 from shared.modeling.pipeline import Pipeline, load_pipeline
 from shared.observability.metrics import serve_metrics
 from shared.observability.tracing import start_tracing, stop_tracing
@@ -62,7 +62,12 @@ def run(settings: Settings) -> None:
     bundle_id = None if pipeline is None else pipeline.bundle.id
     deliveries = DeliveryLane(settings, database, engine)
     sweeper = Sweeper(
-        settings, database, queue, bundle_id, _device(settings), held=lambda: [*engine.held, *deliveries.held]
+        settings,
+        database,
+        queue,
+        bundle_id,
+        device_name(settings.device),
+        held=lambda: [*engine.held, *deliveries.held],
     )
     watch = BrokerWatch(settings, database, queue)
     app = celery_app(settings.broker_url)
@@ -145,9 +150,3 @@ def _tasks(
         stages = Stages(pipeline, settings.batches, settings.courtesy_s)
         tasks.update(dict.fromkeys(TURN_LANES, AnalyzeTurn(settings, blobs, pipeline, stages, audio)))
     return tasks
-
-
-def _device(settings: Settings) -> str:
-    """What the models run on, for people."""
-    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    return "cpu" if on_cpu else torch.cuda.get_device_name()

@@ -5,9 +5,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
-
 from shared.domain.job import Lane
+from shared.modeling.execution import release_cached_memory
 from shared.modeling.pipeline import Pipeline, Stage, StageRunner, run_immediately
 from shared.observability.metrics import STAGE_SECONDS
 from shared.observability.tracing import start_as_current_span
@@ -60,7 +59,7 @@ class Stages:
         self._batchers = {
             # What PyTorch keeps in store on a device, CTranslate2 cannot use.
             stage.name: MicroBatcher[Any, Any](
-                stage.name, stage.run, getattr(limits, stage.name), stage.size, torch.cuda.empty_cache
+                stage.name, stage.run, getattr(limits, stage.name), stage.size, release_cached_memory
             )
             for stage in stages
         }

@@ -53,6 +53,17 @@ class Execution:
         return module.to(self.device)
 
 
+def device_name(configured: str) -> str:
+    """Returns what the setting `TENOR_DEVICE` means on this machine, for people: cpu, or the name of the GPU."""
+    on_cpu = configured == "cpu" or not torch.cuda.is_available()
+    return "cpu" if on_cpu else torch.cuda.get_device_name()
+
+
+def release_cached_memory() -> None:
+    """Return the GPU memory that PyTorch keeps for later use, because other libraries cannot use it."""
+    torch.cuda.empty_cache()
+
+
 ON_CPU = Execution()
 """Models on the CPU, in float32 and not compiled."""
 

@@ -8,7 +8,7 @@ full window. The language is detected from the same encoder output, so that noth
 
 The lengths of windows are whole seconds. Windows of the same length share a batch, whichever clips they belong to. No
 window is padded to the length of another, so that the transcript of a clip does not depend on the other clips. See
-docs/decisions/0008-short-whisper-windows.md.
+docs/decisions/0010-short-whisper-windows.md.
 """
 
 import os

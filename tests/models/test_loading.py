@@ -7,14 +7,16 @@ import yaml
 from pydantic import ValidationError
 
 from shared.domain.bundle import Component
+from shared.domain.turn import MAX_CONTEXT_TURNS
 from shared.errors import BundleError
 from shared.modeling import hub, loading, whisper_weights
 from shared.modeling.loading import MANIFEST, SHIPPED_BUNDLES, bundle_folder, read_manifest, verify_files
 from shared.modeling.pipeline import Pipeline, load_pipeline
+from shared.modeling.predictor import ClassifierPredictor
 from shared.settings import Settings
 from tests import checkpoints
 from tests.audio_clips import tone
-from tests.tiny_models import write_bundle
+from tests.tiny_models import pipeline, write_bundle
 
 LIMIT_BYTES = 120_000_000
 
@@ -60,6 +62,34 @@ def test_an_unknown_kind_is_refused_by_name(folder: Path) -> None:
     component = component_of(folder, "fusion").model_copy(update={"kind": "telepathy"})
     with pytest.raises(BundleError, match=r"telepathy.*cross_attention"):
         loading.load_fusion(folder, component)
+
+
+def with_context_turns(folder: Path, context_turns: int) -> Path:
+    component = component_of(folder, "text_encoder")
+    options = component.options | {"context_turns": context_turns}
+    edit(folder, text_encoder=component.model_copy(update={"options": options}).model_dump())
+    return folder
+
+
+@pytest.mark.parametrize("context_turns", [0, 1, MAX_CONTEXT_TURNS])
+def test_a_pipeline_reads_as_many_context_turns_as_its_text_encoder_was_trained_with(
+    folder: Path, context_turns: int
+) -> None:
+    subject = pipeline(with_context_turns(folder, context_turns))
+    assert subject.context_turns == context_turns
+    context = ["it broke", "he is here", "hello"]
+    expected = subject.analyze(samples=None, text="so what", context=context[3 - context_turns :]).prediction
+    assert subject.analyze(samples=None, text="so what", context=context).prediction == expected
+
+
+def test_a_bundle_trained_with_more_context_turns_than_the_service_passes_is_refused(folder: Path) -> None:
+    with pytest.raises(BundleError, match=rf"context_turns {MAX_CONTEXT_TURNS + 1}, .* at most {MAX_CONTEXT_TURNS} "):
+        pipeline(with_context_turns(folder, MAX_CONTEXT_TURNS + 1))
+
+
+def test_a_classifier_of_audio_reads_no_context_turns(folder: Path) -> None:
+    subject = ClassifierPredictor(read_manifest(folder), lambda: pytest.fail("the classifier was loaded"))
+    assert subject.context_turns == 0
 
 
 def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
