@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from services.api.app import create_app
 from services.api.queue_metrics import QueueDepthCollector
 from services.embedded.servers import free_port
+from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import TURN_LANES, Lane
 from shared.messaging.broker import Broker, celery_app
 from shared.observability.logging import create_formatter
@@ -61,9 +62,11 @@ def heard() -> Heard:
 def engine(settings: Settings, database: Database, tmp_path: Path, heard: Heard) -> Iterator[JobRunner]:
     tiny = pipeline(write_bundle(tmp_path / "bundle"), heard)
     stages = Stages(tiny, settings.batches, settings.courtesy_s)
-    task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), tiny, stages)
+    audio = AudioSandbox()
+    task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), tiny, stages, audio=audio)
     yield JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
     stages.close()
+    audio.close()
 
 
 def broken(*_: object, **__: object) -> None:
