@@ -108,7 +108,7 @@ class EventSource:
             )
         with self._database.transaction() as transaction:
             messages = transaction.outbox.unsent(timedelta(0), limit=100_000)
-            if self._broker.send(messages):
+            if self._broker.publish(messages):
                 transaction.outbox.remove(messages)
 
 

@@ -1,23 +1,24 @@
-"""`tenor bench dispatch`: tasks per second through Celery, the threads and the micro-batches, with a stub model."""
+"""`tenor bench dispatch`: tasks per second through the broker, the threads and the micro-batches, with a stub model."""
 
-# Celery and redis are not fully typed.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
+# redis-py is not fully typed.
+# pyright: reportUnknownMemberType=false
 
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Generator
+from uuid import uuid4
 
 import redis
 
 from benchmarks.embedded_service import embedded_servers
 from benchmarks.figures import Figure
-from benchmarks.stub_worker import COUNTER, TASK
+from benchmarks.stub_worker import COUNTER
 from services.embedded.servers import EmbeddedServers
-from shared.domain.job import Lane
+from shared.domain.job import Lane, Message
 from shared.errors import BenchmarkFailed
-from shared.messaging.broker import celery_app
+from shared.messaging.broker import Broker
 from shared.settings import Settings
 
 THREADS = 32
@@ -41,12 +42,11 @@ def measure_queue_overhead(settings: Settings, rounds: int) -> Generator[Figure]
 def _rate(servers: EmbeddedServers, threads: int, count: int) -> float:
     broker = redis.Redis.from_url(servers.broker_url.get_secret_value())
     broker.flushdb()
-    app = celery_app(servers.broker_url)
-    for number in range(count):
-        app.send_task(TASK, args=[str(number)], queue=Lane.interactive.value)
+    messages = [Message(id=uuid4(), task="stub", job_id=uuid4(), queue=Lane.interactive.value) for _ in range(count)]
+    if not Broker(servers.broker_url).publish(messages):
+        raise BenchmarkFailed("the tasks could not be published")
     env = {**os.environ, "TENOR_BROKER_URL": servers.broker_url.get_secret_value()}
-    command = [sys.executable, "-m", "benchmarks.stub_worker", str(threads)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)  # Celery's banner
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.stub_worker", str(threads)], env=env)
     try:
         done_before = _wait_for(broker, 1)
         started = time.perf_counter()

@@ -5,22 +5,22 @@ hand their items to one micro-batcher; a single thread runs the model by itself.
 done in the broker.
 """
 
-# Celery and redis are not fully typed.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
+# redis-py is not fully typed.
+# pyright: reportUnknownMemberType=false
 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 import redis
-from celery import Celery
 
 from shared.domain.job import Lane
 from shared.messaging.broker import celery_app
 from shared.settings import BatchLimits, get_settings
 from workers.batching import MicroBatcher
+from workers.consumer import Consumer
 
-TASK = "stub"
 COUNTER = "stub_tasks_done"
 """The broker's key that counts the tasks done."""
 PAUSE_S = 0.02
@@ -29,34 +29,29 @@ PAUSE_S = 0.02
 def run(threads: int) -> None:
     """Run tasks until SIGTERM."""
     settings = get_settings()
-    app = celery_app(settings.broker_url)
+    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
     model = _batched_model() if threads > 1 else _single_model
-    register_task(app, redis.Redis.from_url(settings.broker_url.get_secret_value()), model)
-    options = ["--pool=threads", f"--concurrency={threads}", f"--queues={Lane.interactive.value}"]
-    app.worker_main(
-        ["worker", *options, "--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
-    )
 
-
-def register_task(app: Celery, broker: redis.Redis, model: Callable[[str], object]) -> None:
-    """Register the worker's only task."""
-
-    @app.task(name=TASK)
-    def stub(item: str) -> None:
-        model(item)
+    def run_task(task_id: UUID) -> bool:
+        model(task_id)
         broker.incr(COUNTER)
+        return True
+
+    consumer = Consumer(celery_app(settings.broker_url), Lane.interactive, threads, run_task)
+    consumer.start()
+    consumer.join()
 
 
-def _batched_model() -> Callable[[str], object]:
-    batcher = MicroBatcher[str, str]("stub", _pause, BatchLimits(items=16, budget=16))
+def _batched_model() -> Callable[[UUID], object]:
+    batcher = MicroBatcher[UUID, UUID]("stub", _pause, BatchLimits(items=16, budget=16))
     return lambda item: batcher.submit(item)()
 
 
-def _single_model(item: str) -> object:
+def _single_model(item: UUID) -> object:
     return _pause([item])
 
 
-def _pause(items: Sequence[str]) -> Sequence[str]:
+def _pause(items: Sequence[UUID]) -> Sequence[UUID]:
     time.sleep(PAUSE_S)
     return items
 

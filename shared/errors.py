@@ -55,7 +55,11 @@ EX_CONFIG = 78
 
 
 class TenorError(Exception):
-    """The root. `code` is stable, `status` the HTTP status, `retryable` whether the same call may go well later."""
+    """The root. `code` is stable, and `status` is the HTTP status.
+
+    `retryable` says whether the same request or job may succeed later. By it alone a client decides whether to send a
+    request again, and a worker whether a failed job runs again.
+    """
 
     code = "internal_error"
     status = 500
@@ -233,6 +237,8 @@ class RecordingGone(AudioError):
 class SetupError(TenorError):
     code = "setup_invalid"
     title = "Tenor is not set up correctly"
+    # The request or job is not to blame: it succeeds on another process, or once a person has corrected the setup.
+    retryable = True
 
 
 class BundleError(SetupError):
@@ -295,6 +301,7 @@ class ClaimLost(TenorError):
 class StageTimeout(TenorError):
     code = "stage_timeout"
     title = "A stage of the analysis took too long"
+    retryable = True
 
 
 class AttemptsExhausted(TenorError):

@@ -9,10 +9,10 @@ from shared.settings import get_settings
 
 
 def main() -> None:
-    """Work until told to stop.
+    """Run jobs until the process is told to stop.
 
     Raises:
-        SetupError: a person has to change something first.
+        SetupError: a person has to change a setting or install something first.
         Unavailable: Postgres or the store of recordings cannot be reached.
     """
     settings = get_settings()

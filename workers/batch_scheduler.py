@@ -1,4 +1,4 @@
-"""Who goes into a stage's next batch. Workers go by it, and so does what foretells how a fleet of them will do."""
+"""Chooses the items of a stage's next batch. Workers use it, and so does the simulation of a fleet of workers."""
 
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
@@ -6,19 +6,21 @@ from typing import Generic, Protocol, TypeVar
 from shared.domain.job import Lane
 from shared.settings import BatchLimits
 
-BULK_TURN = 4
-"""While bulk items wait, one of so many batches in a row is led by the oldest of them."""
-LIKE_LENGTH = 2.0
-"""The longest item of a batch is at most so many times as long as the shortest; so less than half of it is padding."""
+BULK_SHARE = 4
+"""While bulk items wait, one batch of every so many begins with the oldest of them."""
+MAX_LENGTH_RATIO = 2.0
+"""The longest item of a batch is at most so many times as long as the shortest, so less than half of it is padding."""
 PACE_MEMORY = 0.8
-"""Weight of what is known of a stage's pace against its last batch."""
+"""Weight of the earlier batches against the last one in the running mean of the seconds that a unit of size takes."""
 
 
 class BatchItem(Protocol):
-    """An item that waits; its size is in the unit of the limits' budget."""
+    """An item that waits for a stage."""
 
     @property
-    def size(self) -> float: ...
+    def size(self) -> float:
+        """In the unit of the limits' budget, such as tokens or seconds of audio."""
+        ...
 
     @property
     def lane(self) -> Lane: ...
@@ -28,10 +30,10 @@ Waiting = TypeVar("Waiting", bound=BatchItem)
 
 
 class BatchScheduler(Generic[Waiting]):
-    """Those who wait for one stage, in the order in which they came. One thread at a time may use it.
+    """The items that wait for one stage, in the order in which they came. Only one thread at a time may use it.
 
     Attributes:
-        limits: of the stage's batches.
+        limits: the limits of the stage's batches.
     """
 
     def __init__(self, limits: BatchLimits) -> None:
@@ -46,51 +48,51 @@ class BatchScheduler(Generic[Waiting]):
 
     @property
     def first(self) -> Waiting:
-        """Who has waited longest."""
+        """The item that has waited longest."""
         return self._waiting[0]
 
-    def add(self, call: Waiting) -> None:
-        self._waiting.append(call)
+    def add(self, item: Waiting) -> None:
+        self._waiting.append(item)
 
     def take(self) -> list[Waiting]:
-        """The next batch, taken out of those that wait, of whom there must be one."""
-        batch = self._picked()
-        self._waiting = [call for call in self._waiting if call not in batch]
+        """Remove the next batch from the waiting items, and return it. At least one item must wait."""
+        batch = self._pick()
+        self._waiting = [item for item in self._waiting if item not in batch]
         return batch
 
-    def ran(self, batch: Sequence[Waiting], seconds: float) -> None:
-        """How long a batch took: bulk is kept from making the next ones too long."""
+    def record_run(self, batch: Sequence[Waiting], seconds: float) -> None:
+        """Learn from how long a batch took how many bulk items the next batches may hold."""
         pace = seconds / cost(batch)
         self._pace = PACE_MEMORY * self._pace + (1 - PACE_MEMORY) * pace if self._pace else pace
 
     def shrink(self, batch: Sequence[Waiting]) -> float:
-        """Let no batch cost more than half of this one from now on; what one may cost then."""
+        """Limit the cost of later batches to half of this batch's. Returns the limit."""
         self._budget = min(self._budget, cost(batch) / 2)
         return self._budget
 
-    def _picked(self) -> list[Waiting]:
-        eldest_bulk = next((call for call in self._waiting if call.lane is Lane.bulk), None)
+    def _pick(self) -> list[Waiting]:
+        oldest_bulk = next((item for item in self._waiting if item.lane is Lane.bulk), None)
         lanes = [Lane.interactive, Lane.bulk]
-        if self._passed_over >= BULK_TURN - 1:
+        if self._passed_over >= BULK_SHARE - 1:
             lanes.reverse()
-        first, *others = sorted(self._waiting, key=lambda call: lanes.index(call.lane))
-        others.sort(key=lambda call: (lanes.index(call.lane), abs(call.size - first.size)))
+        first, *others = sorted(self._waiting, key=lambda item: lanes.index(item.lane))
+        others.sort(key=lambda item: (lanes.index(item.lane), abs(item.size - first.size)))
         batch = [first]
-        for call in others:
-            if self._fits([*batch, call]):
-                batch.append(call)
-        self._passed_over = 0 if eldest_bulk is None or eldest_bulk in batch else self._passed_over + 1
+        for item in others:
+            if self._fits([*batch, item]):
+                batch.append(item)
+        self._passed_over = 0 if oldest_bulk is None or oldest_bulk in batch else self._passed_over + 1
         return batch
 
     def _fits(self, batch: Sequence[Waiting]) -> bool:
-        sizes = [call.size for call in batch]
-        together = cost(batch)
-        # What comes while a batch runs has to wait for its end, so bulk must not make it long.
-        brief = together * self._pace <= self.limits.bulk_s or all(call.lane is Lane.interactive for call in batch)
-        alike = max(sizes) <= LIKE_LENGTH * min(sizes)
-        return len(batch) <= self.limits.items and together <= self._budget and alike and brief
+        sizes = [item.size for item in batch]
+        total = cost(batch)
+        # An interactive item that comes while a batch runs waits for its end, so bulk items must not make it long.
+        brief = total * self._pace <= self.limits.bulk_s or all(item.lane is Lane.interactive for item in batch)
+        similar = max(sizes) <= MAX_LENGTH_RATIO * min(sizes)
+        return len(batch) <= self.limits.items and total <= self._budget and similar and brief
 
 
 def cost(batch: Sequence[BatchItem]) -> float:
-    """A batch's size with its padding: its longest item's times its items."""
-    return len(batch) * max(call.size for call in batch)
+    """Return a batch's size with its padding: the size of its longest item times the number of its items."""
+    return len(batch) * max(item.size for item in batch)

@@ -1,4 +1,4 @@
-"""The delivery lane: events are sent to webhooks from one event loop, with hundreds of requests under way."""
+"""Posts events to webhooks from one event loop, with hundreds of requests under way."""
 
 import asyncio
 import logging
@@ -11,6 +11,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
 from typing import ParamSpec, TypeVar
 from uuid import UUID
 
@@ -31,7 +32,7 @@ from workers.webhook_client import WebhookClient
 _log = logging.getLogger(__name__)
 _LANE = Lane.delivery
 _GATHER_S = 0.01
-"""How long to wait for more deliveries to end, so that the database is asked once for all of them."""
+"""How long to wait for more deliveries to end, so that one query of the database claims the next ones."""
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -39,24 +40,29 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: `answered` says whether the receiver works, and is None where it was not asked."""
+    """How an attempt to post an event ended.
+
+    Attributes:
+        error: None if the receiver accepted the event.
+        answered: whether the receiver works; None if nothing was sent to it.
+    """
 
     error: TenorError | None
     answered: bool | None = None
 
 
 class DeliveryLane:
-    """Sends events to webhooks, on one event loop in a thread of its own.
+    """Posts events to webhooks, on one event loop in a thread of its own.
 
     The database says which events are due (`Deliveries.claim`). It is asked when a message comes, when an attempt ends
-    that others may wait for, and every `sweep_interval_s`: messages only make it quicker. So the order of the queue
-    does not matter, and however many events wait for one webhook, no other webhook's event waits for them.
+    that other deliveries may wait for, and every `sweep_interval_s`: a message only makes it quicker. So the order of
+    the messages does not matter, and however many events wait for one webhook, no other webhook's event waits for them.
     """
 
-    def __init__(self, settings: Settings, database: Database, engine: JobRunner) -> None:
+    def __init__(self, settings: Settings, database: Database, runner: JobRunner) -> None:
         self._settings = settings
         self._database = database
-        self._engine = engine
+        self._runner = runner
         self._tls = httpx.create_ssl_context()
         self._in_flight: dict[tuple[UUID, int], Delivery] = {}
         self._changed = threading.Condition()
@@ -64,12 +70,12 @@ class DeliveryLane:
         self._full, self._busy = False, set[UUID]()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
-        self._store = ThreadPoolExecutor(DELIVERY_CONNECTIONS, thread_name_prefix="deliveries")
-        self._thread = threading.Thread(target=self._live, name="deliveries", daemon=True)
+        self._database_threads = ThreadPoolExecutor(DELIVERY_CONNECTIONS, thread_name_prefix="deliveries")
+        self._thread = threading.Thread(target=self._run_loop, name="deliveries", daemon=True)
 
     @property
-    def held(self) -> list[Job]:
-        """The jobs that this lane has taken up, and not ended."""
+    def running_jobs(self) -> list[Job]:
+        """The jobs that this lane has claimed and not ended."""
         with self._changed:
             return [delivery.job for delivery in self._in_flight.values()]
 
@@ -77,22 +83,28 @@ class DeliveryLane:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take nothing more up. What is under way goes on to its end."""
+        """Claim nothing more. Requests under way go on to their end."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self._wake()
 
-    def join(self) -> None:
-        """Wait for what is under way to end."""
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait for the requests under way to end."""
         if self._thread.is_alive():
-            self._thread.join()
-        self._store.shutdown()
+            self._thread.join(timeout_s)
+        self._database_threads.shutdown(wait=timeout_s is None)
 
     def wake(self, job_id: UUID) -> bool:
-        """Wait until fewer deliveries than allowed are in flight, then claim due ones. False if the lane is stopping.
+        """Wait until fewer deliveries than allowed are in flight, then have due ones claimed.
 
-        A full worker waits here with its message, and leaves the others in the queue to other workers.
+        A worker that has no room waits here with its message, and leaves the other messages to other workers.
+
+        Args:
+            job_id: ignored, because the database says which deliveries are due.
+
+        Returns:
+            False if this lane is stopping.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._room > 0)
@@ -105,12 +117,12 @@ class DeliveryLane:
     def _room(self) -> int:
         return self._settings.deliveries_in_flight - len(self._in_flight)
 
-    def _live(self) -> None:
+    def _run_loop(self) -> None:
         while not self._stopping:
             try:
                 asyncio.run(self._run())
             except Exception as error:
-                _log.error("the delivery lane begins anew: %s", type_and_traceback(error))
+                _log.error("the delivery lane starts its event loop again: %s", type_and_traceback(error))
                 time.sleep(1)
 
     async def _run(self) -> None:
@@ -126,7 +138,7 @@ class DeliveryLane:
                     await asyncio.sleep(_GATHER_S)
 
     def _wake(self) -> None:
-        """Have the loop look for events that are due. May be called on any thread."""
+        """Have the event loop claim due deliveries. May be called on any thread."""
         with self._changed:
             loop, woken = self._loop, self._woken
         with suppress(RuntimeError):  # the loop has ended
@@ -140,23 +152,23 @@ class DeliveryLane:
         if room <= 0:
             return []
         try:
-            claimed = await self._in_thread(self._take_up, room, in_flight)
+            claimed = await self._in_thread(self._claim_due, room, in_flight)
         except Unavailable as error:
-            _log.warning("no delivery is taken up: %s", error.detail)
+            _log.warning("no delivery is claimed: %s", error.detail)
             return []
         except Exception as error:
-            _log.error("no delivery is taken up: %s", type_and_traceback(error))
+            _log.error("no delivery is claimed: %s", type_and_traceback(error))
             return []
         with self._changed:
             self._in_flight.update((_key(delivery), delivery) for delivery in claimed)
-        # More may be due where as many were taken as there was room for.
+        # More may be due if as many were claimed as there was room for.
         self._full = len(claimed) >= room
         in_flight.update(delivery.webhook_id for delivery in claimed)
         most = self._settings.deliveries_per_webhook
         self._busy = {webhook_id for webhook_id, count in in_flight.items() if count >= most}
         return claimed
 
-    def _take_up(self, room: int, in_flight: Counter[UUID]) -> list[Delivery]:
+    def _claim_due(self, room: int, in_flight: Counter[UUID]) -> list[Delivery]:
         settings = self._settings
         trial = settings.lease + timedelta(seconds=settings.delivery_timeout_s)
         with self._database.transaction() as transaction:
@@ -169,7 +181,7 @@ class DeliveryLane:
             )
 
     async def _attempt(self, client: WebhookClient, delivery: Delivery) -> None:
-        """Send an event, and write how that ended. Where even that cannot be written, the lease runs out."""
+        """Post an event, and write how that ended. If that cannot be written, the lease runs out."""
         job = delivery.job
         if job.attempts == 1:
             QUEUE_WAIT_SECONDS.labels(_LANE).observe((job.updated_at - job.created_at).total_seconds())
@@ -181,18 +193,18 @@ class DeliveryLane:
                     ) as attempt,
                     JOB_SECONDS.labels(_LANE).time(),
                 ):
-                    outcome = await self._send(client, delivery)
+                    outcome = await self._post(client, delivery)
                     if outcome.error is not None:
                         record_error(attempt, outcome.error)
                     await self._in_thread(self._record, delivery, outcome)
             except Exception as error:
                 _log.error("the delivery is left until its lease runs out: %s", type_and_traceback(error))
             finally:
-                self._release(delivery)
+                self._leave_flight(delivery)
 
-    async def _send(self, client: WebhookClient, delivery: Delivery) -> Outcome:
+    async def _post(self, client: WebhookClient, delivery: Delivery) -> Outcome:
         if delivery.disabled_at is not None:
-            return Outcome(WebhookGone("the webhook was disabled before it was told"))
+            return Outcome(WebhookGone("the webhook was disabled before the event was sent"))
         if delivery.job.attempts > self._settings.retries[_LANE].attempts:
             return Outcome(Unavailable("its worker died in the last attempt"))
         try:
@@ -201,16 +213,17 @@ class DeliveryLane:
             return Outcome(error)
         except Unavailable as error:
             return Outcome(error, answered=False)
-        if status == httpx.codes.GONE:
+        if status == HTTPStatus.GONE:
             return Outcome(WebhookGone("the receiver answered 410"), answered=True)
         error = None if httpx.codes.is_success(status) else Unavailable(f"the receiver answered {status}")
-        overloaded = httpx.codes.is_server_error(status) or status == httpx.codes.TOO_MANY_REQUESTS
+        overloaded = httpx.codes.is_server_error(status) or status == HTTPStatus.TOO_MANY_REQUESTS
         return Outcome(error, answered=not overloaded)
 
     def _record(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Write the state of the webhook, then what becomes of the event.
+        """Write the state of the webhook, then how the delivery ended.
 
-        In two transactions where the attempt failed: whoever deletes a webhook locks it before its jobs.
+        In two transactions if the attempt failed: the deletion of a webhook locks the webhook before its jobs, so one
+        transaction that locked them in the other order could deadlock with it.
         """
         job, deleted = delivery.job, False
         with start_as_current_span("store"), self._database.transaction() as transaction:
@@ -229,10 +242,10 @@ class DeliveryLane:
             JOBS_TOTAL.labels(_LANE, "succeeded" if deleted else "void").inc()
             _log.info("the event was delivered")
         else:
-            self._engine.record_failure(job, outcome.error)
+            self._runner.record_failure(job, outcome.error)
 
-    def _release(self, delivery: Delivery) -> None:
-        """Remove a delivery from those in flight, and claim again if others may have waited for its place."""
+    def _leave_flight(self, delivery: Delivery) -> None:
+        """Remove a delivery from those in flight, and claim the next ones if others may have waited for its place."""
         with self._changed:
             del self._in_flight[_key(delivery)]
             self._changed.notify_all()
@@ -240,9 +253,11 @@ class DeliveryLane:
             self._woken.set()
 
     async def _in_thread(self, call: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        """Call a function that uses the database, on a thread, so that the event loop does not wait for it."""
+        """Call a function that uses the database on a thread, so that the event loop does not wait for it."""
         context = copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._store, lambda: context.run(call, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._database_threads, lambda: context.run(call, *args, **kwargs)
+        )
 
 
 def _key(delivery: Delivery) -> tuple[UUID, int]:

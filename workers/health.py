@@ -1,53 +1,55 @@
-"""`python -m workers.health`: whether the worker of this machine takes up jobs, for the health check of a container.
+"""`python -m workers.health`: whether the worker of this machine takes jobs, for the health check of a container.
 
-The worker touches a file every few seconds, from the loop that takes jobs from the broker, while it is connected. So
-the file grows old where that loop hangs, the broker is lost, or the process has ended. Threads that hang at a job are
-found by the worker itself, which ends then.
+A worker touches a file every few seconds while each of its consumers is connected to the broker. So the file grows old
+where a consumer hangs, the broker is lost, or the process has ended. Jobs that hang are found by the worker itself,
+which ends then (`workers.shutdown`).
 """
 
 import logging
 import socket
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
-
-from celery import Celery, bootsteps
 
 from shared.errors import EX_CONFIG, SetupError
 from shared.settings import Settings, get_settings
+from workers.consumer import Consumer
 
 MAX_AGE_S = 60.0
-"""A worker whose file is older does not take up jobs."""
+"""A worker whose file is older takes no jobs."""
 _TOUCH_S = 5.0
 _log = logging.getLogger(__name__)
 
 
 def health_file(settings: Settings) -> Path:
-    """Return the file that the worker of this machine touches. Machines may share a data folder."""
+    """Return the file that the worker of this machine touches. Several machines may share a data folder."""
     return settings.data_dir / f"worker-{socket.gethostname()}.alive"
 
 
-def report_health(app: Celery, settings: Settings) -> None:
-    """Make the worker of `app` touch its health file while it is connected to the broker."""
+class HealthReporter:
+    """A background thread that touches the health file while every consumer is connected to the broker."""
 
-    class Health(bootsteps.StartStopStep):
-        requires: ClassVar = ("celery.worker.consumer.tasks:Tasks",)
-        timer: Any = None
+    def __init__(self, settings: Settings, consumers: Sequence[Consumer]) -> None:
+        self._file = health_file(settings)
+        self._consumers = consumers
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._report, name="health", daemon=True)
 
-        def start(self, parent: Any) -> None:  # noqa: ANN401 - Celery's consumer
-            _touch(health_file(settings))
-            self.timer = parent.timer.call_repeatedly(_TOUCH_S, _touch, (health_file(settings),))
+    def start(self) -> None:
+        self._thread.start()
 
-        def stop(self, parent: Any) -> None:  # noqa: ANN401 - Celery's consumer
-            if self.timer is not None:
-                self.timer.cancel()
+    def stop(self) -> None:
+        """End the thread, and remove the file."""
+        self._stopping.set()
+        self._thread.join()
+        self._file.unlink(missing_ok=True)
 
-        def shutdown(self, parent: Any) -> None:  # noqa: ANN401 - Celery's consumer
-            health_file(settings).unlink(missing_ok=True)
-
-    steps: Any = app.steps
-    steps["consumer"].add(Health)
+    def _report(self) -> None:
+        while not self._stopping.wait(_TOUCH_S):
+            if all(consumer.is_polling for consumer in self._consumers):
+                _touch(self._file)
 
 
 def _touch(file: Path) -> None:
@@ -59,14 +61,14 @@ def _touch(file: Path) -> None:
 
 
 def check_health(settings: Settings) -> str | None:
-    """Return why the worker of this machine does not take up jobs, or None if it does."""
+    """Return why the worker of this machine takes no jobs, or None if it does."""
     file = health_file(settings)
     try:
         age_s = time.time() - file.stat().st_mtime
     except FileNotFoundError:
         return f"no worker runs here: there is no {file}"
     if age_s > MAX_AGE_S:
-        return f"the worker has taken up no jobs for {age_s:.0f} s: it lost the broker, hangs or has ended"
+        return f"the worker has taken no jobs for {age_s:.0f} s: it lost the broker, hangs or has ended"
     return None
 
 

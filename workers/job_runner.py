@@ -1,4 +1,4 @@
-"""One worker's life with a job: claim it, do it, write the result."""
+"""Runs one job: claim it, read what it is about, do it, write the result or that the attempt failed."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ from uuid import UUID
 from opentelemetry.trace import Span, SpanKind
 
 from shared.domain.job import Job, Lane, Message
-from shared.errors import ClaimLost, RequestError, StageTimeout, StorageFull, TenorError, Unavailable
+from shared.errors import ClaimLost, StageTimeout, StorageFull, TenorError, Unavailable
 from shared.messaging.broker import Broker
 from shared.messaging.publish import publish_messages
 from shared.observability.logging import log_context, type_and_traceback
@@ -26,130 +26,152 @@ from shared.store.jobs import Jobs
 
 _log = logging.getLogger(__name__)
 
-Enter = Callable[[str], None]
-"""Says that this thread's job begins a stage of that name. Each has `stage_limit_s` of its own."""
-Write = Callable[[Transaction], Sequence[Message]]
-"""Writes a result, in the transaction that ends its job; the messages to send once that is committed."""
-End = Callable[[Jobs], Sequence[Message] | None]
+StageEntered = Callable[[str], None]
+"""Called on the job's thread with the name of each stage that the job enters. Each has `stage_limit_s` of its own."""
+ResultWriter = Callable[[Transaction], Sequence[Message]]
+"""Writes a job's result in the transaction that ends the job. Returns the messages to publish after its commit."""
+StatusWriter = Callable[[Jobs], Sequence[Message] | None]
+"""Writes the status with which a job ends. Returns the messages to publish, or None if its claim is void."""
 Details = TypeVar("Details")
-_FULL_PAUSE = timedelta(minutes=1)
+_STORAGE_FULL_PAUSE = timedelta(minutes=1)
 
 
 class Task(Protocol[Details]):
     """What is done with the jobs of a lane."""
 
     def read(self, transaction: Transaction, job: Job, /) -> Details:
-        """What the job is about, in the transaction that claims it."""
+        """Return what the job is about, in the transaction that claims it."""
         ...
 
-    def do(self, job: Job, details: Details, enter: Enter, /) -> Write:
-        """Do it. Raises RequestError where it can never be done, anything else where another attempt may do it."""
+    def do(self, job: Job, details: Details, on_stage: StageEntered, /) -> ResultWriter:
+        """Do the job, and return what writes its result.
+
+        Raises:
+            TenorError: the attempt failed. Another one follows if the error is `retryable`, as after any other
+                exception.
+        """
         ...
 
 
 @dataclass
 class RunningJob:
-    """A job that a thread of this process is at; since when in its stage, by the monotonic clock."""
+    """A job that a thread of this process runs.
+
+    Attributes:
+        stage: which it is in.
+        since: when it entered the stage, by the monotonic clock.
+        abandoned: whether its attempt was ended as timed out, while the thread still hangs.
+    """
 
     job: Job
     stage: str
     since: float
-    given_up: bool = False
+    abandoned: bool = False
 
 
 class JobRunner:
-    """Does jobs, each as the task of its lane says. Many threads may call `run` at once."""
+    """Runs jobs, each by the task of its lane. Many threads may call `run` at once."""
 
-    def __init__(self, settings: Settings, database: Database, queue: Broker, tasks: Mapping[Lane, Task[Any]]) -> None:
+    def __init__(self, settings: Settings, database: Database, broker: Broker, tasks: Mapping[Lane, Task[Any]]) -> None:
         self._settings = settings
         self._database = database
-        self._queue = queue
+        self._broker = broker
         self._tasks = tasks
-        self._held: dict[int, RunningJob] = {}
-        self._running = 0
+        self._running: dict[int, RunningJob] = {}
+        self._calls = 0
         self._closed = False
         self._lock = threading.Lock()
 
     @property
-    def held(self) -> list[Job]:
-        """The jobs that this process is at, and has not given up."""
+    def running_jobs(self) -> list[Job]:
+        """The jobs that this process runs, without the abandoned ones."""
         with self._lock:
-            return [held.job for held in self._held.values() if not held.given_up]
+            return [running.job for running in self._running.values() if not running.abandoned]
 
     @property
-    def stuck(self) -> Counter[Lane]:
-        """How many threads of each lane are still at a job that was given up."""
+    def abandoned(self) -> Counter[Lane]:
+        """How many threads of each lane hang at an abandoned job."""
         with self._lock:
-            return Counter(held.job.lane for held in self._held.values() if held.given_up)
+            return Counter(running.job.lane for running in self._running.values() if running.abandoned)
 
     @property
-    def busy(self) -> bool:
-        """Whether a thread is in `run` that may still bring its job to an end."""
+    def is_busy(self) -> bool:
+        """Whether a call of `run` may still end a job."""
         with self._lock:
-            return self._running > sum(held.given_up for held in self._held.values())
+            return self._calls > sum(running.abandoned for running in self._running.values())
 
     def close(self) -> None:
-        """Take no more jobs up."""
+        """Run no more jobs."""
         with self._lock:
             self._closed = True
 
-    def give_up_stuck(self) -> None:
-        """End the attempt of every job that is too long in one stage. Its thread cannot be ended, and goes on.
+    def abandon_timed_out(self) -> None:
+        """End the attempt of every job that is longer in one stage than `stage_limit_s`.
+
+        The job's thread cannot be ended. It goes on, and its result is dropped.
 
         Raises:
-            Unavailable: the database is away.
+            Unavailable: the database cannot be reached.
         """
         limit = self._settings.stage_limit_s
+        before = time.monotonic() - limit
         with self._lock:
-            over = [held for held in self._held.values() if time.monotonic() - held.since > limit and not held.given_up]
-        for held in over:
-            with _job_context(held.job):
-                self._put_back(held.job, StageTimeout(f"the stage {held.stage!r} took longer than {limit:g} s"))
-            held.given_up = True
+            timed_out = [each for each in self._running.values() if each.since < before and not each.abandoned]
+        for running in timed_out:
+            with _job_context(running.job):
+                error = StageTimeout(f"the stage {running.stage!r} took longer than {limit:g} s")
+                self.record_failure(running.job, error)
+            running.abandoned = True
 
-    def give_back(self, jobs: Collection[Job]) -> None:
-        """Hand jobs that are not finished to other workers at once; the attempt does not count.
+    def release(self, jobs: Collection[Job]) -> None:
+        """Let other workers run unfinished jobs at once. This attempt does not count.
 
         Raises:
-            Unavailable: the database is away. The leases run out by themselves.
+            Unavailable: the database cannot be reached. The jobs run again when their leases have run out.
         """
         with self._database.transaction() as transaction:
             messages = transaction.jobs.release(jobs, lease=self._settings.lease)
-        publish_messages(messages, self._database, self._queue)
+        publish_messages(messages, self._database, self._broker)
 
     def record_failure(self, job: Job, error: Exception) -> None:
-        """End a job whose attempt failed: for good after a RequestError, else only when no attempt is left.
+        """Write that an attempt failed. Whether the job runs again is decided here, by `error.retryable` alone.
+
+        An error that is not retryable fails the job. Any other, and any exception that is no `TenorError`, leads to
+        another attempt after a pause, or to quarantine if there is no attempt left.
 
         Raises:
-            Unavailable: the database is away. The lease runs out by itself.
+            Unavailable: the database cannot be reached. The job runs again when its lease has run out.
         """
-        if isinstance(error, RequestError):
+        if isinstance(error, TenorError) and not error.retryable:
             _log.info("the job failed: %s", error.code)
             self._end(job, "failed", lambda jobs: jobs.fail(job, error, lease=self._settings.lease))
         else:
-            self._put_back(job, error)
+            _log_failed_attempt(job, error)
+            # The message of an exception that is not ours may quote what a person said.
+            known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
+            self._retry_or_quarantine(job, known)
 
     def run(self, job_id: UUID) -> bool:
-        """Do a job, unless it has ended, is gone, is another worker's or has to wait for an earlier turn's.
+        """Run a job. Does nothing if it has ended, does not exist, is leased, or has to wait for an earlier turn's job.
 
-        False where this process takes no more jobs up, and nothing was done.
+        If the failure of an attempt cannot be written, the lease runs out and the sweeper has the job run again.
 
-        What can never be done ends `failed` with its code. Anything unexpected puts the job back for another
-        attempt. Where even that cannot be written down, the lease runs out and the sweeper takes the job up.
+        Returns:
+            False if this runner is closed. Nothing was done then.
         """
         with self._lock:
             if self._closed:
                 return False
-            self._running += 1
+            self._calls += 1
         try:
-            with log_context(job_id=job_id), _rest_left_to_sweeper():
-                self._run(job_id)
+            with log_context(job_id=job_id), _leave_errors_to_sweeper():
+                self._claim_and_do(job_id)
         finally:
             with self._lock:
-                self._running -= 1
+                self._calls -= 1
         return True
 
-    def _run(self, job_id: UUID) -> None:
+    def _claim_and_do(self, job_id: UUID) -> None:
         with self._database.transaction() as transaction:
             job = transaction.jobs.claim(job_id, self._settings.lease)
             if job is None:
@@ -157,86 +179,92 @@ class JobRunner:
             task = self._tasks[job.lane]
             details = task.read(transaction, job)
         if job.attempts == 1:
-            # Both times are the database's. Later attempts also waited for their turn to be tried again.
+            # Both times are by the database's clock. Later attempts also waited for their retry.
             QUEUE_WAIT_SECONDS.labels(job.lane).observe((job.updated_at - job.created_at).total_seconds())
-        with _job_context(job), _rest_left_to_sweeper(), self._holding(job), _attempt_span(job) as attempt:
+        # The sweeper's lines within, so that they carry the job's correlation id too.
+        with _job_context(job), _leave_errors_to_sweeper(), self._tracked(job), _attempt_span(job) as attempt:
             self._do(task, job, details, attempt)
 
     def _do(self, task: Task[Details], job: Job, details: Details, attempt: Span) -> None:
         with JOB_SECONDS.labels(job.lane).time():
             try:
-                self._finish(job, task.do(job, details, self._enter))
+                self._succeed(job, task.do(job, details, self._enter_stage))
             except ClaimLost:
                 JOBS_TOTAL.labels(job.lane, "void").inc()
-                _log.info("the job was no longer ours")
+                _log.info("another worker took the job over")
             except Exception as error:
                 record_error(attempt, error)
                 self.record_failure(job, error)
 
-    def _finish(self, job: Job, write: Write) -> None:
-        written = self._end(job, "succeeded", lambda jobs: jobs.succeed(job, lease=self._settings.lease), write)
-        _log.info("the job %s", "succeeded" if written else "was no longer ours: its result is dropped")
+    def _succeed(self, job: Job, write_result: ResultWriter) -> None:
+        ended = self._end(job, "succeeded", lambda jobs: jobs.succeed(job, lease=self._settings.lease), write_result)
+        _log.info("the job succeeded" if ended else "another worker took the job over: this result is dropped")
 
-    def _end(self, job: Job, outcome: str, end: End, write: Write = lambda _: ()) -> bool:
-        """Write how a job ended, then send for those that waited for it. False where it was no longer ours."""
+    def _end(
+        self, job: Job, outcome: str, write_status: StatusWriter, write_result: ResultWriter = lambda _: ()
+    ) -> bool:
+        """Write how a job ended, and publish messages for the jobs that waited for it. False if its claim was void."""
         with start_as_current_span("store"), self._database.transaction() as transaction:
-            messages = end(transaction.jobs)
+            messages = write_status(transaction.jobs)
             if messages is not None:
-                messages = [*messages, *write(transaction)]
+                messages = [*messages, *write_result(transaction)]
         JOBS_TOTAL.labels(job.lane, "void" if messages is None else outcome).inc()
-        publish_messages(messages or (), self._database, self._queue)
+        publish_messages(messages or (), self._database, self._broker)
         return messages is not None
 
-    def _put_back(self, job: Job, error: Exception) -> None:
-        if job.lane is Lane.delivery and isinstance(error, Unavailable):
-            # A receiver that does not answer is no fault of Tenor's code, so its place in the code is of no use.
-            _log.warning("attempt %d: %s", job.attempts, error.detail)
-        else:
-            _log.error("attempt %d: %s", job.attempts, type_and_traceback(error))
-            _log.debug("attempt %d: %s", job.attempts, error)
-        known = error if isinstance(error, TenorError) else TenorError(f"internal error ({type(error).__name__})")
-        retry = self._settings.retries[job.lane]
-        # A disk may be full for longer than all attempts last, and that is no fault of the job.
+    def _retry_or_quarantine(self, job: Job, error: TenorError) -> None:
+        policy = self._settings.retries[job.lane]
+        # A disk may be full for longer than all attempts last, and the job is not to blame for it.
         full = isinstance(error, StorageFull)
-        pause = _FULL_PAUSE if full else retry.pause(job.attempts)
-        if job.attempts >= retry.attempts and not full:
-            self._end(job, "quarantined", lambda jobs: jobs.quarantine(job, known, lease=self._settings.lease))
+        if job.attempts >= policy.attempts and not full:
+            self._end(job, "quarantined", lambda jobs: jobs.quarantine(job, error, lease=self._settings.lease))
             return
+        pause = _STORAGE_FULL_PAUSE if full else policy.pause(job.attempts)
         with self._database.transaction() as transaction:
-            waits = transaction.jobs.retry(job, known, pause, counted=not full)
-        JOBS_TOTAL.labels(job.lane, "retried" if waits else "void").inc()
+            queued = transaction.jobs.retry(job, error, pause, counted=not full)
+        JOBS_TOTAL.labels(job.lane, "retried" if queued else "void").inc()
 
     @contextmanager
-    def _holding(self, job: Job) -> Generator[None]:
+    def _tracked(self, job: Job) -> Generator[None]:
+        """List the job among the running ones meanwhile, under this thread."""
         thread = threading.get_ident()
         with self._lock:
-            self._held[thread] = RunningJob(job, "claim", time.monotonic())
+            self._running[thread] = RunningJob(job, "claim", time.monotonic())
         try:
             yield
         finally:
             with self._lock:
-                del self._held[thread]
+                del self._running[thread]
 
-    def _enter(self, stage: str) -> None:
-        """This thread's job begins a stage, or comes back to one, which has its own time."""
-        held = self._held[threading.get_ident()]
-        if held.stage != stage:
-            held.stage, held.since = stage, time.monotonic()
+    def _enter_stage(self, stage: str) -> None:
+        running = self._running[threading.get_ident()]
+        if running.stage != stage:
+            running.stage, running.since = stage, time.monotonic()
 
 
 def _job_context(job: Job) -> AbstractContextManager[None]:
     return log_context(correlation_id=job.correlation_id, job_id=job.id)
 
 
+def _log_failed_attempt(job: Job, error: Exception) -> None:
+    if job.lane is Lane.delivery and isinstance(error, Unavailable):
+        # A receiver that does not answer is no fault of Tenor's code, so its place in the code is of no use.
+        _log.warning("attempt %d: %s", job.attempts, error.detail)
+    else:
+        _log.error("attempt %d: %s", job.attempts, type_and_traceback(error))
+        _log.debug("attempt %d: %s", job.attempts, error)
+
+
 def _attempt_span(job: Job) -> AbstractContextManager[Span]:
-    attributes = {"lane": job.lane.value, "attempt": job.attempts}
-    return start_as_current_span("attempt", SpanKind.CONSUMER, job.traceparent, **attributes)
+    return start_as_current_span(
+        "attempt", SpanKind.CONSUMER, job.traceparent, lane=job.lane.value, attempt=job.attempts
+    )
 
 
 @contextmanager
-def _rest_left_to_sweeper() -> Generator[None]:
+def _leave_errors_to_sweeper() -> Generator[None]:
     try:
         yield
     except Exception as error:
-        # Not left to Celery, which would log the message, and with it perhaps what a person said.
+        # Without its message, which may quote what a person said.
         _log.error("the job is left to the sweeper: %s", type_and_traceback(error))

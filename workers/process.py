@@ -1,15 +1,11 @@
-"""The worker process: models loaded once, then Celery's thread pool for one lane, the other lanes' threads, and the
-event loop of the deliveries.
-"""
+"""The worker process: loads the models, starts a consumer for each lane and the background threads, and ends them."""
 
 import gc
-from typing import Any
-from uuid import UUID
-
-from celery import Celery
-from celery.exceptions import Reject
-from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
-from celery.worker.request import Request
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import TURN_LANES, Lane
@@ -23,11 +19,11 @@ from shared.settings import Settings
 from shared.storage.blobs import Blobs, open_blobs
 from shared.store.database import Database
 from workers.broker_watch import BrokerWatch
-from workers.consumer import ConsumerThread
+from workers.consumer import Consumer
 from workers.deliveries import DeliveryLane
-from workers.health import report_health
+from workers.health import HealthReporter
 from workers.job_runner import JobRunner, Task
-from workers.shutdown import Lifetime
+from workers.shutdown import Shutdown
 from workers.stages import Stages
 from workers.sweeper import Sweeper
 from workers.tasks.analyze_turn import AnalyzeTurn
@@ -35,14 +31,15 @@ from workers.tasks.delete_audio import DeleteAudio
 from workers.tasks.split_recording import SplitRecording
 
 
-def run(settings: Settings) -> None:
-    """Load the models, then work until SIGTERM or Ctrl-C; see `Lifetime` for how it ends.
+def run(settings: Settings) -> NoReturn:
+    """Load the models, then run jobs until SIGTERM or Ctrl-C, or until threads hang. See `Shutdown`.
 
-    Models are loaded where turns are taken. Prefork is never used: CUDA does not survive a fork.
+    The models are loaded only where the worker takes turns. Jobs run on threads and never in child processes, because
+    CUDA does not survive a fork.
 
     Raises:
-        SetupError: the tables are an earlier version's, the models cannot be loaded or do not pass the self-check, what
-            a setting asks for is not installed, or the port for metrics is taken.
+        SetupError: the tables are those of another version, the models cannot be loaded or fail the self-check, a
+            package that a setting needs is not installed, or the port for metrics is taken.
         Unavailable: Postgres or the store of recordings cannot be reached.
     """
     start_tracing(settings, "tenor-worker")
@@ -50,93 +47,58 @@ def run(settings: Settings) -> None:
     database.check_tables()
     blobs = open_blobs(settings)
     blobs.check()
-    pipeline = _loaded(settings) if settings.threads.keys() & TURN_LANES else None
+    pipeline = _load_models(settings) if settings.threads.keys() & TURN_LANES else None
     if settings.metrics_port is not None:
         serve_metrics(settings.metrics_port)
-    queue = Broker(settings.broker_url)
+    audio = _start_decoders(settings)
+    broker = Broker(settings.broker_url)
+    runner = JobRunner(settings, database, broker, _tasks(settings, database, blobs, audio, pipeline))
+    deliveries = DeliveryLane(settings, database, runner)
+    consumers = _consumers(settings, runner, deliveries)
+    sweeper = Sweeper(
+        settings,
+        database,
+        broker,
+        bundle_id=None if pipeline is None else pipeline.bundle.id,
+        device=device_name(settings.device),
+        running_jobs=lambda: [*runner.running_jobs, *deliveries.running_jobs],
+    )
+    background = (sweeper, BrokerWatch(settings, database, broker), HealthReporter(settings, consumers))
+    shutdown = Shutdown(settings, runner, deliveries, consumers)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: shutdown.request())
+    if settings.deliveries_in_flight:
+        deliveries.start()
+    for part in (*background, *consumers):
+        part.start()
+    status = shutdown.wait()
+    shutdown.drain()
+    for part in reversed(background):  # the sweeper last: it renews the leases of jobs that still run
+        part.stop()
+    audio.close()
+    stop_tracing()
+    logging.shutdown()
+    # `sys.exit` would wait for every thread, and some may hang: in a model, or in the look-up of a host name.
+    os._exit(status)
+
+
+def _load_models(settings: Settings) -> Pipeline:
+    with check_step("load the models", "torch", "transformers", "safetensors"):
+        pipeline = load_pipeline(settings)
+    pipeline.warm_up()
+    # The objects that exist now are kept until the end. Searching them for garbage would stop all threads for a third
+    # of a second each time.
+    gc.collect()
+    gc.freeze()
+    return pipeline
+
+
+def _start_decoders(settings: Settings) -> AudioSandbox:
     decoding = sum(count for lane, count in settings.threads.items() if lane in (*TURN_LANES, Lane.ingest))
     audio = AudioSandbox(decoding)
     if decoding:
         decode_clip_in_child(audio)
-    engine = JobRunner(settings, database, queue, _tasks(settings, database, blobs, audio, pipeline))
-    bundle_id = None if pipeline is None else pipeline.bundle.id
-    deliveries = DeliveryLane(settings, database, engine)
-    sweeper = Sweeper(
-        settings,
-        database,
-        queue,
-        bundle_id,
-        device_name(settings.device),
-        held=lambda: [*engine.held, *deliveries.held],
-    )
-    watch = BrokerWatch(settings, database, queue)
-    app = celery_app(settings.broker_url)
-    register(app, engine)
-    report_health(app, settings)
-    # Its pool serves the first lane that has threads, and ends the process. Where none has, it serves no lane.
-    pool, others = next(iter(settings.threads.items()), None), [*settings.threads.items()][1:]
-    lanes = [ConsumerThread(app, lane, engine.run) for lane, count in others for _ in range(count)]
-    if settings.deliveries_in_flight:
-        lanes.append(ConsumerThread(app, Lane.delivery, deliveries.wake))
-        worker_ready.connect(lambda **_: deliveries.start(), weak=False)
-    lifetime = Lifetime(settings, engine, deliveries, lanes, leave=sweeper.stop)
-    for begins in (sweeper, watch, lifetime, *lanes):
-        worker_ready.connect(lambda begins=begins, **_: begins.start(), weak=False)
-    for ends in (worker_shutting_down, worker_shutdown):
-        ends.connect(lambda **_: lifetime.end(), weak=False)
-    # Celery waits for its own threads, and ends the process then.
-    for thread in (*lanes, deliveries):
-        worker_shutdown.connect(lambda thread=thread, **_: thread.join(), weak=False)
-    worker_shutdown.connect(lambda **_: audio.close(), weak=False)
-    worker_shutdown.connect(lambda **_: watch.stop(), weak=False)
-    worker_shutdown.connect(lambda **_: sweeper.stop(), weak=False)
-    worker_shutdown.connect(lambda **_: stop_tracing(), weak=False)
-    app.worker_main(
-        [
-            "--quiet",  # else it prints a banner among the logs
-            "worker",
-            "--pool=threads",
-            f"--concurrency={pool[1] if pool else 1}",
-            f"--queues={pool[0].value}" if pool else f"--exclude-queues={','.join(Lane)}",
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-            "--loglevel=WARNING",
-        ]
-    )
-
-
-class ReconnectingRequest(Request):
-    """A message whose failed acknowledgement makes Celery connect to the broker anew.
-
-    Celery only logs that error, and counts the message as unacknowledged for ever. Once every thread's message is lost
-    like that, it takes up no more and does not read from the broker, so it would not notice the lost connection either.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's
-        # These are the errors that Celery does not let through to its event loop.
-        super().__init__(*args, **kwargs | {"connection_errors": ()})
-
-
-def register(app: Celery, engine: JobRunner) -> None:
-    """The tasks. Their arguments are ids, nothing else."""
-
-    def do(job_id: str) -> None:
-        if not engine.run(UUID(job_id)):
-            raise Reject(requeue=True)
-
-    for name in {lane.task for lane in Lane}:
-        app.task(name=name, Request=ReconnectingRequest)(do)
-
-
-def _loaded(settings: Settings) -> Pipeline:
-    with check_step("load the models", "torch", "transformers", "safetensors"):
-        pipeline = load_pipeline(settings)
-    pipeline.warm_up()
-    # What is there by now stays. To look through it for garbage would hold all threads up for a third of a second.
-    gc.collect()
-    gc.freeze()
-    return pipeline
+    return audio
 
 
 def _tasks(
@@ -150,3 +112,12 @@ def _tasks(
         stages = Stages(pipeline, settings.batches, settings.courtesy_s)
         tasks.update(dict.fromkeys(TURN_LANES, AnalyzeTurn(settings, blobs, pipeline, stages, audio)))
     return tasks
+
+
+def _consumers(settings: Settings, runner: JobRunner, deliveries: DeliveryLane) -> Sequence[Consumer]:
+    app = celery_app(settings.broker_url)
+    consumers = [Consumer(app, lane, threads, runner.run) for lane, threads in settings.threads.items()]
+    if settings.deliveries_in_flight:
+        # A message only wakes the delivery lane, which runs its deliveries on an event loop of its own.
+        consumers.append(Consumer(app, Lane.delivery, 1, deliveries.wake))
+    return consumers

@@ -1,94 +1,97 @@
-"""When a worker's process ends, and how."""
+"""Decides when a worker process ends, and drains it."""
 
 import logging
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
 
 from shared.errors import EX_TEMPFAIL, Unavailable
-from shared.observability.tracing import stop_tracing
 from shared.settings import Settings
-from workers.consumer import ConsumerThread
+from workers.consumer import Consumer
 from workers.deliveries import DeliveryLane
 from workers.job_runner import JobRunner
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S = 1.0
-_CELERYS_S = 5.0
-"""Celery ends an idle process by itself, unless its broker says nothing."""
+_CHECK_S = 1.0
+_JOIN_S = 5.0
+"""Longest wait for the consumers to acknowledge their last messages, which they cannot without a broker."""
 
 
-class Lifetime:
-    """A background thread that drains the process when it is told to end, or where half the threads of a lane hang.
+class Shutdown:
+    """Waits until the process has to end, and drains it.
 
-    A thread that hangs in native code cannot be ended, only its process can: so such a process takes no more jobs up,
-    finishes the others, and ends with EX_TEMPFAIL for its supervisor to start it again.
+    A process ends when it is told to, or when half the threads of a lane hang. A thread that hangs in native code
+    cannot be ended, only its process can: so such a process takes no more jobs, finishes the other ones, and ends with
+    EX_TEMPFAIL, so that its supervisor starts it again.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        engine: JobRunner,
-        deliveries: DeliveryLane,
-        lanes: Sequence[ConsumerThread],
-        leave: Callable[[], None],
+        self, settings: Settings, runner: JobRunner, deliveries: DeliveryLane, consumers: Sequence[Consumer]
     ) -> None:
         self._settings = settings
-        self._engine = engine
+        self._runner = runner
         self._deliveries = deliveries
-        self._lanes = lanes
-        self._leave = leave
-        self._status = 0
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._live, name="lifetime", daemon=True)
+        self._consumers = consumers
+        # A signal handler may interrupt the thread that waits. `SimpleQueue` allows that, `Event` may deadlock.
+        self._requests = SimpleQueue[None]()
 
-    def start(self) -> None:
-        self._thread.start()
+    def request(self) -> None:
+        """End the process. A signal handler may call this."""
+        self._requests.put(None)
 
-    def end(self) -> None:
-        """Take no more jobs up, and drain. May be called by a signal handler."""
-        self._ending.set()
+    def wait(self) -> int:
+        """Abandon the jobs that take too long until the process has to end. Returns its exit status."""
+        while True:
+            try:
+                self._requests.get(timeout=_CHECK_S)
+            except Empty:
+                self._abandon_timed_out()
+                if self._hangs():
+                    return EX_TEMPFAIL
+            else:
+                return 0
 
-    def _live(self) -> None:
-        while not self._ending.wait(_LOOK_S):
-            self._look()
-        self._engine.close()
+    def drain(self) -> None:
+        """Take no more jobs, wait up to `drain_s` for the running ones, and release the others to other workers."""
+        deadline = time.monotonic() + self._settings.drain_s
+        # The consumers first: they would take the messages again that the closed runner puts back into the lane.
+        for consumer in self._consumers:
+            consumer.stop()
         self._deliveries.stop()
-        for thread in self._lanes:
-            thread.stop()
-        self._drain()
-        stop_tracing()
-        logging.shutdown()
-        os._exit(self._status)
+        self._runner.close()
+        while self._is_busy and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._release()
+        if not self._is_busy:
+            self._join()
+
+    def _join(self) -> None:
+        deadline = time.monotonic() + _JOIN_S
+        for thread in (*self._consumers, self._deliveries):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
-    def _busy(self) -> bool:
-        return self._engine.busy or bool(self._deliveries.held)
+    def _is_busy(self) -> bool:
+        return self._runner.is_busy or bool(self._deliveries.running_jobs)
 
-    def _look(self) -> None:
+    def _abandon_timed_out(self) -> None:
         try:
-            self._engine.give_up_stuck()
+            self._runner.abandon_timed_out()
         except Unavailable as error:
-            _log.warning("jobs that take too long are not yet given up: %s", error.detail)
-        for lane, stuck in self._engine.stuck.items():
+            _log.warning("jobs that take too long are abandoned later: %s", error.detail)
+
+    def _hangs(self) -> bool:
+        """Whether half the threads of a lane hang."""
+        for lane, hanging in self._runner.abandoned.items():
             threads = self._settings.threads[lane]
-            if stuck * 2 >= threads and not self._status:
-                _log.error("%d of %d threads of the %s lane hang: this worker ends", stuck, threads, lane.value)
-                self._status = EX_TEMPFAIL
-                os.kill(os.getpid(), signal.SIGTERM)
+            if hanging * 2 >= threads:
+                _log.error("%d of %d threads of the %s lane hang: this worker ends", hanging, threads, lane.value)
+                return True
+        return False
 
-    def _drain(self) -> None:
-        """Wait for what is running, then hand the rest to others."""
-        deadline = time.monotonic() + self._settings.drain_s
-        while self._busy and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if not self._busy and not self._engine.stuck:
-            time.sleep(_CELERYS_S)
+    def _release(self) -> None:
         try:
-            self._engine.give_back([*self._engine.held, *self._deliveries.held])
+            self._runner.release([*self._runner.running_jobs, *self._deliveries.running_jobs])
         except Unavailable as error:
-            _log.warning("what is not finished is done anew after its lease: %s", error.detail)
-        self._leave()
+            _log.warning("jobs that did not finish run again after their leases: %s", error.detail)

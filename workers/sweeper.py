@@ -1,6 +1,6 @@
-"""The worker's heartbeat, and the repair of whatever a crash anywhere left undone.
+"""Sends the worker's heartbeat, renews its leases, and repairs what a crash of any process left undone.
 
-Every worker sweeps; rows are locked as they are taken, so that several sweepers share the work.
+Every worker sweeps. Each sweep skips the rows that another one has locked, so several sweepers share the work.
 """
 
 import logging
@@ -21,23 +21,29 @@ _log = logging.getLogger(__name__)
 
 
 class Sweeper:
-    """A background thread that renews this worker's leases and sweeps, every `sweep_interval_s`."""
+    """A background thread that sweeps every `sweep_interval_s`.
+
+    Args:
+        bundle_id: which bundle this worker loaded; None if it takes no turns.
+        device: what the models run on, to be shown to people.
+        running_jobs: returns the jobs whose leases are renewed.
+    """
 
     def __init__(
         self,
         settings: Settings,
         database: Database,
-        queue: Broker,
+        broker: Broker,
         bundle_id: str | None,
         device: str | None = None,
-        held: Callable[[], list[Job]] = list,
+        running_jobs: Callable[[], list[Job]] = list,
     ) -> None:
         self._settings = settings
         self._database = database
-        self._queue = queue
+        self._broker = broker
         self._bundle_id = bundle_id
         self._device = device
-        self._held = held
+        self._running_jobs = running_jobs
         self._worker_id: UUID = uuid4()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
@@ -46,18 +52,23 @@ class Sweeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop sweeping and take leave. Leases still held run out by themselves."""
+        """Stop sweeping, and remove this worker from the list of workers. Its leases run out by themselves."""
         self._stopping.set()
         self._thread.join()
         try:
             with self._database.transaction() as transaction:
                 transaction.workers.remove(self._worker_id)
         except Unavailable:
-            _log.warning("the database is gone: this worker is forgotten once its sign of life is old")
+            _log.warning("the database cannot be reached: this worker is listed until its heartbeat is old")
 
     def sweep(self) -> None:
-        """Send a heartbeat, requeue lost jobs, give up late events, send unsent messages, delete expired audio and
-        answers.
+        """Sweep once.
+
+        Write the heartbeat, renew the leases, enqueue lost jobs again, quarantine events that waited too long, publish
+        the messages that no process published, and delete expired audio and the expired answers to idempotency keys.
+
+        Raises:
+            Unavailable: the database cannot be reached.
         """
         settings = self._settings
         with self._database.transaction() as transaction:
@@ -65,33 +76,33 @@ class Sweeper:
                 self._worker_id, self._bundle_id, host=socket.gethostname(), device=self._device
             )
             transaction.workers.remove_unseen(settings.lease * 10)
-            transaction.jobs.renew(self._held(), settings.lease)
+            transaction.jobs.renew(self._running_jobs(), settings.lease)
         with self._database.transaction() as transaction:
             lost = transaction.jobs.sweep(lease=settings.lease, retries=settings.retries)
             for job in transaction.deliveries.overdue(settings.delivery_window):
-                transaction.jobs.quarantine(job, _waited(job, settings.delivery_window), lease=settings.lease)
+                transaction.jobs.quarantine(job, _waited_too_long(job, settings.delivery_window), lease=settings.lease)
         if lost:
             _log.warning("%d jobs were overdue", lost)
-        # The API sends its own messages within a moment of the commit; those that are older, it could not send.
-        publish_outbox(self._database, self._queue, older_than=timedelta(seconds=1))
+        # The API publishes its messages right after the commit. Those that are older, it could not publish.
+        publish_outbox(self._database, self._broker, older_than=timedelta(seconds=1))
         with self._database.transaction() as transaction:
             transaction.recordings.expire_quarantined(quarantined_for=settings.quarantine)
             transaction.recordings.expire()
             transaction.idempotency.expire(settings.idempotency)
             deletion = transaction.jobs.enqueue_deletion(settings.lease)
-        publish_messages(deletion, self._database, self._queue)
+        publish_messages(deletion, self._database, self._broker)
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
             try:
                 self.sweep()
             except Unavailable as error:
-                _log.warning("sweep put off: %s", error.detail)
+                _log.warning("the sweep is retried: %s", error.detail)
             except Exception:
-                _log.exception("sweep failed; the next one tries again")
+                _log.exception("the sweep failed and is retried")
             self._stopping.wait(self._settings.sweep_interval_s)
 
 
-def _waited(job: Job, window: timedelta) -> Unavailable:
+def _waited_too_long(job: Job, window: timedelta) -> Unavailable:
     before = f"; before that: {job.error_message}" if job.error_message else ""
     return Unavailable(f"its webhook was paused for {window.total_seconds() / 3600:.0f} hours{before}")

@@ -1,4 +1,4 @@
-"""Posts events to webhooks: signed as Standard Webhooks has it, and only to addresses on the public internet."""
+"""Posts events to webhooks: signed as Standard Webhooks specifies, and only to addresses on the public internet."""
 
 import asyncio
 import base64
@@ -19,33 +19,33 @@ from shared.domain.webhook import Delivery
 from shared.errors import ResolverBusy, Unavailable, WebhookForbidden
 from shared.settings import Settings
 
-# Site-local addresses, and those that stand for one of IPv4 (6to4): Python takes them for global.
+# Site-local addresses, and those that embed an IPv4 address (6to4): Python counts them as global.
 _NOT_GLOBAL = tuple(map(ip_network, ("fec0::/10", "2002::/16")))
 _RESOLVER_THREADS = 64
 _CONNECT_S = 3.0
-"""Longest time to connect to one address of several before the next is tried."""
+"""Longest time to connect to one of several addresses before the next one is tried."""
 _KEEPALIVE_S = 2.0
-"""Below the time after which common servers close an idle connection, so that few requests meet a closed one."""
+"""Shorter than common servers keep an idle connection open, so that few requests use one that was just closed."""
 _BODY_BYTES, _BODY_S = 4096, 0.5
-"""As much of an answer's body is read and dropped, so that its connection can be used again."""
+"""How much of a response's body is read and dropped, and for how long, so that its connection can be reused."""
 _ERRORS = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, TimeoutError)
 
 
 class WebhookClient:
-    """Posts events from one event loop, over connections that are kept for the next event to the same host.
+    """Posts events from one event loop. Connections are kept open for the next event to the same host.
 
-    The pool of connections knows them by scheme, host name and port, and never by address. So two names that stand for
-    one address share no connection, and each certificate is verified for its own name. Neither proxies nor passwords
-    of this machine are used, as tenants name the URLs, and no redirect is followed.
+    The pool keys connections by scheme, host name and port, and never by address. So two names with one address share
+    no connection, and each certificate is verified for its own name. Because tenants choose the URLs, neither the
+    proxies nor the passwords of this machine are used, and no redirect is followed.
     """
 
     def __init__(self, settings: Settings, tls: SSLContext) -> None:
-        self._private = settings.webhook_private
+        self._allow_private = settings.webhook_private
         self._timeout_s = settings.delivery_timeout_s
-        self._network = PublicNetwork(private=self._private)
+        self._network = PublicNetwork(private=self._allow_private)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls,
-            # The caller limits how many requests are under way.
+            # The caller limits the number of requests in flight.
             max_connections=None,
             max_keepalive_connections=settings.deliveries_in_flight,
             keepalive_expiry=_KEEPALIVE_S,
@@ -62,14 +62,14 @@ class WebhookClient:
         self._network.close()
 
     async def post(self, delivery: Delivery) -> int:
-        """Send an event, and return the status of the answer.
+        """Post an event, and return the status of the response.
 
         Raises:
             WebhookForbidden: the URL is not https, or its host has an address that is not on the public internet.
-            Unavailable: the name was not resolved, or there was no answer in time.
+            Unavailable: the host name was not resolved, or there was no response in time.
         """
         url, body = httpx.URL(delivery.url), delivery.event.model_dump_json().encode()
-        if not self._private and url.scheme != "https":
+        if not self._allow_private and url.scheme != "https":
             raise WebhookForbidden("the URL does not begin with https://")
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         status = None
@@ -77,10 +77,10 @@ class WebhookClient:
             async with asyncio.timeout(self._timeout_s) as deadline:
                 async with self._pool.stream(
                     "POST", target, headers=_headers(url, delivery, body), content=body
-                ) as answer:
-                    status = answer.status
+                ) as response:
+                    status = response.status
                     deadline.reschedule(asyncio.get_running_loop().time() + _BODY_S)
-                    await _drop_body(answer)
+                    await _drop_body(response)
         except _ERRORS as error:
             if status is None:
                 raise Unavailable(f"the receiver could not be reached ({type(error).__name__})") from error
@@ -88,14 +88,16 @@ class WebhookClient:
 
 
 class PublicNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to hosts whose addresses are all on the public internet: to the very addresses that were checked.
+    """Connects to hosts whose addresses are all on the public internet.
+
+    It connects to the addresses that it checked, so a second look-up cannot lead to another address.
 
     Args:
-        private: any address is allowed.
+        private: whether any address is allowed.
     """
 
     def __init__(self, *, private: bool) -> None:
-        self._private = private
+        self._allow_private = private
         self._resolver = Resolver()
         self._network = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
 
@@ -127,16 +129,16 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
             Unavailable: the name was not resolved.
         """
         addresses = await self._resolver.resolve(host, port)
-        if not self._private and not all(map(_is_public, addresses)):
+        if not self._allow_private and not all(map(_is_public, addresses)):
             raise WebhookForbidden("the receiver is not on the public internet")
         return addresses
 
 
 class Resolver:
-    """Looks host names up on threads of its own.
+    """Looks up host names on threads of its own.
 
-    The system's resolver can take half a minute for one name, and cannot be interrupted. So whoever waits may give up
-    at any time, and there is never more than one look-up of the same name: a name that hangs holds one thread.
+    The system's resolver can take half a minute for one name, and cannot be interrupted. So a caller may stop waiting
+    at any time, and there is never more than one look-up of the same name: a name that hangs occupies one thread.
     """
 
     def __init__(self) -> None:
@@ -144,15 +146,15 @@ class Resolver:
         self._pending: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
 
     def close(self) -> None:
-        """End the threads, without waiting for those that hang."""
+        """End the threads, without a wait for those that hang."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """Return the addresses of a host.
 
         Raises:
-            ResolverBusy: every thread is at the look-up of another name. That says nothing about this one.
-            Unavailable: the name stands for no address.
+            ResolverBusy: every thread looks up another name. That says nothing about this one.
+            Unavailable: the name has no address.
         """
         lookup = self._pending.get((host, port))
         if lookup is None:
@@ -160,16 +162,16 @@ class Resolver:
                 raise ResolverBusy(f"the receiver's name was not looked up: {_RESOLVER_THREADS} other look-ups hang")
             lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
             self._pending[host, port] = lookup
-            lookup.add_done_callback(lambda ended: self._forget(host, port, ended))
+            lookup.add_done_callback(lambda ended: self._remove(host, port, ended))
         try:
             return await asyncio.shield(lookup)
         except (OSError, UnicodeError) as error:
             raise Unavailable("the receiver's name could not be resolved") from error
 
-    def _forget(self, host: str, port: int, ended: "asyncio.Future[list[str]]") -> None:
+    def _remove(self, host: str, port: int, ended: "asyncio.Future[list[str]]") -> None:
         del self._pending[host, port]
         if not ended.cancelled():
-            ended.exception()  # Else asyncio logs it where all have given up waiting for it.
+            ended.exception()  # Without this, asyncio logs an exception that no caller waits for any more.
 
 
 def _look_up(host: str, port: int) -> list[str]:
@@ -177,10 +179,10 @@ def _look_up(host: str, port: int) -> list[str]:
     return [str(address[0]) for *_, address in found]
 
 
-async def _drop_body(answer: httpcore.Response) -> None:
+async def _drop_body(response: httpcore.Response) -> None:
     """Read a short body to its end. The connection of a longer one is closed, not read to its end."""
     size = 0
-    async for part in answer.aiter_stream():
+    async for part in response.aiter_stream():
         size += len(part)
         if size > _BODY_BYTES:
             break
@@ -203,6 +205,6 @@ def _headers(url: httpx.URL, delivery: Delivery, body: bytes) -> list[tuple[str,
 
 
 def _is_public(address: str) -> bool:
-    its = ip_address(address)
-    nobodys = its.is_multicast or its.is_reserved or any(its in network for network in _NOT_GLOBAL)
-    return its.is_global and not nobodys
+    parsed = ip_address(address)
+    excluded = parsed.is_multicast or parsed.is_reserved or any(parsed in network for network in _NOT_GLOBAL)
+    return parsed.is_global and not excluded

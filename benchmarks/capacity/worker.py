@@ -169,7 +169,7 @@ class _BatchedStage(_Stage):
             batch = self._scheduler.take()
             started = self._env.now
             yield self._run([item.turn for item in batch])
-            self._scheduler.ran(batch, self._env.now - started)
+            self._scheduler.record_run(batch, self._env.now - started)
             for item in batch:
                 item.done.succeed()
 

@@ -25,7 +25,7 @@ def publish_messages(messages: Sequence[Message], database: Database, broker: Br
     if not messages:
         return
     try:
-        if broker.send(messages):
+        if broker.publish(messages):
             with database.transaction() as transaction:
                 transaction.outbox.remove(messages)
     except Exception as error:
@@ -43,5 +43,5 @@ def publish_outbox(database: Database, broker: Broker, older_than: timedelta = t
     """
     with database.transaction() as transaction:
         messages = transaction.outbox.unsent(older_than)
-        if messages and broker.send(messages):
+        if messages and broker.publish(messages):
             transaction.outbox.remove(messages)

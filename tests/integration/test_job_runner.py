@@ -24,6 +24,15 @@ from shared.audio.decoder import Samples
 from shared.audio.sandbox import AudioSandbox, Limits
 from shared.domain.job import TURN_LANES, Lane
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
+from shared.errors import (
+    RecordingGone,
+    RequestError,
+    StageTimeout,
+    TenorError,
+    TextTooLong,
+    Unavailable,
+    WeightsMissing,
+)
 from shared.messaging.broker import Broker, celery_app
 from shared.modeling.baseline import AudioSummary
 from shared.modeling.lazy_model import LazyModel
@@ -37,8 +46,8 @@ from tests.conftest import wait_for
 from tests.integration.conftest import AllSent, read_turn
 from tests.integration.test_full_disk import full_disk
 from tests.tiny_models import write_bundle
-from workers.consumer import ConsumerThread
-from workers.job_runner import JobRunner
+from workers.consumer import Consumer
+from workers.job_runner import JobRunner, ResultWriter
 from workers.stages import Stages
 from workers.tasks.analyze_turn import AnalyzeTurn
 
@@ -74,7 +83,9 @@ def hears() -> Hears:
 def task(settings: Settings, tmp_path: Path, hears: Hears) -> Iterator[AnalyzeTurn]:
     pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
     stages = Stages(pipeline, settings.batches, settings.courtesy_s)
-    yield AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages)
+    task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages)
+    yield task
+    task._audio.close()
     stages.close()
 
 
@@ -256,6 +267,40 @@ def test_a_turn_is_quarantined_when_its_last_attempt_fails_and_the_reason_does_n
     assert say(recording=wav())["status"] == "succeeded"
 
 
+class RetryableRequest(RequestError):
+    code = "retryable_request"
+    retryable = True
+
+
+class LastingFault(TenorError):
+    code = "lasting_fault"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (TextTooLong("too long"), "failed"),
+        (RecordingGone("deleted"), "failed"),
+        (LastingFault("no later attempt helps"), "failed"),
+        (RetryableRequest("a later attempt may help"), "queued"),
+        (Unavailable("the blob store does not answer"), "queued"),
+        (WeightsMissing("another worker may have them"), "queued"),
+        (StageTimeout("too slow"), "queued"),
+        (ValueError("unforeseen"), "queued"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_a_failed_job_runs_again_exactly_if_its_error_is_retryable(
+    say: Say, task: AnalyzeTurn, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
+) -> None:
+    def fail(*_: object) -> ResultWriter:
+        raise error
+
+    monkeypatch.setattr(task, "do", fail)
+    turn = say(text="I am happy")
+    assert (turn["status"], turn["error"]["code"]) == (status, getattr(error, "code", "internal_error"))
+
+
 def test_no_log_line_holds_the_text_of_a_turn(say: Say, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         say(text=SECRET)
@@ -280,12 +325,12 @@ def post(api: TestClient, session_id: str) -> Post:
 
 
 @pytest.fixture
-def bulk_thread(engine: JobRunner, settings: Settings) -> Iterator[ConsumerThread]:
-    """One that has to be started."""
-    thread = ConsumerThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
-    yield thread
-    thread.stop()
-    thread.join()
+def bulk_consumer(engine: JobRunner, settings: Settings) -> Iterator[Consumer]:
+    """A consumer of the bulk lane, not yet started."""
+    consumer = Consumer(celery_app(settings.broker_url), Lane.bulk, 1, engine.run)
+    yield consumer
+    consumer.stop()
+    consumer.join()
 
 
 @pytest.fixture
@@ -295,14 +340,14 @@ def waiting(broker: redis.Redis) -> Callable[[Lane], int]:
 
 
 def test_bulk_turns_run_on_threads_of_their_own(
-    api: TestClient, post: Post, bulk_thread: ConsumerThread, waiting: Callable[[Lane], int], all_sent: AllSent
+    api: TestClient, post: Post, bulk_consumer: Consumer, waiting: Callable[[Lane], int], all_sent: AllSent
 ) -> None:
     interactive, bulk = post(Lane.interactive), [post(Lane.bulk) for _ in range(3)]
     all_sent()
-    bulk_thread.start()
+    bulk_consumer.start()
     wait_for(lambda: all(api.get(location).json()["status"] == "succeeded" for location in bulk), 60)
-    bulk_thread.stop()
-    bulk_thread.join()
+    bulk_consumer.stop()
+    bulk_consumer.join()
     assert api.get(interactive).json()["status"] == "queued"
     assert (waiting(Lane.interactive), waiting(Lane.bulk)) == (1, 0)
 
@@ -321,7 +366,7 @@ def test_bulk_turns_run_on_threads_of_their_own(
 def test_a_bulk_message_without_a_job_is_logged_and_dropped(
     api: TestClient,
     post: Post,
-    bulk_thread: ConsumerThread,
+    bulk_consumer: Consumer,
     broker: redis.Redis,
     all_sent: AllSent,
     caplog: pytest.LogCaptureFixture,
@@ -333,31 +378,31 @@ def test_a_bulk_message_without_a_job_is_logged_and_dropped(
         (good,) = cast("list[bytes]", broker.lrange(Lane.bulk.value, 0, -1))
         malformed = json.dumps({**json.loads(good), **malformed})
     broker.rpush(Lane.bulk.value, malformed)  # taken first
-    bulk_thread.start()
+    bulk_consumer.start()
     wait_for(lambda: api.get(location).json()["status"] == "succeeded", 60)
-    bulk_thread.stop()
-    bulk_thread.join()
+    bulk_consumer.stop()
+    bulk_consumer.join()
     assert "the bulk lane" in caplog.text
     assert SECRET not in caplog.text
     assert not broker.exists(Lane.bulk.value, "unacked")
 
 
 def test_a_bulk_turn_that_a_closed_job_runner_refuses_is_published_again_to_its_lane(
-    api: TestClient, post: Post, engine: JobRunner, bulk_thread: ConsumerThread, waiting: Callable[[Lane], int]
+    api: TestClient, post: Post, engine: JobRunner, bulk_consumer: Consumer, waiting: Callable[[Lane], int]
 ) -> None:
     location, refused, run = post(Lane.bulk), threading.Event(), engine.run
 
     def run_and_note(job_id: UUID) -> bool:
         done = run(job_id)
-        bulk_thread.stop()
+        bulk_consumer.stop()
         refused.set()
         return done
 
-    bulk_thread._run = run_and_note
+    bulk_consumer._run_job = run_and_note
     engine.close()
-    bulk_thread.start()
+    bulk_consumer.start()
     assert refused.wait(60)
-    bulk_thread.join()
+    bulk_consumer.join()
     assert waiting(Lane.bulk) == 1
     assert api.get(location).json()["status"] == "queued"
 
@@ -382,7 +427,7 @@ def test_turns_in_a_batch_get_the_same_predictions_as_alone(task: AnalyzeTurn) -
         for text in ("I am happy", "so what", None)
         if seconds or text
     ]
-    pipeline, submit = task._pipeline, task._stages.lane(Lane.interactive)
+    pipeline, submit = task._pipeline, task._stages.stage_runner(Lane.interactive)
     with ThreadPoolExecutor(len(turns)) as threads:
         together = list(threads.map(lambda turn: pipeline.analyze(**turn, submit=submit), turns))
     for analysis, turn in zip(together, turns, strict=True):
@@ -450,16 +495,16 @@ def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_o
         hanging = pool.submit(engine.run, job_id)
         assert hangs.reached.wait(10)
         time.sleep(0.2)
-        engine.give_up_stuck()
+        engine.abandon_timed_out()
         turn = api.get(location).json()
         assert (turn["status"], turn["error"]["code"]) == ("queued", "stage_timeout")
         assert f"the stage {stage!r} took longer than 0.1 s" in turn["error"]["message"]
-        assert (engine.held, engine.stuck, engine.busy) == ([], {Lane.interactive: 1}, False)
+        assert (engine.running_jobs, engine.abandoned, engine.is_busy) == ([], {Lane.interactive: 1}, False)
         engine.run(other)
         assert api.get(written).json()["status"] == "succeeded"
         hangs.goes_on.set()
         assert hanging.result(10)
-    assert not engine.stuck
+    assert not engine.abandoned
 
 
 def test_unfinished_jobs_are_released_without_using_an_attempt(
@@ -478,7 +523,7 @@ def test_unfinished_jobs_are_released_without_using_an_attempt(
         assert hangs.reached.wait(10)
         broker.flushdb()
         engine.close()
-        engine.give_back(engine.held)
+        engine.release(engine.running_jobs)
         assert broker.llen(Lane.interactive.value) == 1
         with database.transaction() as transaction:
             claimed = transaction.jobs.claim(job_id, timedelta(seconds=30))

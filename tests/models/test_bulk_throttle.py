@@ -10,15 +10,15 @@ from workers.stages import BulkThrottle
 
 def seconds_waited(throttle: BulkThrottle) -> float:
     started = time.monotonic()
-    throttle.stand_back()
+    throttle.pause_bulk()
     return time.monotonic() - started
 
 
 def test_a_bulk_turn_waits_until_the_last_interactive_turn_ends() -> None:
-    throttle = BulkThrottle(longest_s=30)
+    throttle = BulkThrottle(max_pause_s=30)
     with ThreadPoolExecutor(1) as pool:
-        with throttle.expected():
-            with throttle.expected():
+        with throttle.interactive_turn():
+            with throttle.interactive_turn():
                 bulk = pool.submit(seconds_waited, throttle)
                 time.sleep(0.05)
             time.sleep(0.05)
@@ -28,14 +28,14 @@ def test_a_bulk_turn_waits_until_the_last_interactive_turn_ends() -> None:
 
 
 def test_a_bulk_turn_waits_no_longer_than_the_limit_while_interactive_turns_never_end() -> None:
-    with (throttle := BulkThrottle(longest_s=0.1)).expected():
+    with (throttle := BulkThrottle(max_pause_s=0.1)).interactive_turn():
         assert 0.05 < seconds_waited(throttle) < 5
-    with (throttle := BulkThrottle(longest_s=0)).expected():
+    with (throttle := BulkThrottle(max_pause_s=0)).interactive_turn():
         assert seconds_waited(throttle) < 0.05
 
 
 def test_a_failed_interactive_turn_lets_bulk_turns_go_on() -> None:
-    throttle = BulkThrottle(longest_s=30)
-    with pytest.raises(ValueError, match="poison"), throttle.expected():
+    throttle = BulkThrottle(max_pause_s=30)
+    with pytest.raises(ValueError, match="poison"), throttle.interactive_turn():
         raise ValueError("poison")
     assert seconds_waited(throttle) < 0.05

@@ -91,10 +91,12 @@ def test_predicting_a_batch_equals_predicting_each_turn(load: Load) -> None:
     alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
     # Long waits, so that batches fill up.
     limits = Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields})
-    stages = Stages(subject, limits, courtesy_s=0)
+    stages = Stages(subject, limits, max_bulk_pause_s=0)
 
     def together(turn: tuple[np.ndarray, str | None]) -> Analysis:
-        return subject.analyze(samples=turn[0], text=turn[1], submit=stages.lane(Lane.interactive, timeout_s=60))
+        return subject.analyze(
+            samples=turn[0], text=turn[1], submit=stages.stage_runner(Lane.interactive, timeout_s=60)
+        )
 
     with ThreadPoolExecutor(len(turns)) as threads:
         for one, other in zip(threads.map(together, turns), alone, strict=True):

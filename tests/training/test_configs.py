@@ -136,8 +136,8 @@ def test_the_full_profile_predicts_the_same_in_batches_as_one_by_one(
     alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
     # Long waits, so that batches fill up.
     limits = Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields})
-    stages = Stages(subject, limits, courtesy_s=0)
-    lane = stages.lane(Lane.interactive, timeout_s=60)
+    stages = Stages(subject, limits, max_bulk_pause_s=0)
+    lane = stages.stage_runner(Lane.interactive, timeout_s=60)
     with ThreadPoolExecutor(len(turns)) as threads:
         together = threads.map(lambda turn: subject.analyze(samples=turn[0], text=turn[1], submit=lane), turns)
         for one, other in zip(together, alone, strict=True):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shared.domain.job import TURN_LANES, Lane
 from shared.errors import Unavailable
 from shared.settings import Batches, BatchLimits, Settings
-from workers.batch_scheduler import BULK_TURN, LIKE_LENGTH
+from workers.batch_scheduler import BULK_SHARE, MAX_LENGTH_RATIO
 from workers.batching import MicroBatcher
 
 LIMITS = BatchLimits(items=4, budget=100, wait_s=0, waiting=1000, bulk_s=1000)
@@ -107,7 +107,7 @@ def test_no_batch_exceeds_its_limits_but_an_item_alone(lengths: list[float]) -> 
     for batch in stage.batches:
         alone = [size for _, size in batch]
         assert len(batch) <= LIMITS.items
-        assert max(alone) <= LIKE_LENGTH * min(alone)
+        assert max(alone) <= MAX_LENGTH_RATIO * min(alone)
         assert len(batch) == 1 or cost(batch) <= LIMITS.budget
 
 
@@ -188,7 +188,7 @@ def test_every_item_is_run_within_a_bounded_number_of_batches(arrivals: list[tup
         for number, (lane, size) in enumerate(arrivals):
             batcher.submit((number, size), lane)
     run_in = {number: place for place, batch in enumerate(stage.batches) for number, _ in batch}
-    for lane, batches_an_item in ((Lane.interactive, BULK_TURN / (BULK_TURN - 1)), (Lane.bulk, BULK_TURN)):
+    for lane, batches_an_item in ((Lane.interactive, BULK_SHARE / (BULK_SHARE - 1)), (Lane.bulk, BULK_SHARE)):
         line = [number for number, (its, _) in enumerate(arrivals) if its is lane]
         for before, number in enumerate(line):
             assert run_in[number] + 1 <= -(-(before + 1) * batches_an_item // 1)
@@ -200,7 +200,7 @@ def test_bulk_items_are_run_while_interactive_items_never_stop() -> None:
         batcher.submit((99, 1.0), Lane.bulk)
         for number in range(10):
             batcher.submit((number, 1.0))
-    assert [number for ((number, _),) in stage.batches][:BULK_TURN] == [0, 1, 2, 99]
+    assert [number for ((number, _),) in stage.batches][:BULK_SHARE] == [0, 1, 2, 99]
 
 
 def test_a_batch_filled_with_bulk_items_stays_within_its_time() -> None:

@@ -1,4 +1,4 @@
-"""A turn is read: its sound decoded, its words and its voice put through the models."""
+"""Analyses a turn: decodes its audio, and runs the models on its text and its audio."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,17 +15,18 @@ from shared.observability.tracing import start_as_current_span
 from shared.settings import Settings
 from shared.storage.blobs import Blobs
 from shared.store.database import Transaction
-from workers.job_runner import Enter, Write
+from workers.job_runner import ResultWriter, StageEntered
 from workers.stages import Stages
 
-_STORED = np.dtype("<f2")
+_SUMMARY_TYPE = np.dtype("<f2")
+"""How the numbers of an audio summary are stored: little-endian on every machine."""
 
 
 class AnalyzeTurn:
     """Analyses turns.
 
     Args:
-        audio: what decodes recordings; by default a pool of this task's own.
+        audio: decodes the recordings; by default a pool of this task's own.
     """
 
     def __init__(
@@ -43,21 +44,25 @@ class AnalyzeTurn:
         self._audio = audio or AudioSandbox()
 
     def read(self, transaction: Transaction, job: Job) -> TurnWork:
-        """What the turn is, and what came before it."""
+        """Return the turn, the texts of the turns before it, and the audio summaries of its speaker's earlier turns."""
         return transaction.turn_results.read_work(job, self._pipeline.bundle.id)
 
-    def do(self, job: Job, work: TurnWork, enter: Enter) -> Write:
-        """Put the turn through the models."""
+    def do(self, job: Job, work: TurnWork, on_stage: StageEntered) -> ResultWriter:
+        """Run the models on the turn.
+
+        Raises:
+            RequestError: the audio cannot be used, or was deleted.
+        """
         with self._stages.turn(job.lane) as submit:
             analysis = self._pipeline.analyze(
-                samples=self._samples(work, enter),
+                samples=self._decode(work, on_stage),
                 text=work.turn.text,
                 language=work.language_hint,
-                earlier=[np.frombuffer(stored, _STORED).astype(np.float16) for stored in work.earlier_summaries],
+                earlier=[np.frombuffer(stored, _SUMMARY_TYPE).astype(np.float16) for stored in work.earlier_summaries],
                 context=work.context,
-                submit=_entering(enter, submit),
+                submit=_with_stage(on_stage, submit),
             )
-        summary = None if analysis.audio_summary is None else analysis.audio_summary.astype(_STORED).tobytes()
+        summary = None if analysis.audio_summary is None else analysis.audio_summary.astype(_SUMMARY_TYPE).tobytes()
 
         def write(transaction: Transaction) -> Sequence[Message]:
             result = (analysis.transcript, analysis.prediction, summary)
@@ -66,10 +71,10 @@ class AnalyzeTurn:
 
         return write
 
-    def _samples(self, work: TurnWork, enter: Enter) -> Samples | None:
+    def _decode(self, work: TurnWork, on_stage: StageEntered) -> Samples | None:
         if work.recording is None:
             return None
-        enter("decode")
+        on_stage("decode")
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was analysed")
         with (
@@ -80,17 +85,18 @@ class AnalyzeTurn:
             return self._audio.decode(recording, self._settings.max_turn_s)
 
 
-def _entering(enter: Enter, submit: StageRunner) -> StageRunner:
-    """Hands in as `submit` does. A stage's time is that of waiting for it, before and after, and of running."""
+def _with_stage(on_stage: StageEntered, submit: StageRunner) -> StageRunner:
+    """Return `submit` with calls of `on_stage`, both when an item is submitted and when its result is read."""
 
-    def entered(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
-        enter(stage.name)
+    def run_stage(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
+        on_stage(stage.name)
         wait = submit(stage, item)
 
         def result() -> Result:
-            enter(stage.name)
+            # Other stages may have been submitted meanwhile.
+            on_stage(stage.name)
             return wait()
 
         return result
 
-    return entered
+    return run_stage

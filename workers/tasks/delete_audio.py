@@ -1,4 +1,4 @@
-"""Sound that must go is deleted from the store of recordings."""
+"""Deletes the audio of pending deletions from the blob store."""
 
 import itertools
 import logging
@@ -9,28 +9,30 @@ from shared.domain.job import Job, Message
 from shared.errors import Unavailable
 from shared.storage.blobs import Blobs
 from shared.store.database import Database, Transaction
-from workers.job_runner import Enter, Write
+from workers.job_runner import ResultWriter, StageEntered
 
-_TOGETHER = 16
-_BATCH = 4 * _TOGETHER
-"""So few that a batch ends within a stage's limit also where each has to be waited for until the store is given up."""
+_THREADS = 16
+_BATCH = 4 * _THREADS
+"""So few that a batch ends within the limit of a stage even if every deletion waits until the blob store times out."""
 _log = logging.getLogger(__name__)
 
 
 class DeleteAudio:
+    """Deletes the blobs whose deletion is pending and due."""
+
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
         self._blobs = blobs
 
     def read(self, transaction: Transaction, job: Job) -> None:
-        """Nothing: which sound has to go is found on the way."""
+        """Return nothing: each batch asks the database what is due."""
 
-    def do(self, job: Job, details: None, enter: Enter) -> Write:
-        """Delete all that is doomed by now. What cannot be deleted stays doomed, and the next such job tries again."""
-        with ThreadPoolExecutor(_TOGETHER, "delete") as threads:
+    def do(self, job: Job, details: None, on_stage: StageEntered) -> ResultWriter:
+        """Delete every blob that is due. A deletion that fails stays pending, and the next job retries it."""
+        with ThreadPoolExecutor(_THREADS, "delete") as threads:
             for batch in itertools.count():
-                enter(f"deletion {batch}")
-                if not self._deleted_batch(threads):
+                on_stage(f"deletion {batch}")
+                if not self._delete_batch(threads):
                     break
 
         def write(transaction: Transaction) -> Sequence[Message]:
@@ -39,18 +41,18 @@ class DeleteAudio:
 
         return write
 
-    def _deleted_batch(self, threads: ThreadPoolExecutor) -> bool:
-        """Delete some; whether all of them went, and there may be more."""
+    def _delete_batch(self, threads: ThreadPoolExecutor) -> bool:
+        """Delete up to `_BATCH` blobs. Returns whether all were deleted and more may be due."""
         with self._database.transaction() as transaction:
-            doomed = transaction.pending_deletions.due(_BATCH)
-            gone = [uri for uri, deleted in zip(doomed, threads.map(self._deleted, doomed), strict=True) if deleted]
-            transaction.pending_deletions.remove(gone)
-        return len(gone) == _BATCH
+            due = transaction.pending_deletions.due(_BATCH)
+            deleted = [uri for uri, ok in zip(due, threads.map(self._delete, due), strict=True) if ok]
+            transaction.pending_deletions.remove(deleted)
+        return len(deleted) == _BATCH
 
-    def _deleted(self, uri: str) -> bool:
+    def _delete(self, uri: str) -> bool:
         try:
             self._blobs.delete(uri)
         except Unavailable as error:
-            _log.warning("%s; it is tried again", error.detail)
+            _log.warning("%s; the deletion is retried", error.detail)
             return False
         return True

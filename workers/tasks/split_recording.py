@@ -1,4 +1,4 @@
-"""A long recording is cut into turns, each with a small recording of its own."""
+"""Splits a long recording into turns, each with a short recording of its own."""
 
 import io
 from collections.abc import Generator, Iterator, Sequence
@@ -18,28 +18,29 @@ from shared.settings import Settings
 from shared.storage.blobs import Blobs, new_uri
 from shared.storage.staging import staged_upload
 from shared.store.database import Database, Transaction
-from workers.job_runner import Enter, Write
+from workers.job_runner import ResultWriter, StageEntered
 
 _PART_S = 10 * MAX_UTTERANCE_S
-"""Of all channels together, but of each channel at least twice its longest turn."""
-_PATIENCE = timedelta(minutes=5)
+"""Seconds of audio that are decoded at a time, of all channels together. Each channel gets two of its longest turns."""
+_UPLOAD_LIMIT = timedelta(minutes=5)
+"""A staged blob without a row is deleted after so long."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What one voice says without a longer pause, from and to a second of the recording."""
+class Utterance:
+    """What is said on one channel without a longer pause. `start` and `end` are seconds of the long recording."""
 
-    voice: Channel
+    channel: Channel
     start: float
     end: float
     recording_id: UUID
 
 
 class SplitRecording:
-    """Cuts recordings into turns.
+    """Splits recordings into turns.
 
     Args:
-        audio: what decodes recordings; by default a pool of this task's own.
+        audio: decodes the recordings; by default a pool of this task's own.
     """
 
     def __init__(self, settings: Settings, database: Database, blobs: Blobs, audio: AudioSandbox | None = None) -> None:
@@ -49,96 +50,101 @@ class SplitRecording:
         self._audio = audio or AudioSandbox()
 
     def read(self, transaction: Transaction, job: Job) -> RecordingWork:
-        """The recording, and who is heard on its channels."""
+        """Return the recording, and who speaks on its channels."""
         return transaction.recordings.read_work(job)
 
-    def do(self, job: Job, call: RecordingWork, enter: Enter) -> Write:
-        """Store every utterance by itself; they become turns all at once, when the recording has been heard to its end.
+    def do(self, job: Job, work: RecordingWork, on_stage: StageEntered) -> ResultWriter:
+        """Store each utterance, and return what adds all of them as turns.
 
-        Where it cannot be, what was cut off goes with the next attempt, or with the job's end.
+        If the attempt fails, the next one or the end of the job deletes what this one stored.
+
+        Raises:
+            RequestError: the audio cannot be used, or was deleted.
+            ClaimLost: another worker took the job over, or the recording was deleted.
         """
-        self._begin(call)
-        cuts = [self._store(call, *utterance) for utterance in self._utterances(call, enter)]
-        cuts.sort(key=lambda cut: (cut.start, cut.end))
+        self._delete_earlier_parts(work)
+        utterances = [self._store(work, *found) for found in self._find_utterances(work, on_stage)]
+        utterances.sort(key=lambda utterance: (utterance.start, utterance.end))
 
         def write(transaction: Transaction) -> Sequence[Message]:
-            turns = transaction.turns.add_all([_turn(call, cut) for cut in cuts])
-            new = [_analysis(call, turn) for turn in turns]
+            turns = transaction.turns.add_all([_turn(work, utterance) for utterance in utterances])
+            new = [_analysis_job(work, turn) for turn in turns]
             return [message for _, message in transaction.jobs.enqueue(new, lease=self._settings.lease) if message]
 
         return write
 
-    def _utterances(self, call: RecordingWork, enter: Enter) -> Iterator[tuple[Channel, float, Samples]]:
-        if call.recording.uri is None:
-            raise RecordingGone("the recording was deleted before it was cut into turns")
-        cutters = [UtteranceSplitter() for _ in call.channels]
-        enter("fetch")
-        with self._blobs.open(call.recording.uri) as recording:
-            part_s = max(2 * MAX_UTTERANCE_S, _PART_S / len(cutters))
-            parts = self._audio.decode_parts(recording, len(cutters), part_s, self._settings.max_recording_s)
+    def _find_utterances(self, work: RecordingWork, on_stage: StageEntered) -> Iterator[tuple[Channel, float, Samples]]:
+        """Yield the channel, the start in seconds and the samples of each utterance."""
+        if work.recording.uri is None:
+            raise RecordingGone("the recording was deleted before it was split into turns")
+        splitters = [UtteranceSplitter() for _ in work.channels]
+        on_stage("fetch")
+        with self._blobs.open(work.recording.uri) as recording:
+            part_s = max(2 * MAX_UTTERANCE_S, _PART_S / len(splitters))
+            parts = self._audio.decode_parts(recording, len(splitters), part_s, self._settings.max_recording_s)
             for number, channels in enumerate(parts):
-                enter(f"part {number}")
-                for voice, cutter, sound in zip(call.channels, cutters, channels, strict=True):
-                    yield from ((voice, *utterance) for utterance in cutter.add(sound))
-        for voice, cutter in zip(call.channels, cutters, strict=True):
-            yield from ((voice, *utterance) for utterance in cutter.finish())
+                on_stage(f"part {number}")
+                for channel, splitter, samples in zip(work.channels, splitters, channels, strict=True):
+                    yield from ((channel, *utterance) for utterance in splitter.add(samples))
+        for channel, splitter in zip(work.channels, splitters, strict=True):
+            yield from ((channel, *utterance) for utterance in splitter.finish())
 
-    def _begin(self, call: RecordingWork) -> None:
-        with self._held(call) as transaction:
-            transaction.recordings.delete_unused_parts(call.recording.id)
+    def _delete_earlier_parts(self, work: RecordingWork) -> None:
+        with self._claimed(work) as transaction:
+            transaction.recordings.delete_unused_parts(work.recording.id)
 
     @contextmanager
-    def _held(self, call: RecordingWork) -> Generator[Transaction]:
-        """A transaction in which nobody else takes the recording over or deletes it.
+    def _claimed(self, work: RecordingWork) -> Generator[Transaction]:
+        """A transaction during which no worker can take the job over, and no client can delete the recording.
 
         Raises:
-            ClaimLost: that has happened.
+            ClaimLost: that has already happened.
         """
         with self._database.transaction() as transaction:
-            if not transaction.jobs.lock_claim(call.job):
-                raise ClaimLost("the recording was deleted, or is cut by another worker")
+            if not transaction.jobs.lock_claim(work.job):
+                raise ClaimLost("the recording was deleted, or another worker splits it")
             yield transaction
 
-    def _store(self, call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Cut:
-        uri, duration = new_uri(call.tenant_id, call.recording.session_id), sound.size / SAMPLE_RATE
-        source = io.BytesIO(encode(sound))
+    def _store(self, work: RecordingWork, channel: Channel, start: float, samples: Samples) -> Utterance:
+        uri, duration = new_uri(work.tenant_id, work.recording.session_id), samples.size / SAMPLE_RATE
+        source = io.BytesIO(encode(samples))
         with (
-            staged_upload(source, uri, _PATIENCE, self._database, self._blobs) as sha256,
-            self._held(call) as transaction,
+            staged_upload(source, uri, _UPLOAD_LIMIT, self._database, self._blobs) as sha256,
+            self._claimed(work) as transaction,
         ):
             recording = transaction.recordings.add(
-                call.recording.session_id,
+                work.recording.session_id,
                 uri=uri,
                 sha256=sha256,
                 media_type="audio/flac",
                 duration_s=duration,
                 channel_count=1,
-                retention=self._settings.audio_retention if call.consent.retain_audio else None,
-                source_id=call.recording.id,
+                retention=self._settings.audio_retention if work.consent.retain_audio else None,
+                source_id=work.recording.id,
             )
-        return Cut(voice, start, start + duration, recording.id)
+        return Utterance(channel, start, start + duration, recording.id)
 
 
-def _analysis(call: RecordingWork, turn: Turn | TenorError) -> NewJob:
+def _analysis_job(work: RecordingWork, turn: Turn | TenorError) -> NewJob:
     if isinstance(turn, TenorError):
         raise turn  # the session was closed meanwhile
     return NewJob(
-        lane=call.lane,
+        lane=work.lane,
         turn_id=turn.id,
-        correlation_id=call.job.correlation_id,
-        traceparent=call.job.traceparent,
+        correlation_id=work.job.correlation_id,
+        traceparent=work.job.traceparent,
     )
 
 
-def _turn(call: RecordingWork, cut: Cut) -> NewTurn:
+def _turn(work: RecordingWork, utterance: Utterance) -> NewTurn:
     return NewTurn(
-        call.tenant_id,
-        call.recording.session_id,
-        cut.voice.speaker,
-        cut.voice.role,
+        work.tenant_id,
+        work.recording.session_id,
+        utterance.channel.speaker,
+        utterance.channel.role,
         text=None,
-        recording_id=cut.recording_id,
-        occurred_at=call.started_at + timedelta(seconds=cut.start),
-        start=cut.start,
-        end=cut.end,
+        recording_id=utterance.recording_id,
+        occurred_at=work.started_at + timedelta(seconds=utterance.start),
+        start=utterance.start,
+        end=utterance.end,
     )
