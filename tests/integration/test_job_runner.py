@@ -267,13 +267,9 @@ def test_a_turn_is_quarantined_when_its_last_attempt_fails_and_the_reason_does_n
     assert say(recording=wav())["status"] == "succeeded"
 
 
-class RetryableRequest(RequestError):
-    code = "retryable_request"
-    retryable = True
-
-
-class LastingFault(TenorError):
-    code = "lasting_fault"
+def with_retryable(error: TenorError, *, retryable: bool) -> TenorError:
+    error.retryable = retryable
+    return error
 
 
 @pytest.mark.parametrize(
@@ -281,8 +277,8 @@ class LastingFault(TenorError):
     [
         (TextTooLong("too long"), "failed"),
         (RecordingGone("deleted"), "failed"),
-        (LastingFault("no later attempt helps"), "failed"),
-        (RetryableRequest("a later attempt may help"), "queued"),
+        (with_retryable(TenorError("a fault that no attempt can mend"), retryable=False), "failed"),
+        (with_retryable(RequestError("a refusal that may not last"), retryable=True), "queued"),
         (Unavailable("the blob store does not answer"), "queued"),
         (WeightsMissing("another worker may have them"), "queued"),
         (StageTimeout("too slow"), "queued"),

@@ -180,7 +180,7 @@ def sweep(settings: Settings, database: Database) -> None:
     [
         (None, "succeeded", None),
         (AudioUndecodable("damaged"), "failed", "audio_undecodable"),
-        (TenorError("broken"), "quarantined", "attempts_exhausted"),
+        (StageTimeout("too slow"), "quarantined", "attempts_exhausted"),
     ],
 )
 def test_whoever_is_to_be_told_is_told_at_once_how_a_turn_ended_and_nothing_that_was_said(
