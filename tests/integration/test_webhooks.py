@@ -26,7 +26,7 @@ from services.api.app import create_app
 from shared.domain.access import KeyRole
 from shared.domain.job import OPEN, TURN_LANES, Job, JobStatus, Lane, ListedJob, Message
 from shared.domain.webhook import Delivery
-from shared.errors import AudioUndecodable, TenorError, WebhookForbidden
+from shared.errors import AudioUndecodable, StageTimeout, TenorError, WebhookForbidden
 from shared.messaging.broker import Broker
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
