@@ -45,7 +45,7 @@ class AnalyzeTurn:
 
     def read(self, transaction: Transaction, job: Job) -> TurnWork:
         """Return the turn, the texts of the turns before it, and the audio summaries of its speaker's earlier turns."""
-        return transaction.turn_results.read_work(job, self._pipeline.bundle.id)
+        return transaction.turn_results.read_work(job, self._pipeline.bundle.id, self._pipeline.context_turns)
 
     def do(self, job: Job, work: TurnWork, on_stage: StageEntered) -> ResultWriter:
         """Run the models on the turn.
