@@ -108,7 +108,7 @@ class JobRunner:
     def abandon_timed_out(self) -> None:
         """End the attempt of every job that is longer in one stage than `stage_limit_s`.
 
-        The job's thread cannot be ended. It goes on, and its result is dropped.
+        The job's thread cannot be ended and goes on. Its result is dropped if the job was claimed again by then.
 
         Raises:
             Unavailable: the database cannot be reached.

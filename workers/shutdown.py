@@ -63,7 +63,7 @@ class Shutdown:
         while self._is_busy and time.monotonic() < deadline:
             time.sleep(0.05)
         self._release()
-        if not self._is_busy:
+        if not self._is_busy and not self._runner.abandoned:
             self._join()
 
     def _join(self) -> None:
