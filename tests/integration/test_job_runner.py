@@ -267,6 +267,23 @@ def test_a_turn_is_quarantined_when_its_last_attempt_fails_and_the_reason_does_n
     assert say(recording=wav())["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("context_turns", [0, 1, 2])
+def test_a_turn_gets_as_many_context_turns_as_the_bundle_was_trained_with(
+    say: Say, monkeypatch: pytest.MonkeyPatch, context_turns: int
+) -> None:
+    analyze, contexts = Pipeline.analyze, list[Sequence[str]]()
+
+    def analyze_and_note(pipeline: Pipeline, *, context: Sequence[str], **others: Any) -> Analysis:  # noqa: ANN401 - as `analyze` takes them
+        contexts.append(context)
+        return analyze(pipeline, context=context, **others)
+
+    monkeypatch.setattr(Pipeline, "analyze", analyze_and_note)
+    monkeypatch.setattr(Pipeline, "context_turns", context_turns)
+    for text in ("one", "two", "three"):
+        say(text=text)
+    assert list(contexts[-1]) == ["one", "two"][2 - context_turns :]
+
+
 def with_retryable(error: TenorError, *, retryable: bool) -> TenorError:
     error.retryable = retryable
     return error
