@@ -1,22 +1,22 @@
-"""Sound in: any container and codec that FFmpeg reads, out as 16 kHz mono float32.
+"""Decoding of audio files with FFmpeg to 16 kHz mono float32.
 
-A recording that is cut off is refused rather than half heard, wherever the file shows it: a WAV shorter than its header
-promises, an Ogg file that ends within a page, a FLAC, MP4, WebM or AIFF with less sound than its header counts. MP3,
-bare AAC and AMR do not state their length, and a live stream does not know it: these are taken for as long as they are.
+A truncated file is refused if the file itself shows that it is truncated: a WAV that is shorter than its header states,
+an Ogg file that ends within a page, or a FLAC, MP4, WebM or AIFF with less audio than its header states. MP3, bare AAC
+and AMR do not state their length, and neither does a live stream: they are decoded as far as they go.
 
-The functions of this module decode in the calling process. A hostile file can crash it or exhaust its memory, so use
-them for trusted files only. `shared.audio.sandbox` has the same functions for files that somebody sent.
+The functions of this module decode in the calling process. A malicious file can crash it or exhaust its memory, so use
+them for trusted files only. `shared.audio.sandbox` has the same functions for files that clients send.
 """
 
 import io
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 import av
 import av.error
@@ -29,13 +29,13 @@ from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecod
 SAMPLE_RATE = 16_000
 
 Samples = NDArray[np.float32]
-"""Shape [samples], 16 kHz mono, nominally in [-1, 1]; shape [samples, channels] where that is said."""
+"""16 kHz audio, nominally in [-1, 1]: mono of shape [samples], or of shape [samples, channels] where stated."""
 
 Source = Path | IO[bytes]
 
 FORMATS = ("wav", "w64", "flac", "mp3", "ogg", "mov", "matroska", "aac", "aiff", "au", "caf", "amr", "asf")
-"""FFmpeg's names of the containers that are opened. Playlists are not among them: they name other files, which a
-stranger's upload must not make us read."""
+"""Allowed containers, by FFmpeg's names. Playlists are not allowed, because an upload could make FFmpeg read the files
+that it lists."""
 
 CODECS = (
     # uncompressed
@@ -50,48 +50,51 @@ CODECS = (
     *("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "aac", "vorbis", "opus", "libopus", "ac3", "eac3"),
     *("wmav1", "wmav2", "wmapro", "wmavoice"),
 )
-"""FFmpeg's names of the decoders that may run; one that the installed FFmpeg lacks is never asked for.
+"""Allowed decoders, by FFmpeg's names. The installed FFmpeg need not have all of them.
 
-None of them decodes pictures: FFmpeg, which looks for every stream's properties when it opens a file, would decode an
-embedded picture whole (1 MB of PNG may hold 1 GB of pixels)."""
+None of them decodes images: FFmpeg probes every stream when it opens a file, and would decode an embedded image
+completely. A PNG of 1 MB can hold 1 GB of pixels."""
 
 _OPTIONS = {
     "format_whitelist": ",".join(FORMATS),
     "codec_whitelist": ",".join(CODECS),
-    # FFmpeg reads the bytes that it is given. It opens no file and no connection by itself.
+    # FFmpeg only reads from the file object that it is given, and opens no files or connections itself.
     "protocol_whitelist": "",
 }
 
 ESTIMATING_FORMATS = {"mp3", "aac", "amr"}
-"""FFmpeg guesses these formats' duration from the bit rate, which silence and variable rates mislead."""
+"""Formats whose duration FFmpeg estimates from the bit rate, which is wrong for variable bit rates and silence."""
 MIN_RATE = 4_000
-"""Hz, below any telephone's: a small file at 1 Hz would become hours of sound."""
+"""Hz. Telephony has 8,000; resampling a small file at 1 Hz would give hours of audio."""
 MAX_RATE = 384_000
-"""Hz, the highest of recording equipment."""
+"""Hz, the highest rate of recording equipment."""
 MAX_SAMPLES_PER_SECOND = 192_000 * 8
-"""Sample rate times channels. With the longest duration allowed, this bounds the work that one file can cost."""
+"""Highest sample rate times channels. With the maximum duration, it limits the work that one file can cause."""
 
 MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 _FLAC_BLOCK = 4096
 UNKNOWN_WAV_BYTES = 0x7FFF_0000
-"""Writers to a pipe put this or more into the header, or nothing."""
+"""A program that writes a WAV to a pipe does not know its size and puts this or more into the header."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a recording says of itself without being decoded; `duration_s` is None where it says nothing."""
+    """What a recording states without being decoded. `duration_s` is None if it states no length."""
 
     duration_s: float | None
     channels: int
 
 
 def probe(source: Source, max_duration_s: float | None = None) -> AudioInfo:
-    """Read the header, or where that knows no length, the packets' lengths, up to `max_duration_s` seconds.
+    """Returns a recording's duration and channels, without decoding it.
+
+    The duration is that of the header. If the header states none, it is the sum of the packets' durations.
 
     Raises:
-        AudioEmpty: no bytes.
-        AudioUndecodable: not a recording, or one without an audio stream.
-        AudioTooLong: the packets are longer than `max_duration_s`. A length in the header is returned, whatever it is.
+        AudioEmpty: the recording has no bytes.
+        AudioUndecodable: the file is not a recording, or has no audio stream.
+        AudioTooLong: the packets are longer than `max_duration_s` seconds. A duration from the header is returned, even
+            if it is longer.
     """
     with _open(source) as container:
         channels = container.streams.audio[0].codec_context.channels
@@ -101,15 +104,15 @@ def probe(source: Source, max_duration_s: float | None = None) -> AudioInfo:
 
 
 def decode(source: Source, max_duration_s: float | None = None) -> Samples:
-    """The whole recording as 16 kHz mono float32, its channels averaged.
+    """Returns a recording as 16 kHz mono float32, shape [samples], the mean of its channels.
 
-    Memory stays bounded by `max_duration_s`: decoding stops as soon as it is passed.
+    Decoding stops at `max_duration_s` seconds, which also limits the memory that it takes.
 
     Raises:
-        AudioEmpty: no bytes, or no samples (or so few, up to 3 ms, that no resampling is possible).
-        AudioUndecodable: not a recording, damaged or cut off.
-        AudioNotFinite: NaN or infinite samples.
-        AudioTooLong: longer than `max_duration_s`.
+        AudioEmpty: the recording has no bytes or no samples, or up to 3 ms of them, too few to resample.
+        AudioUndecodable: the file is not a recording, or is damaged or truncated.
+        AudioNotFinite: a sample is NaN or infinite.
+        AudioTooLong: the recording is longer than `max_duration_s`.
     """
     return np.concatenate([frame.mean(axis=1) for frame in _frames(source, max_duration_s)])
 
@@ -117,37 +120,40 @@ def decode(source: Source, max_duration_s: float | None = None) -> Samples:
 def decode_parts(
     source: Source, channels: int, part_s: float, max_duration_s: float | None = None
 ) -> Iterator[list[Samples]]:
-    """A long recording in parts of `part_s` seconds, the last of which may be shorter: each channel by itself.
+    """Decodes a long recording in parts, so that it is never in memory as a whole.
 
     Args:
         source: the recording.
-        channels: as many as it has; 1: they are averaged.
-        part_s: how much of it is in memory at once, and somewhat more.
-        max_duration_s: the longest that is allowed.
+        channels: the number of channels that it has, or 1 for the mean of its channels.
+        part_s: least length of a part, in seconds. The last part may be shorter.
+        max_duration_s: longest recording that is decoded, in seconds.
+
+    Yields:
+        For each part, the samples of each channel, shape [samples].
 
     Raises:
-        As `decode` does, but for what comes late perhaps after some parts.
-        AudioUndecodable: also where it has another number of channels, or comes to have.
+        AudioEmpty, AudioNotFinite, AudioTooLong: as `decode` does, but perhaps after some parts.
+        AudioUndecodable: as `decode` does, or the number of channels differs from `channels`.
     """
-    waiting: list[Samples] = []
+    pending: list[Samples] = []
     count = 0
     for frame in _frames(source, max_duration_s):
-        waiting.append(frame.mean(axis=1, keepdims=True) if channels == 1 else frame)
-        if waiting[-1].shape[1] != channels:
+        pending.append(frame.mean(axis=1, keepdims=True) if channels == 1 else frame)
+        if pending[-1].shape[1] != channels:
             raise AudioUndecodable(f"the recording has {frame.shape[1]} channels where it should have {channels}")
         count += len(frame)
         if count >= part_s * SAMPLE_RATE:
-            yield _apart(waiting)
-            waiting, count = [], 0
-    if waiting:
-        yield _apart(waiting)
+            yield _split_channels(pending)
+            pending, count = [], 0
+    if pending:
+        yield _split_channels(pending)
 
 
 def encode(samples: Samples) -> bytes:
-    """Sound, shape [samples], as a FLAC file of 16 bits."""
+    """Returns 16 kHz mono audio, shape [samples], as a FLAC file with 16 bits per sample."""
     file = io.BytesIO()
     with av.open(file, "w", format="flac") as container:
-        stream = cast("av.AudioStream", container.add_stream("flac", rate=SAMPLE_RATE))
+        stream = container.add_stream("flac", rate=SAMPLE_RATE)
         stream.layout, stream.format = "mono", "s16"
         whole = np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)[None]
         for start in range(0, whole.shape[1], _FLAC_BLOCK):
@@ -159,10 +165,10 @@ def encode(samples: Samples) -> bytes:
 
 
 def _frames(source: Source, max_duration_s: float | None) -> Iterator[Samples]:
-    """The recording at 16 kHz, piece by piece, shape [samples, channels]; none of them is empty, and there is one."""
+    """Yields the recording at 16 kHz in frames of shape [samples, channels]: at least one, and none of them empty."""
     count = 0
     with _open(source) as container:
-        promised = _promised_seconds(container)
+        stated_s = _stated_duration_s(container)
         for frame in _resampled(container):
             if not np.isfinite(frame).all():
                 bad = count + int(np.flatnonzero(~np.isfinite(frame).all(axis=1))[0])
@@ -171,17 +177,17 @@ def _frames(source: Source, max_duration_s: float | None) -> Iterator[Samples]:
             if max_duration_s is not None and count > max_duration_s * SAMPLE_RATE:
                 raise AudioTooLong(f"the recording is longer than the {max_duration_s:g} s allowed")
             yield frame
-    if count < SAMPLE_RATE * (0.99 * promised - 0.1):
+    if count < SAMPLE_RATE * (0.99 * stated_s - 0.1):
         raise AudioUndecodable(
-            f"the recording is cut off: {count / SAMPLE_RATE:.1f} of the {promised:.1f} s its header promises"
+            f"the recording is cut off: it has {count / SAMPLE_RATE:.1f} of the {stated_s:.1f} s that its header states"
         )
     if count == 0:
         raise AudioEmpty("the recording holds no samples")
 
 
 def _resampled(container: InputContainer) -> Iterator[Samples]:
-    # FFmpeg's own mixing makes two equal channels 3 dB louder than one, so the channels are kept here.
-    # Interleaved, since PyAV miscounts the planes of eight channels and more.
+    # The channels are kept, because FFmpeg's own downmix makes two equal channels 3 dB louder than one. They are
+    # interleaved, because PyAV miscounts the planes of eight and more channels.
     resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
     try:
         for frame in chain(container.decode(audio=0), [None]):
@@ -195,8 +201,8 @@ def _resampled(container: InputContainer) -> Iterator[Samples]:
         raise AudioUndecodable(f"the recording is damaged: {_reason(error)}") from error
 
 
-def _apart(frames: Sequence[Samples]) -> list[Samples]:
-    """The channels of frames of shape [samples, channels]."""
+def _split_channels(frames: Sequence[Samples]) -> list[Samples]:
+    """Returns each channel, shape [samples], of frames of shape [samples, channels]."""
     return list(np.ascontiguousarray(np.concatenate(frames).T))
 
 
@@ -214,29 +220,29 @@ def _packets_s(container: InputContainer, max_duration_s: float | None) -> float
     return float(ticks * stream.time_base) if ticks and stream.time_base else None
 
 
-def _promised_seconds(container: InputContainer) -> float:
-    """The length that the header states, 0 where it states none."""
+def _stated_duration_s(container: InputContainer) -> float:
+    """Returns the duration that the header states, in seconds, or 0 if it states none."""
     stream = container.streams.audio[0]
     if container.format.name in ESTIMATING_FORMATS:
         return 0.0
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    alone = len(container.streams) == 1  # a video's length need not be its sound's
+    alone = len(container.streams) == 1  # a video may be longer than its audio
     return container.duration / av.time_base if alone and container.duration else 0.0
 
 
 @contextmanager
-def _open(source: Source) -> Iterator[InputContainer]:
+def _open(source: Source) -> Generator[InputContainer]:
     """Open a recording for demuxing and decoding.
 
     Raises:
         AudioEmpty: no bytes.
-        AudioUndecodable: not a recording that may be decoded, or cut off.
+        AudioUndecodable: the file is not a recording of an allowed kind, or is truncated.
     """
     with open_source(source) as file:
         _check_bytes(file)
         try:
-            # Always a file object: FFmpeg would take a path with a colon for a URL.
+            # Always a file object, because FFmpeg would take a path with a colon for a URL.
             container = av.open(file, mode="r", metadata_errors="ignore", options=_OPTIONS)
         except (av.error.FFmpegError, ValueError) as error:
             raise AudioUndecodable(f"this is not a recording that FFmpeg can read: {_reason(error)}") from error
@@ -246,23 +252,23 @@ def _open(source: Source) -> Iterator[InputContainer]:
 
 
 def _check_stream(container: InputContainer) -> None:
-    """Raises AudioUndecodable where there is no audio stream, or one that may not be decoded."""
+    """Raises AudioUndecodable if there is no audio stream, or its codec is not allowed."""
     if not container.streams.audio:
         raise AudioUndecodable("the file has no audio stream")
     codec = container.streams.audio[0].codec_context
     # PyAV has no codec context for a codec that FFmpeg cannot decode.
     if codec is None:  # pyright: ignore[reportUnnecessaryComparison]
-        raise AudioUndecodable("FFmpeg cannot decode this kind of sound")
-    # The list that FFmpeg was given binds its own decoders, but not those that PyAV opens.
+        raise AudioUndecodable("FFmpeg cannot decode this kind of audio")
+    # The whitelist in FFmpeg's options applies to the decoders that FFmpeg opens, not to those that PyAV opens.
     if codec.codec.name not in CODECS:
         raise AudioUndecodable(f"the audio codec {codec.codec.name} is not supported")
     if codec.channels < 1:
-        raise AudioUndecodable("FFmpeg cannot decode this kind of sound")
+        raise AudioUndecodable("FFmpeg cannot decode this kind of audio")
     _check_work(codec.sample_rate, codec.channels)
 
 
 def _check_work(rate: int, channels: int) -> None:
-    """Raises AudioUndecodable where a second of the recording would cost too much work, or make too much of a byte."""
+    """Raises AudioUndecodable if the sample rate is out of range, or there are too many samples per second."""
     if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioUndecodable(f"the sample rate is {rate} Hz; it must be {MIN_RATE} to {MAX_RATE}")
     if rate * channels > MAX_SAMPLES_PER_SECOND:
@@ -277,11 +283,11 @@ def _reason(error: Exception) -> str:
 
 
 def _check_bytes(file: IO[bytes]) -> None:
-    """Check for what FFmpeg would not notice: no bytes at all, or a WAV or Ogg file whose end is lost.
+    """Check for what FFmpeg does not detect: a file without bytes, and a truncated WAV or Ogg file.
 
     Raises:
-        AudioEmpty: no bytes.
-        AudioUndecodable: cut off.
+        AudioEmpty: the file has no bytes.
+        AudioUndecodable: the file is truncated.
     """
     size = file.seek(0, 2)
     if size == 0:
@@ -297,12 +303,12 @@ def _check_bytes(file: IO[bytes]) -> None:
 def _is_cut_wav(head: bytes, size: int) -> bool:
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
         return False
-    (promised,) = struct.unpack_from("<I", head, 4)
-    return promised < UNKNOWN_WAV_BYTES and size < 0.99 * promised
+    (stated_bytes,) = struct.unpack_from("<I", head, 4)
+    return stated_bytes < UNKNOWN_WAV_BYTES and size < 0.99 * stated_bytes
 
 
 def _is_cut_ogg(tail: bytes) -> bool:
-    """Whether the last page (RFC 3533, section 6) lacks its end."""
+    """Whether the last page is incomplete (RFC 3533, section 6)."""
     page = tail[tail.rfind(b"OggS") :]
     if len(page) < 27 or len(page) < 27 + page[26]:
         return True
@@ -311,11 +317,11 @@ def _is_cut_ogg(tail: bytes) -> bool:
 
 
 @contextmanager
-def open_source(source: Source) -> Iterator[IO[bytes]]:
-    """The source's bytes from the beginning; a file object is at its beginning again afterwards.
+def open_source(source: Source) -> Generator[IO[bytes]]:
+    """Context manager that opens a path, or rewinds a file object before and after the block.
 
     Raises:
-        AudioUndecodable: there is a path that cannot be opened.
+        AudioUndecodable: the path cannot be opened.
     """
     if isinstance(source, Path):
         try:

@@ -1,8 +1,8 @@
-"""Probing and decoding of recordings that somebody sent, in child processes with limits.
+"""Probing and decoding of clients' recordings in child processes with limits on memory and time.
 
-FFmpeg is a million lines of C that read what strangers send. A file that crashes it, fills the memory or never ends
-costs one child process. The child inherits neither Tenor's settings nor its connections. It runs as the same user: code
-that takes it over can still read this user's files.
+FFmpeg is a million lines of C, and it reads files from untrusted clients. If a file crashes it, exhausts its memory or
+never ends, that costs one child process. The child inherits neither Tenor's settings nor its connections. It runs as
+the same user, so an attacker who takes it over can still read that user's files.
 """
 
 import json
@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -31,25 +31,25 @@ from shared.errors import AudioDecoderFailed, AudioEmpty, AudioNotFinite, AudioT
 _log = logging.getLogger(__name__)
 
 _VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""What a child gets of this process's environment. Settings, which hold passwords, are not among them."""
+"""The environment variables that a child inherits. Tenor's settings are not among them, because they hold passwords."""
 _ERRORS = {error.code: error for error in (AudioEmpty, AudioUndecodable, AudioNotFinite, AudioTooLong)}
 _MAX_JSON_BYTES = 2**16
 _INVALID_ANSWER = "it sent an invalid answer"
 _REMEDY = "convert it, for example to FLAC, and send it again"
 _START_S = 60
 _ATTEMPTS = 2
-"""A child's first death may be another's fault, as where the machine runs out of memory."""
+"""A child may die through no fault of the recording, for example because the machine runs out of memory."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child process may use.
+    """Limits of a child process.
 
     Attributes:
-        memory_bytes: of data at once.
-        cpu_s: seconds of CPU time for 10 s of sound, or for a probe.
-        timeout_s: seconds until 10 s of sound, or a probe's answer, come.
-        requests: how many it serves before another takes its place.
+        memory_bytes: most data in memory at once.
+        cpu_s: most CPU time in seconds for a probe, or for decoding 10 s of audio.
+        timeout_s: longest wait in seconds for the result of a probe, or for 10 s of decoded audio.
+        requests: number of requests after which the child is replaced.
     """
 
     memory_bytes: int = 512 * 2**20
@@ -62,16 +62,16 @@ _LIMITS = Limits()
 
 
 class AudioSandbox:
-    """A pool of child processes that probe and decode. Threads may share it.
+    """A pool of child processes that probe and decode recordings. Threads may share it.
 
-    A child is started when it is first needed. All end when this process does, in whatever way.
+    Children are started on demand. They end when this process ends, even if it is killed.
 
     Args:
-        children: the most that are at work at once; further calls wait. By default, as many as there are cores.
-        limits: of each child.
+        children: most children that work at the same time; further calls wait. The default is the number of cores.
+        limits: the limits of each child.
 
     Attributes:
-        children: the most that are at work at once.
+        children: most children that work at the same time.
     """
 
     def __init__(self, children: int | None = None, limits: Limits = _LIMITS) -> None:
@@ -83,11 +83,11 @@ class AudioSandbox:
         self._lock = threading.Lock()
 
     def probe(self, source: Source, max_duration_s: float | None = None) -> AudioInfo:
-        """Read a recording's header, as `shared.audio.probe` does.
+        """Returns a recording's duration and channels, as `shared.audio.decoder.probe` does.
 
         Raises:
-            AudioEmpty, AudioUndecodable, AudioTooLong: as `shared.audio.probe` does.
-            AudioDecoderFailed: two children died of it, or it took too much CPU time.
+            AudioEmpty, AudioUndecodable, AudioTooLong: as `shared.audio.decoder.probe` does.
+            AudioDecoderFailed: two children died while they read the recording, or it took too much CPU time.
             Unavailable: no child can be started.
         """
         with open_source(source) as file:
@@ -97,11 +97,11 @@ class AudioSandbox:
         raise _failed()
 
     def decode(self, source: Source, max_duration_s: float | None = None) -> Samples:
-        """Decode a whole recording to 16 kHz mono float32, as `shared.audio.decode` does.
+        """Returns a recording as 16 kHz mono float32, as `shared.audio.decoder.decode` does.
 
         Raises:
-            AudioEmpty, AudioUndecodable, AudioNotFinite, AudioTooLong: as `shared.audio.decode` does.
-            AudioDecoderFailed: two children died of it, or it took too much CPU time.
+            AudioEmpty, AudioUndecodable, AudioNotFinite, AudioTooLong: as `shared.audio.decoder.decode` does.
+            AudioDecoderFailed: two children died while they decoded the recording, or it took too much CPU time.
             Unavailable: no child can be started.
         """
         return np.concatenate([part[0] for part in self._parts(source, 1, max_duration_s)])
@@ -109,24 +109,24 @@ class AudioSandbox:
     def decode_parts(
         self, source: Source, channels: int, part_s: float, max_duration_s: float | None = None
     ) -> Iterator[list[Samples]]:
-        """Decode a long recording part by part, each channel by itself, as `shared.audio.decode_parts` does.
+        """Decodes a long recording in parts, as `shared.audio.decoder.decode_parts` does.
 
-        The child goes on only as far as the parts are taken.
+        The child waits until the caller takes the next part.
 
         Raises:
-            As `decode` does, though perhaps after some parts.
+            AudioError: as `decode` does, but perhaps after some parts.
         """
-        waiting: list[Samples] = []
+        pending: list[Samples] = []
         for part in self._parts(source, channels, max_duration_s):
-            waiting.append(part)
-            if sum(waited.shape[1] for waited in waiting) >= part_s * SAMPLE_RATE:
-                yield list(np.concatenate(waiting, axis=1))
-                waiting = []
-        if waiting:
-            yield list(np.concatenate(waiting, axis=1))
+            pending.append(part)
+            if sum(samples.shape[1] for samples in pending) >= part_s * SAMPLE_RATE:
+                yield _joined(pending)
+                pending = []
+        if pending:
+            yield _joined(pending)
 
     def close(self) -> None:
-        """End the children: those at work as soon as they have done what they do."""
+        """End the idle children now, and the others when they have finished their request."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -134,7 +134,7 @@ class AudioSandbox:
             child.end()
 
     def _parts(self, source: Source, channels: int, max_duration_s: float | None) -> Iterator[Samples]:
-        """Decode in parts of shape [channels, samples]. A second child begins anew; what the first sent is skipped."""
+        """Yields parts of shape [channels, samples]. A second child starts over and skips what was yielded."""
         yielded = 0
         with open_source(source) as file:
             for _ in range(_ATTEMPTS):
@@ -148,10 +148,10 @@ class AudioSandbox:
 
     @contextmanager
     def _child(self) -> Generator["_Child"]:
-        """A child for one request. Its death is logged, and leaves the block as if it had come to its end.
+        """Context manager that gives a child for one request. If the child dies, that is logged and the block ends.
 
         Raises:
-            AudioDecoderFailed: the request took too much CPU time, and would take it again.
+            AudioDecoderFailed: the request took too much CPU time. It is not retried, because it would do so again.
         """
         with self._free:
             child = self._take()
@@ -182,7 +182,7 @@ class AudioSandbox:
 
 
 class _ChildDied(Exception):
-    """The child process died, hangs, or sent an invalid answer. The message tells which."""
+    """The child process died, does not answer, or sent an invalid answer. The message says which."""
 
     took_too_much_cpu_time = False
 
@@ -190,7 +190,7 @@ class _ChildDied(Exception):
 class _Child:
     """A process that runs `shared.audio.sandbox_process`, and the socket to it. One thread at a time may use it.
 
-    Nothing that it sends is trusted: it may have been taken over.
+    Everything that it sends is checked, because a malicious file may have taken it over.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -248,7 +248,7 @@ class _Child:
             yield samples
 
     def end(self) -> None:
-        """Kill it, whatever it does."""
+        """Kill the process."""
         self._socket.close()
         self._process.kill()
         self._process.wait()
@@ -257,7 +257,7 @@ class _Child:
         self._served += 1
         self._busy = True
         descriptor = _descriptor(file)
-        file.seek(0)  # a child before may have been sent it
+        file.seek(0)  # it may already have been sent to another child
         recording = file.read() if descriptor is None else b""
         data = json.dumps(request | {"size": len(recording)}).encode()
         try:
@@ -280,12 +280,13 @@ class _Child:
             answer = None
         if not isinstance(answer, dict):
             raise _ChildDied(_INVALID_ANSWER)
+        answer = cast("dict[str, Any]", answer)
         if "died" in answer:
             raise _ChildDied(f"{answer['died']!r:.100}")
         return answer
 
     def _result(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """An answer that is no error; one that is gets raised."""
+        """Returns an answer, or raises the error that it stands for."""
         error = _ERRORS.get(str(answer.get("code")))
         if error is None:
             return answer
@@ -310,11 +311,17 @@ class _Child:
             raise self._death() from None
 
     def _death(self) -> _ChildDied:
-        self._process.kill()  # does nothing where it has died by itself
+        self._process.kill()  # does nothing if it has already died
         status = self._process.wait()
         death = _ChildDied(f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}")
         death.took_too_much_cpu_time = status == -signal.SIGXCPU
         return death
+
+
+def _joined(parts: Sequence[Samples]) -> list[Samples]:
+    """Returns each channel, shape [samples], of consecutive parts of shape [channels, samples]."""
+    joined: Samples = np.concatenate(parts, axis=1)
+    return list(joined)
 
 
 def _start(theirs: socket.socket, limits: Limits, ours: socket.socket) -> subprocess.Popen[bytes]:
@@ -324,7 +331,7 @@ def _start(theirs: socket.socket, limits: Limits, ours: socket.socket) -> subpro
     arguments = [theirs.fileno(), limits.memory_bytes, limits.cpu_s]
     try:
         return subprocess.Popen(
-            # With all paths given, `site` need not look for them, and the current folder is none of them.
+            # PYTHONPATH has all paths, so that `site` is not needed (-S), and the current folder is left out (-P).
             [sys.executable, "-S", "-P", "-m", sandbox_process.__name__, *map(str, arguments)],
             env=environment,
             pass_fds=[theirs.fileno()],
@@ -338,8 +345,8 @@ def _start(theirs: socket.socket, limits: Limits, ours: socket.socket) -> subpro
 
 
 def _descriptor(file: IO[bytes]) -> int | None:
-    """The descriptor of a file that is one, with all that was written to it; None where it is in memory."""
-    # Asked for its descriptor, it would move to the disk.
+    """Returns the descriptor of a flushed file, or None if the file is in memory."""
+    # `fileno` would move a spooled file to the disk.
     if isinstance(file, SpooledTemporaryFile) and file.name is None:
         return None
     try:

@@ -2,14 +2,15 @@
 
 `python -m shared.audio.sandbox_process FD` starts it; FD is the file descriptor of its socket.
 
-It serves one request after the other, and ends when its parent closes the socket, or dies. It imports numpy and PyAV
-and nothing of Tenor but the decoding itself.
+It serves one request after the other, and ends when its parent closes the socket or dies. Of Tenor it imports only the
+decoder.
 
-A request is 4 bytes of length, with which the recording's file descriptor comes where there is one, then JSON:
-`{"operation": "probe", "max_duration_s": null, "size": 0}`. With a size, so many bytes of the recording follow instead
-of a descriptor. Answers begin with `HEADER`: a kind and two numbers. `JSON` and its length are followed by an object,
-`PART` and the numbers of channels and of samples by float32 samples, channel after channel. JSON is the last answer to
-a request: a result, a `code` with a `detail`, or what the child `died` of.
+A request is 4 bytes with the length of the JSON that follows, such as
+`{"operation": "probe", "max_duration_s": null, "size": 0}`. The recording is either a file descriptor, sent with the 4
+bytes, or `size` bytes after the JSON. An answer begins with `HEADER`: its kind and two numbers. After the kind `JSON`
+and its length comes an object; after the kind `PART` and the numbers of channels and samples come float32 samples, one
+channel after the other. The last answer to a request is of kind `JSON`: a result, an error as `code` and `detail`, or
+`died` with the name of the exception that ends the child.
 """
 
 import io
@@ -35,32 +36,32 @@ HEADER = struct.Struct("!cII")
 JSON, PART = b"J", b"P"
 
 PART_S = 10.0
-"""Seconds of sound in a part that is sent, and somewhat more in its last frame."""
+"""Least length of a part that is sent, in seconds; the last part may be shorter."""
 OPEN_FILES = 32
 
 
 class Child:
-    """Serves the requests that come through a socket.
+    """Serves the requests that arrive on a socket.
 
     Args:
-        connection: to the parent.
-        memory_bytes: the most data that this process may hold from now on.
-        cpu_s: the most CPU time it may take for the next part, or for an answer in one piece.
+        connection: the socket to the parent.
+        memory_bytes: limit on the data of this process.
+        cpu_s: limit on the CPU time for each part, or for an answer without parts, in seconds.
     """
 
     def __init__(self, connection: socket.socket, memory_bytes: int, cpu_s: int) -> None:
         self._connection = connection
         self._cpu_s = cpu_s
         for limit, value in (
-            (resource.RLIMIT_CORE, 0),  # it would hold what was said
+            (resource.RLIMIT_CORE, 0),  # a core dump would contain the audio
             (resource.RLIMIT_FSIZE, 0),
             (resource.RLIMIT_NOFILE, OPEN_FILES),
-            (resource.RLIMIT_DATA, memory_bytes),  # not RLIMIT_AS, which also counts libraries and what is reserved
+            (resource.RLIMIT_DATA, memory_bytes),  # RLIMIT_AS would also count libraries and reservations
         ):
             _set_limit(limit, value)
 
     def serve(self) -> None:
-        """Serve until the parent closes its end."""
+        """Serve requests until the parent closes its end."""
         self._send_json({"ready": True})
         try:
             while (request := self._receive()) is not None:
@@ -95,7 +96,7 @@ class Child:
                     count += part[0].size
                 self._send_json({"samples": count})
             except (AudioError, AudioTooLong) as error:
-                if isinstance(error.__cause__, MemoryError):  # it is not the recording that is damaged
+                if isinstance(error.__cause__, MemoryError):  # the recording is not to blame
                     raise error.__cause__ from None
                 self._send_json({"code": error.code, "detail": error.detail})
 
@@ -124,7 +125,7 @@ class Child:
 
 
 class _Descriptor(io.RawIOBase):
-    """A file by its descriptor, read without moving the position in it, which the parent shares."""
+    """A file opened by its descriptor. Reading does not move the file's position, which the parent shares."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -157,15 +158,18 @@ class _Descriptor(io.RawIOBase):
 
 
 def _set_limit(limit: int, value: int) -> None:
-    """Set a soft limit and, except of CPU time, which is renewed, the hard limit that it cannot be raised above."""
+    """Set the soft limit and the hard limit, so that it cannot be raised. Only the limit on CPU time stays soft."""
     _, hard = resource.getrlimit(limit)
     soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    with suppress(ValueError, OSError):  # macOS does not know them all
+    with suppress(ValueError, OSError):  # macOS does not support all of them
         resource.setrlimit(limit, (soft, hard if limit == resource.RLIMIT_CPU else soft))
 
 
 def main(descriptor: int, memory_bytes: int, cpu_s: int) -> None:
-    """Serve the parent at the other end of a socket. Signals that end the parent leave it time to use this process."""
+    """Serve the parent at the other end of a socket.
+
+    SIGINT and SIGTERM are ignored: when they end the parent, it may still need this process to finish its work.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection:

@@ -115,7 +115,8 @@ def load_predictor(folder: Path, bundle: ModelBundle, execution: Execution) -> E
                 lambda: execution.place(load_speech_encoder(folder, speech)),
                 execution.device,
             )
-    raise BundleError(f"the bundle {bundle.name!r} has no models")
+        case _:
+            raise BundleError(f"the bundle {bundle.name!r} has no models")
 
 
 class FusionPredictor:

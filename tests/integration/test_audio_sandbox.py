@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -17,8 +19,11 @@ from typing import IO, cast
 import numpy as np
 import psutil
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from services.api.dependencies import Resources
+from services.api.ingest import Ingest
 from shared.audio import decoder as audio
 from shared.audio.decoder import SAMPLE_RATE, AudioInfo
 from shared.audio.sandbox import AudioSandbox, Limits
@@ -41,9 +46,19 @@ SILENT_AMR_FRAME = b"\x3c" + bytes(31)
 """20 ms."""
 
 
+OpenSandbox = Callable[..., AudioSandbox]
+
+
 @pytest.fixture
-def sandbox() -> AudioSandbox:
-    return AudioSandbox(2)
+def open_sandbox() -> Iterator[OpenSandbox]:
+    """Opens sandboxes that are closed when the test ends."""
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(closing(AudioSandbox(*arguments)))
+
+
+@pytest.fixture
+def sandbox(open_sandbox: OpenSandbox) -> AudioSandbox:
+    return open_sandbox(2)
 
 
 @pytest.fixture
@@ -108,16 +123,17 @@ def test_every_source_is_decoded_as_in_this_process(kind: str, sandbox: AudioSan
     for number, channel in enumerate(whole):
         np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), channel)
     if not isinstance(source, Path):
-        assert source.read() == data, "the position in the file is this process's alone"
+        with source:
+            assert source.read() == data, "the position in the file is this process's alone"
 
 
 def test_a_partly_read_file_keeps_its_position(sandbox: AudioSandbox) -> None:
     data = np.random.default_rng(0).bytes(2 * SAMPLE_RATE)
-    file = spooled(riff(data), 1)
-    file.seek(0)
-    file.read(100)
-    sandbox.decode(file)
-    assert file.read() == riff(data)
+    with spooled(riff(data), 1) as file:
+        file.seek(0)
+        file.read(100)
+        sandbox.decode(file)
+        assert file.read() == riff(data)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +165,12 @@ def test_a_path_that_cannot_be_opened_is_named(sandbox: AudioSandbox, tmp_path: 
         sandbox.decode(tmp_path)
 
 
-def test_a_file_that_takes_too_much_memory_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_takes_too_much_memory_fails_alone(
+    caplog: pytest.LogCaptureFixture, open_sandbox: OpenSandbox
+) -> None:
     if not LINUX:
         pytest.skip("only Linux limits a process's data")
-    sandbox = AudioSandbox(1, Limits(memory_bytes=128 * 2**20))
+    sandbox = open_sandbox(1, Limits(memory_bytes=128 * 2**20))
     large = riff(bytes(2 * 64 * 10 * SAMPLE_RATE), channels=64)
     with pytest.raises(AudioDecoderFailed):
         list(sandbox.decode_parts(io.BytesIO(large), 64, 10))
@@ -160,16 +178,18 @@ def test_a_file_that_takes_too_much_memory_fails_alone(caplog: pytest.LogCapture
     assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
 
 
-def test_a_file_that_takes_too_much_cpu_time_fails_alone(dense: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sandbox = AudioSandbox(1, Limits(cpu_s=0))  # to the end of the second that it is in
+def test_a_file_that_takes_too_much_cpu_time_fails_alone(
+    dense: Path, caplog: pytest.LogCaptureFixture, open_sandbox: OpenSandbox
+) -> None:
+    sandbox = open_sandbox(1, Limits(cpu_s=0))  # to the end of the second that it is in
     with pytest.raises(AudioDecoderFailed, match="too much CPU time"):
         sandbox.decode(dense)
     assert caplog.text.count("killed by SIGXCPU") == 1  # a second child would do the same work
     assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
 
 
-def test_the_cpu_time_is_counted_for_each_part_alone(dense: Path) -> None:
-    sandbox = AudioSandbox(1, Limits(cpu_s=1))
+def test_the_cpu_time_is_counted_for_each_part_alone(dense: Path, open_sandbox: OpenSandbox) -> None:
+    sandbox = open_sandbox(1, Limits(cpu_s=1))
     child = started(sandbox)
     parts = sandbox.decode_parts(dense, 8, 10)
     while sum(child.cpu_times()[:2]) < 2.5:
@@ -207,8 +227,10 @@ def test_a_recording_that_crashes_the_decoder_twice_is_refused(
     assert sandbox.probe(io.BytesIO(wav())).channels == 1
 
 
-def test_a_child_that_hangs_is_killed_and_another_does_its_work(caplog: pytest.LogCaptureFixture) -> None:
-    sandbox = AudioSandbox(1, Limits(timeout_s=3))
+def test_a_child_that_hangs_is_killed_and_another_does_its_work(
+    caplog: pytest.LogCaptureFixture, open_sandbox: OpenSandbox
+) -> None:
+    sandbox = open_sandbox(1, Limits(timeout_s=3))
     child = started(sandbox)
     child.suspend()
     assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
@@ -278,8 +300,8 @@ def test_children_ignore_sigint_and_sigterm(sandbox: AudioSandbox) -> None:
     assert child.is_running()
 
 
-def test_threads_share_the_children() -> None:
-    sandbox, before = AudioSandbox(3), children()
+def test_threads_share_the_children(open_sandbox: OpenSandbox) -> None:
+    sandbox, before = open_sandbox(3), children()
     sounds = {hertz: wav(tone(2, hertz)) for hertz in range(200, 1000, 100)}
 
     def decode(hertz: int) -> None:
@@ -309,8 +331,8 @@ def test_a_child_decodes_no_further_than_its_parent_takes(long: Path, sandbox: A
     assert max(memory) < 100 * 2**20
 
 
-def test_decoding_that_is_abandoned_leaves_no_child_running(long: Path) -> None:
-    sandbox = AudioSandbox(1)
+def test_decoding_that_is_abandoned_leaves_no_child_running(long: Path, open_sandbox: OpenSandbox) -> None:
+    sandbox = open_sandbox(1)
     child = started(sandbox)
     parts = sandbox.decode_parts(long, 1, 10)
     next(parts)
@@ -319,8 +341,8 @@ def test_decoding_that_is_abandoned_leaves_no_child_running(long: Path) -> None:
     assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
 
 
-def test_a_child_is_replaced_after_so_many_requests() -> None:
-    sandbox = AudioSandbox(1, Limits(requests=2))
+def test_a_child_is_replaced_after_so_many_requests(open_sandbox: OpenSandbox) -> None:
+    sandbox = open_sandbox(1, Limits(requests=2))
     child = started(sandbox)
     sandbox.probe(io.BytesIO(wav()))
     assert not child.is_running()
@@ -361,7 +383,9 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-def test_the_answer_of_a_compromised_child_is_validated(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answer_of_a_compromised_child_is_validated(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch, open_sandbox: OpenSandbox
+) -> None:
     def start(theirs: socket.socket, *_: object) -> subprocess.Popen[bytes]:
         ready = HEADER.pack(JSON, 2, 0) + b"{}"
         program = (
@@ -378,7 +402,7 @@ def test_the_answer_of_a_compromised_child_is_validated(answer: bytes, monkeypat
         return process
 
     monkeypatch.setattr("shared.audio.sandbox._start", start)
-    sandbox = AudioSandbox(1, Limits(timeout_s=5))
+    sandbox = open_sandbox(1, Limits(timeout_s=5))
     with pytest.raises(AudioDecoderFailed):
         sandbox.decode(io.BytesIO(wav()), 1)
     with pytest.raises(AudioDecoderFailed):
@@ -410,12 +434,21 @@ def test_packets_are_counted_up_to_the_longest_duration_that_is_allowed(sandbox:
     assert sandbox.probe(short, 10) == audio.probe(short) == AudioInfo(10.0, 1)
 
 
-def test_uploads_that_wait_to_be_probed_do_not_block_other_requests(api: TestClient, session_id: str) -> None:
-    resources = api.app.state.resources  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-    slow = replace(resources, audio=AudioSandbox(1, Limits(timeout_s=20)))
-    child = started(slow.audio)
+def probe_uploads_in(sandbox: AudioSandbox, api: TestClient) -> None:
+    """Replaces the sandbox of a running API."""
+    app = cast("FastAPI", api.app)
+    opened: Resources = app.state.resources
+    ingest = Ingest(opened.settings, opened.database, opened.blobs, sandbox, opened.publisher)
+    app.state.resources = replace(opened, ingest=ingest)
+
+
+def test_uploads_that_wait_to_be_probed_do_not_block_other_requests(
+    api: TestClient, session_id: str, open_sandbox: OpenSandbox
+) -> None:
+    slow = open_sandbox(1, Limits(timeout_s=20))
+    probe_uploads_in(slow, api)
+    child = started(slow)
     child.suspend()
-    api.app.state.resources = slow  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     path = f"/v1/sessions/{session_id}/turns"
     with ThreadPoolExecutor(50) as threads:  # more than the threads of the API
         waiting = [threads.submit(api.post, path, files={"audio": ("a.wav", wav(), "audio/wav")}) for _ in range(50)]
@@ -426,7 +459,6 @@ def test_uploads_that_wait_to_be_probed_do_not_block_other_requests(api: TestCli
         assert not any(upload.done() for upload in waiting)
         child.resume()
         assert {upload.result().status_code for upload in waiting} == {202}
-    slow.audio.close()
 
 
 STARVED = Limits(memory_bytes=1)
@@ -434,13 +466,12 @@ STARVED = Limits(memory_bytes=1)
 
 
 @pytest.mark.skipif(not LINUX, reason="only Linux limits a process's data")
-def test_an_upload_that_crashes_the_probe_is_refused(api: TestClient, session_id: str) -> None:
-    resources = api.app.state.resources  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
-    starved = replace(resources, audio=AudioSandbox(1, STARVED))
-    api.app.state.resources = starved  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+def test_an_upload_that_crashes_the_probe_is_refused(
+    api: TestClient, session_id: str, open_sandbox: OpenSandbox
+) -> None:
+    probe_uploads_in(open_sandbox(1, STARVED), api)
     upload = {"audio": ("call.wav", wav(tone(25)), "audio/wav")}
     refused = api.post(f"/v1/sessions/{session_id}/turns", files=upload)
     assert (refused.status_code, refused.json()["code"]) == (422, "audio_decoder_failed")
     assert refused.json()["detail"].startswith("the recording crashed the decoder, or took more than its memory")
     assert api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello"}).status_code == 202
-    starved.audio.close()
