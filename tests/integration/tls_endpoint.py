@@ -31,6 +31,8 @@ def _serve(server: socket.socket, context: ssl.SSLContext, port: int) -> None:
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
+    with suppress(OSError), closing(source):
         while data := source.recv(2**16):
             target.sendall(data)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)  # the other direction ends too, and closes its source
