@@ -197,7 +197,7 @@ def test_a_wrong_command_line_exits_with_status_2(arguments: list[str]) -> None:
         ("TENOR_BUNDLE", "nonesuch", "one of compact"),
         ("TENOR_WORKER_THREADS", "-1", "TENOR_WORKER_THREADS"),
         ("TENOR_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
-        ("TENOR_WHISPER", "huge", "known are"),
+        ("TENOR_WHISPER", "huge", "use one of tiny, base"),
         ("TENOR_WHISPER_COMPUTE", "int4", "'int8'"),
     ],
 )
