@@ -61,6 +61,9 @@ def running(
         assert process.wait(60 * PATIENCE) in (0, -signal.SIGKILL)  # the latter where the test itself killed it
     finally:
         process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _logs(data_dir: Path) -> str:
