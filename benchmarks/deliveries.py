@@ -24,10 +24,10 @@ from shared.settings import Settings
 from shared.store.database import Database
 
 WORKER = {
-    "TENOR_WORKER_THREADS": "0",
-    "TENOR_BULK_THREADS": "0",
-    "TENOR_INGEST_THREADS": "0",
-    "TENOR_WEBHOOK_PRIVATE": "true",
+    "TENOR_WORKER_INTERACTIVE_THREADS": "0",
+    "TENOR_WORKER_BULK_THREADS": "0",
+    "TENOR_WORKER_SPLIT_THREADS": "0",
+    "TENOR_WEBHOOKS_ALLOW_PRIVATE": "true",
 }
 """The settings of a worker that only delivers events."""
 WARM_UP_EVENTS = 10

@@ -93,4 +93,4 @@ def answer_requests(chain: PlainChain) -> None:
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     settings = get_settings()
-    answer_requests(PlainChain(whisper_folder(settings.whisper_dir, settings.data_dir / "models")))
+    answer_requests(PlainChain(whisper_folder(settings.models.whisper_dir, settings.data_dir / "models")))

@@ -29,7 +29,7 @@ PAUSE_S = 0.02
 def run(threads: int) -> None:
     """Run tasks until SIGTERM."""
     settings = get_settings()
-    broker = redis.Redis.from_url(settings.broker_url.get_secret_value())
+    broker = redis.Redis.from_url(settings.broker.url.get_secret_value())
     model = _batched_model() if threads > 1 else _single_model
 
     def run_task(task_id: UUID) -> bool:
@@ -37,7 +37,7 @@ def run(threads: int) -> None:
         broker.incr(COUNTER)
         return True
 
-    consumer = Consumer(celery_app(settings.broker_url), Lane.interactive, threads, run_task)
+    consumer = Consumer(celery_app(settings.broker.url), Lane.interactive, threads, run_task)
     consumer.start()
     consumer.join()
 

@@ -102,7 +102,7 @@ def _clip(manifest: Path, line: int, row: dict[str, str | None]) -> ReferenceCli
 
 
 def _systems(settings: Settings) -> dict[str, Transcribe]:
-    folder = whisper_folder(settings.whisper_dir, settings.data_dir / "models")
+    folder = whisper_folder(settings.models.whisper_dir, settings.data_dir / "models")
     tenor = Transcriber.load(folder, device="cpu")
     whisper = WhisperModel(str(folder), device="cpu", compute_type="int8")
 

@@ -17,7 +17,7 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from services.embedded.servers import EmbeddedServers
-from shared.settings import Settings
+from shared.settings import BrokerSettings, DatabaseSettings, JobSettings, Settings, WorkerSettings
 from shared.store.database import Database
 
 _broker_numbers = itertools.count()
@@ -99,15 +99,15 @@ def fresh_settings(servers: EmbeddedServers, template_database: str, data_dir: P
     redis.Redis.from_url(broker).flushdb()  # there are but 64, and an earlier test may have had this one
     return Settings(
         data_dir=data_dir,
-        database_url=SecretStr(servers.url_of(name)),
-        broker_url=SecretStr(broker),
-        lease_s=2,
-        sweep_interval_s=0.2,
+        database=DatabaseSettings(url=SecretStr(servers.url_of(name))),
+        broker=BrokerSettings(url=SecretStr(broker)),
+        jobs=JobSettings(lease_s=2),
+        worker=WorkerSettings(sweep_interval_s=0.2),
     )
 
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database_url)
+    database = Database(settings.database.url)
     yield database
     database.close()

@@ -5,7 +5,7 @@ import sys
 from shared.errors import EX_CONFIG, SetupError, TenorError
 from shared.observability.logging import configure_logging
 from shared.self_check import check_step
-from shared.settings import get_settings
+from shared.settings import get_settings, log_unknown_variables
 
 
 def main() -> None:
@@ -16,7 +16,8 @@ def main() -> None:
         Unavailable: Postgres or the store of recordings cannot be reached.
     """
     settings = get_settings()
-    configure_logging(settings.log_format)
+    configure_logging(settings.observability.log_format)
+    log_unknown_variables()
     with check_step("import the packages", "torch", "transformers", "faster-whisper", "celery"):
         from workers.process import run
     run(settings)

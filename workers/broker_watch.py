@@ -54,7 +54,7 @@ class BrokerWatch:
             raise
         if self._lost:
             with self._database.transaction() as transaction:
-                count = transaction.jobs.republish(lease=self._settings.lease)
+                count = transaction.jobs.republish(lease=self._settings.jobs.lease)
             if count:
                 _log.warning("the broker had lost its messages: those of %d jobs are published again", count)
         if self._lost or self._away:

@@ -115,7 +115,7 @@ class DeliveryLane:
 
     @property
     def _room(self) -> int:
-        return self._settings.deliveries_in_flight - len(self._in_flight)
+        return self._settings.webhooks.in_flight - len(self._in_flight)
 
     def _run_loop(self) -> None:
         while not self._stopping:
@@ -134,7 +134,7 @@ class DeliveryLane:
                 for delivery in await self._claim():
                     attempts.create_task(self._attempt(client, delivery))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), self._settings.sweep_interval_s)
+                    await asyncio.wait_for(self._woken.wait(), self._settings.worker.sweep_interval_s)
                     await asyncio.sleep(_GATHER_S)
 
     def _wake(self) -> None:
@@ -164,19 +164,19 @@ class DeliveryLane:
         # More may be due if as many were claimed as there was room for.
         self._full = len(claimed) >= room
         in_flight.update(delivery.webhook_id for delivery in claimed)
-        most = self._settings.deliveries_per_webhook
+        most = self._settings.webhooks.in_flight_per_webhook
         self._busy = {webhook_id for webhook_id, count in in_flight.items() if count >= most}
         return claimed
 
     def _claim_due(self, room: int, in_flight: Counter[UUID]) -> list[Delivery]:
         settings = self._settings
-        trial = settings.lease + timedelta(seconds=settings.delivery_timeout_s)
+        trial = settings.jobs.lease + timedelta(seconds=settings.webhooks.timeout_s)
         with self._database.transaction() as transaction:
             return transaction.deliveries.claim(
                 room,
-                per_webhook=settings.deliveries_per_webhook,
+                per_webhook=settings.webhooks.in_flight_per_webhook,
                 in_flight=in_flight,
-                lease=settings.lease,
+                lease=settings.jobs.lease,
                 trial=trial,
             )
 
@@ -230,7 +230,7 @@ class DeliveryLane:
             if outcome.answered:
                 transaction.webhooks.record_answer(delivery.webhook_id)
             elif outcome.answered is not None:
-                pauses = self._settings.webhook_pauses
+                pauses = self._settings.webhooks.pauses
                 pause = transaction.webhooks.record_failure(delivery.webhook_id, pauses, trial=delivery.trial)
                 if pause is not None:
                     _log.warning("webhook %s is paused for %g s", delivery.webhook_id, pause.total_seconds())

@@ -113,7 +113,7 @@ class JobRunner:
         Raises:
             Unavailable: the database cannot be reached.
         """
-        limit = self._settings.stage_limit_s
+        limit = self._settings.worker.stage_limit_s
         before = time.monotonic() - limit
         with self._lock:
             timed_out = [each for each in self._running.values() if each.since < before and not each.abandoned]
@@ -130,7 +130,7 @@ class JobRunner:
             Unavailable: the database cannot be reached. The jobs run again when their leases have run out.
         """
         with self._database.transaction() as transaction:
-            messages = transaction.jobs.release(jobs, lease=self._settings.lease)
+            messages = transaction.jobs.release(jobs, lease=self._settings.jobs.lease)
         publish_messages(messages, self._database, self._broker)
 
     def record_failure(self, job: Job, error: Exception) -> None:
@@ -144,7 +144,7 @@ class JobRunner:
         """
         if isinstance(error, TenorError) and not error.retryable:
             _log.info("the job failed: %s", error.code)
-            self._end(job, "failed", lambda jobs: jobs.fail(job, error, lease=self._settings.lease))
+            self._end(job, "failed", lambda jobs: jobs.fail(job, error, lease=self._settings.jobs.lease))
         else:
             _log_failed_attempt(job, error)
             # The message of an exception that is not ours may quote what a person said.
@@ -173,7 +173,7 @@ class JobRunner:
 
     def _claim_and_do(self, job_id: UUID) -> None:
         with self._database.transaction() as transaction:
-            job = transaction.jobs.claim(job_id, self._settings.lease)
+            job = transaction.jobs.claim(job_id, self._settings.jobs.lease)
             if job is None:
                 return
             task = self._tasks[job.lane]
@@ -197,7 +197,9 @@ class JobRunner:
                 self.record_failure(job, error)
 
     def _succeed(self, job: Job, write_result: ResultWriter) -> None:
-        ended = self._end(job, "succeeded", lambda jobs: jobs.succeed(job, lease=self._settings.lease), write_result)
+        ended = self._end(
+            job, "succeeded", lambda jobs: jobs.succeed(job, lease=self._settings.jobs.lease), write_result
+        )
         _log.info("the job succeeded" if ended else "another worker took the job over: this result is dropped")
 
     def _end(
@@ -217,7 +219,7 @@ class JobRunner:
         # A disk may be full for longer than all attempts last, and the job is not to blame for it.
         full = isinstance(error, StorageFull)
         if job.attempts >= policy.attempts and not full:
-            self._end(job, "quarantined", lambda jobs: jobs.quarantine(job, error, lease=self._settings.lease))
+            self._end(job, "quarantined", lambda jobs: jobs.quarantine(job, error, lease=self._settings.jobs.lease))
             return
         pause = _STORAGE_FULL_PAUSE if full else policy.pause(job.attempts)
         with self._database.transaction() as transaction:

@@ -43,15 +43,15 @@ def run(settings: Settings) -> NoReturn:
         Unavailable: Postgres or the store of recordings cannot be reached.
     """
     start_tracing(settings, "tenor-worker")
-    database = Database(settings.database_url, pool_size=settings.worker_connections)
+    database = Database(settings.database.url, pool_size=settings.worker_connections)
     database.check_tables()
     blobs = open_blobs(settings)
     blobs.check()
-    pipeline = _load_models(settings) if settings.threads.keys() & TURN_LANES else None
-    if settings.metrics_port is not None:
-        serve_metrics(settings.metrics_port)
+    pipeline = _load_models(settings) if settings.worker.threads.keys() & TURN_LANES else None
+    if settings.observability.metrics_port is not None:
+        serve_metrics(settings.observability.metrics_port)
     audio = _start_decoders(settings)
-    broker = Broker(settings.broker_url)
+    broker = Broker(settings.broker.url)
     runner = JobRunner(settings, database, broker, _tasks(settings, database, blobs, audio, pipeline))
     deliveries = DeliveryLane(settings, database, runner)
     consumers = _consumers(settings, runner, deliveries)
@@ -60,14 +60,14 @@ def run(settings: Settings) -> NoReturn:
         database,
         broker,
         bundle_id=None if pipeline is None else pipeline.bundle.id,
-        device=device_name(settings.device),
+        device=device_name(settings.models.device),
         running_jobs=lambda: [*runner.running_jobs, *deliveries.running_jobs],
     )
     background = (sweeper, BrokerWatch(settings, database, broker), HealthReporter(settings, consumers))
     shutdown = Shutdown(settings, runner, deliveries, consumers)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: shutdown.request())
-    if settings.deliveries_in_flight:
+    if settings.webhooks.in_flight:
         deliveries.start()
     for part in (*background, *consumers):
         part.start()
@@ -94,7 +94,7 @@ def _load_models(settings: Settings) -> Pipeline:
 
 
 def _start_decoders(settings: Settings) -> AudioSandbox:
-    decoding = sum(count for lane, count in settings.threads.items() if lane in (*TURN_LANES, Lane.ingest))
+    decoding = sum(count for lane, count in settings.worker.threads.items() if lane in (*TURN_LANES, Lane.ingest))
     audio = AudioSandbox(decoding)
     if decoding:
         decode_clip_in_child(audio)
@@ -109,15 +109,15 @@ def _tasks(
         Lane.maintenance: DeleteAudio(database, blobs),
     }
     if pipeline is not None:
-        stages = Stages(pipeline, settings.batches, settings.courtesy_s)
+        stages = Stages(pipeline, settings.batches, settings.worker.bulk_throttle_s)
         tasks.update(dict.fromkeys(TURN_LANES, AnalyzeTurn(settings, blobs, pipeline, stages, audio)))
     return tasks
 
 
 def _consumers(settings: Settings, runner: JobRunner, deliveries: DeliveryLane) -> Sequence[Consumer]:
-    app = celery_app(settings.broker_url)
-    consumers = [Consumer(app, lane, threads, runner.run) for lane, threads in settings.threads.items()]
-    if settings.deliveries_in_flight:
+    app = celery_app(settings.broker.url)
+    consumers = [Consumer(app, lane, threads, runner.run) for lane, threads in settings.worker.threads.items()]
+    if settings.webhooks.in_flight:
         # A message only wakes the delivery lane, which runs its deliveries on an event loop of its own.
         consumers.append(Consumer(app, Lane.delivery, 1, deliveries.wake))
     return consumers

@@ -54,7 +54,7 @@ class Shutdown:
 
     def drain(self) -> None:
         """Take no more jobs, wait up to `drain_s` for the running ones, and release the others to other workers."""
-        deadline = time.monotonic() + self._settings.drain_s
+        deadline = time.monotonic() + self._settings.worker.drain_s
         # The consumers first: they would take the messages again that the closed runner puts back into the lane.
         for consumer in self._consumers:
             consumer.stop()
@@ -84,7 +84,7 @@ class Shutdown:
     def _hangs(self) -> bool:
         """Whether half the threads of a lane hang."""
         for lane, hanging in self._runner.abandoned.items():
-            threads = self._settings.threads[lane]
+            threads = self._settings.worker.threads[lane]
             if hanging * 2 >= threads:
                 _log.error("%d of %d threads of the %s lane hang: this worker ends", hanging, threads, lane.value)
                 return True

@@ -75,21 +75,23 @@ class Sweeper:
             transaction.workers.record_heartbeat(
                 self._worker_id, self._bundle_id, host=socket.gethostname(), device=self._device
             )
-            transaction.workers.remove_unseen(settings.lease * 10)
-            transaction.jobs.renew(self._running_jobs(), settings.lease)
+            transaction.workers.remove_unseen(settings.jobs.lease * 10)
+            transaction.jobs.renew(self._running_jobs(), settings.jobs.lease)
         with self._database.transaction() as transaction:
-            lost = transaction.jobs.sweep(lease=settings.lease, retries=settings.retries)
+            lost = transaction.jobs.sweep(lease=settings.jobs.lease, retries=settings.retries)
             for job in transaction.deliveries.overdue(settings.delivery_window):
-                transaction.jobs.quarantine(job, _waited_too_long(job, settings.delivery_window), lease=settings.lease)
+                transaction.jobs.quarantine(
+                    job, _waited_too_long(job, settings.delivery_window), lease=settings.jobs.lease
+                )
         if lost:
             _log.warning("%d jobs were overdue", lost)
         # The API publishes its messages right after the commit. Those that are older, it could not publish.
         publish_outbox(self._database, self._broker, older_than=timedelta(seconds=1))
         with self._database.transaction() as transaction:
-            transaction.recordings.expire_quarantined(quarantined_for=settings.quarantine)
+            transaction.recordings.expire_quarantined(quarantined_for=settings.jobs.quarantine)
             transaction.recordings.expire()
-            transaction.idempotency.expire(settings.idempotency)
-            deletion = transaction.jobs.enqueue_deletion(settings.lease)
+            transaction.idempotency.expire(settings.api.idempotency_window)
+            deletion = transaction.jobs.enqueue_deletion(settings.jobs.lease)
         publish_messages(deletion, self._database, self._broker)
 
     def _loop(self) -> None:
@@ -100,7 +102,7 @@ class Sweeper:
                 _log.warning("the sweep is retried: %s", error.detail)
             except Exception:
                 _log.exception("the sweep failed and is retried")
-            self._stopping.wait(self._settings.sweep_interval_s)
+            self._stopping.wait(self._settings.worker.sweep_interval_s)
 
 
 def _waited_too_long(job: Job, window: timedelta) -> Unavailable:

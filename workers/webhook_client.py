@@ -40,14 +40,14 @@ class WebhookClient:
     """
 
     def __init__(self, settings: Settings, tls: SSLContext) -> None:
-        self._allow_private = settings.webhook_private
-        self._timeout_s = settings.delivery_timeout_s
+        self._allow_private = settings.webhooks.allow_private
+        self._timeout_s = settings.webhooks.timeout_s
         self._network = PublicNetwork(private=self._allow_private)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls,
             # The caller limits the number of requests in flight.
             max_connections=None,
-            max_keepalive_connections=settings.deliveries_in_flight,
+            max_keepalive_connections=settings.webhooks.in_flight,
             keepalive_expiry=_KEEPALIVE_S,
             network_backend=self._network,
         )

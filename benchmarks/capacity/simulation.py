@@ -235,7 +235,7 @@ class _Cell:
         }
         for lane in TURN_LANES:
             self._env.process(self._arrivals(lane, generators[lane]))
-        self._start({Lane.interactive: settings.worker_threads, Lane.bulk: settings.bulk_threads})
+        self._start({Lane.interactive: settings.worker.interactive_threads, Lane.bulk: settings.worker.bulk_threads})
 
     def run(self, seconds: float) -> None:
         self._warm_until = WARM_UP * seconds

@@ -209,7 +209,7 @@ class _StoredSession:
 
     def __init__(self, database: Database, settings: Settings, bundle_id: str) -> None:
         self._database = database
-        self._lease = settings.lease
+        self._lease = settings.jobs.lease
         self._bundle_id = bundle_id
         with database.transaction() as transaction:
             self._tenant_id = transaction.accounts.ensure_tenant("bench")
@@ -261,7 +261,7 @@ def _median_times(action: Callable[[], object], rounds: int) -> tuple[float, flo
 
 
 def _on_gpu(settings: Settings) -> bool:
-    return settings.device != "cpu" and torch.cuda.is_available()
+    return settings.models.device != "cpu" and torch.cuda.is_available()
 
 
 def _processor() -> str:

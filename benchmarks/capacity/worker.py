@@ -224,7 +224,7 @@ class SimulatedWorker:
     ) -> None:
         self._env = env
         self._path = costs.path
-        self._longest_pause_s = settings.courtesy_s
+        self._longest_pause_s = settings.worker.bulk_throttle_s
         self._interactive_turns = 0
         self._no_interactive_turn = env.event()
         self.resources = {name: _Resource(env, capacity) for name, capacity in worker_capacity(costs).items()}

@@ -59,10 +59,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks=webhooks.events,
     )
     problems.install(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, in_flight_limit=settings.max_upload_bytes)
+    app.add_middleware(BodyLimit, limit=settings.api.max_body_bytes, in_flight_limit=settings.api.max_upload_bytes)
     app.add_middleware(problems.UnexpectedErrors)
     app.add_middleware(RequestTelemetry)
-    app.add_middleware(ForwardedHeaders, root_path=settings.root_path, trusted=settings.proxy_networks)
+    app.add_middleware(ForwardedHeaders, root_path=settings.api.root_path, trusted=settings.api.proxy_networks)
     # Routes are matched in this order, and most requests are about turns.
     for router in (turns.router, sessions.router, recordings.router, webhooks.router, health.router):
         app.include_router(router)

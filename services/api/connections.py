@@ -45,14 +45,14 @@ _log = logging.getLogger(__name__)
 
 def run_server(application: FastAPI, settings: Settings, host: str, port: int) -> None:
     """Serve `application` with the limits of the settings, until SIGINT or SIGTERM."""
-    connections = Connections(settings, allowed_connections(settings.max_connections))
+    connections = Connections(settings, allowed_connections(settings.api.max_connections))
     uvicorn.run(
         application,
         host=host,
         port=port,
         http=cast("type[asyncio.Protocol]", partial(Connection, connections)),
         ws="none",
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),  # without it uvicorn waits for ever
+        timeout_graceful_shutdown=max(1, round(settings.worker.drain_s)),  # without it uvicorn waits for ever
         proxy_headers=False,  # `ForwardedHeaders` reads them, and those of the host and the prefix
         access_log=False,
         # uvicorn warns of each malformed request, and a client may send very many; `refusals` counts them instead.
@@ -75,7 +75,7 @@ def allowed_connections(wanted: int) -> int:
     if files < wanted + reserved:
         allowed = max(1, files - reserved)
         _log.warning(
-            "TENOR_MAX_CONNECTIONS is lowered from %d to %d, as this process may open no more than %d files: "
+            "TENOR_API_MAX_CONNECTIONS is lowered from %d to %d, as this process may open no more than %d files: "
             "raise its limit (ulimit -n)",
             wanted,
             allowed,
@@ -121,7 +121,12 @@ class Connections:
         self._by_client: Counter[str] = Counter()
         self._waiting: dict[Connection, None] = {}  # in the order in which they began to wait
         self._lingering: dict[Connection, None] = {}
-        timeouts = (settings.header_timeout_s, settings.body_timeout_s, settings.send_timeout_s, settings.keep_alive_s)
+        timeouts = (
+            settings.api.header_timeout_s,
+            settings.api.body_timeout_s,
+            settings.api.send_timeout_s,
+            settings.api.keep_alive_s,
+        )
         self._interval_s = min(1.0, min(timeouts) / 4)
         self._checked_at: float | None = None
 
@@ -132,7 +137,7 @@ class Connections:
             TooManyConnections: there are too many, and none waits; if one client has too many, none of that client.
         """
         self._start_checks(connection.loop)
-        client_limit = self.settings.max_connections_per_client
+        client_limit = self.settings.api.max_connections_per_client
         client_is_full = 0 < client_limit <= self._by_client[connection.client_network]
         if client_is_full or len(self._open) >= self._limit:
             waiting = (
@@ -209,7 +214,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._connections = connections
-        self._limits = connections.settings
+        self._limits = connections.settings.api
         self._enter(_Phase.idle)
         self._running: RequestResponseCycle | None = None
         self._error: tuple[str, TenorError] | None = None

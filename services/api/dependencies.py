@@ -47,7 +47,7 @@ class Resources:
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """Open the resources that the settings name. Nothing is connected to yet."""
-        blobs, database, broker = open_blobs(settings), Database(settings.database_url), Broker(settings.broker_url)
+        blobs, database, broker = open_blobs(settings), Database(settings.database.url), Broker(settings.broker.url)
         publisher, audio = Publisher(database, broker), AudioSandbox(_PARALLEL_PROBES, _PROBE_LIMITS)
         ingest = Ingest(settings, database, blobs, audio, publisher)
         return cls(

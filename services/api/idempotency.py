@@ -31,7 +31,7 @@ HEADER_PARAMETER = {
     "schema": {"type": "string", "maxLength": _MAX_KEY_LENGTH},
     "description": "A unique name for this request, such as a UUID. If the same request is sent again with the same "
     "key, it has no second effect, and its response is the first one with the header `Idempotent-Replayed: true`. "
-    "Responses are stored for a day (`TENOR_IDEMPOTENCY_HOURS`).",
+    "Responses are stored for a day (`TENOR_API_IDEMPOTENCY_HOURS`).",
     "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
 }
 

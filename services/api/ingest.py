@@ -118,7 +118,7 @@ class Ingest:
     async def _probe_upload(self, upload: UploadFile, body: TurnIn | RecordingIn) -> AudioInfo:
         """Return the duration and the number of channels of an audio file."""
         settings = self._settings
-        limit_s = settings.max_turn_s if isinstance(body, TurnIn) else settings.max_recording_s
+        limit_s = settings.audio.max_turn_s if isinstance(body, TurnIn) else settings.audio.max_recording_s
         async with self._probe_slots:  # requests wait here, on the event loop, and not in a thread each
             info = await run_in_threadpool(self._audio.probe, upload.file, limit_s)
         if info.duration_s is not None and info.duration_s > limit_s:
@@ -157,7 +157,7 @@ class Ingest:
         accepted = [(request, session) for request, session in pairs if not isinstance(session, TenorError)]
         stored = self._store_accepted(transaction, accepted)
         new_jobs = [_new_job(request, item) for (request, _), item in zip(accepted, stored, strict=True)]
-        queued = transaction.jobs.enqueue(new_jobs, lease=self._settings.lease)
+        queued = transaction.jobs.enqueue(new_jobs, lease=self._settings.jobs.lease)
         answers = iter([_answer(item, job) for item, (job, _) in zip(stored, queued, strict=True)])
         messages = [message for _, message in queued if message is not None]
         return [session if isinstance(session, TenorError) else next(answers) for session in sessions], messages
@@ -184,7 +184,7 @@ class Ingest:
         if request.audio is None:
             return None
         # Without a retention the audio is deleted as soon as it has been analysed.
-        retention = self._settings.audio_retention if session.consent.retain_audio else None
+        retention = self._settings.audio.retention if session.consent.retain_audio else None
         recording = transaction.recordings.add(session.id, **asdict(request.audio), retention=retention)
         if isinstance(request.body, RecordingIn):
             body = request.body

@@ -13,7 +13,7 @@ def reachable_settings() -> Settings:
         SetupError: no database is configured and no embedded Tenor runs.
     """
     settings = get_settings()
-    if "database_url" in settings.model_fields_set or not is_installed("embedded"):
+    if "database" in settings.model_fields_set or not is_installed("embedded"):
         return settings
     from services.embedded.servers import running_urls
 
@@ -27,4 +27,4 @@ def open_database() -> Database:
     Raises:
         SetupError: no database is configured and no embedded Tenor runs.
     """
-    return Database(reachable_settings().database_url, pool_size=1)
+    return Database(reachable_settings().database.url, pool_size=1)

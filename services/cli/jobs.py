@@ -72,7 +72,7 @@ def retry_jobs(
         raise typer.BadParameter("give either JOB... or --all", param_hint="JOB...")
 
     def retry(transaction: Transaction, job: ListedJob) -> None:
-        transaction.job_admin.requeue(job, lease=get_settings().lease)
+        transaction.job_admin.requeue(job, lease=get_settings().jobs.lease)
 
     _change_jobs(job_ids, tenant, retry, output)
 
@@ -90,7 +90,7 @@ def drop_jobs(
     """
 
     def drop(transaction: Transaction, job: ListedJob) -> None:
-        transaction.job_admin.drop(job, lease=get_settings().lease)
+        transaction.job_admin.drop(job, lease=get_settings().jobs.lease)
 
     _change_jobs(job_ids, tenant, drop, output)
 

@@ -18,7 +18,7 @@ from shared.domain.access import KeyRole
 from shared.observability.logging import configure_logging
 from shared.observability.metrics import serve_metrics
 from shared.self_check import check_step, decode_clip, decode_clip_in_child
-from shared.settings import Settings, get_settings
+from shared.settings import Settings, get_settings, log_unknown_variables
 from shared.storage.blobs import open_blobs
 from shared.store.database import Database
 
@@ -36,7 +36,8 @@ def run(
     with exit_on_error():
         require_extras("embedded", "models")
         settings = get_settings()
-    configure_logging(settings.log_format)
+    configure_logging(settings.observability.log_format)
+    log_unknown_variables()
     from services.embedded.servers import EmbeddedServers
     from services.embedded.supervisor import Supervisor
 
@@ -60,7 +61,8 @@ def serve(
     """Run the API alone. It needs TENOR_DATABASE_URL and TENOR_BROKER_URL, and no models."""
     with exit_on_error():
         settings = get_settings()
-        configure_logging(settings.log_format)
+        configure_logging(settings.observability.log_format)
+        log_unknown_variables()
         check_listenable(host, port)
         decode_clip()
         with check_step("import the packages", "fastapi", "uvicorn"):
@@ -75,19 +77,19 @@ def serve(
         decode_clip_in_child(sandbox)
         sandbox.close()
         application = create_app(settings)
-        database = Database(settings.database_url, pool_size=1)
+        database = Database(settings.database.url, pool_size=1)
         database.check_tables()
         open_blobs(settings).check()
-        if settings.metrics_port is not None:
+        if settings.observability.metrics_port is not None:
             REGISTRY.register(QueueDepthCollector(database))
-            serve_metrics(settings.metrics_port)
+            serve_metrics(settings.observability.metrics_port)
     # Objects that exist by now live as long as the process. Garbage collections that scan them would delay requests.
     gc.collect()
     gc.freeze()
     run_server(application, settings, host, port)
 
 
-@app.command(epilog="Example: `TENOR_WORKER_THREADS=8 tenor worker`")
+@app.command(epilog="Example: `TENOR_WORKER_INTERACTIVE_THREADS=8 tenor worker`")
 def worker() -> None:
     """Run a worker, which loads the models and analyses turns until SIGTERM or Ctrl-C."""
     with exit_on_error():

@@ -38,7 +38,7 @@ def simulate(
 ) -> None:
     """Predict how a fleet of workers performs, from measured costs.
 
-    The numbers of threads and the batch limits are those of the settings (TENOR_WORKER_THREADS and others).
+    The numbers of threads and the batch limits are those of the settings (TENOR_WORKER_INTERACTIVE_THREADS and others).
     """
     from benchmarks.capacity import simulation
     from benchmarks.capacity.costs import SHIPPED, Costs

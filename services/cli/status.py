@@ -87,7 +87,7 @@ def collect_status(settings: Settings, patience_s: float) -> Status:
     Raises:
         SetupError: the tables are those of an earlier version, or do not exist.
     """
-    database = Database(settings.database_url, pool_size=1)
+    database = Database(settings.database.url, pool_size=1)
     stored, database_problem = None, None
     try:
         stored = _stored_state(database, settings)
@@ -96,7 +96,7 @@ def collect_status(settings: Settings, patience_s: float) -> Status:
         database_problem = error.detail
     finally:
         database.close()
-    broker_problem = _broker_problem(Broker(settings.broker_url))
+    broker_problem = _broker_problem(Broker(settings.broker.url))
     found = (database_problem, broker_problem, _disk_problem(settings.data_dir))
     return Status(
         version=VERSION,
@@ -143,7 +143,7 @@ def _stored_state(database: Database, settings: Settings) -> StoredState:
         turns = [count for count in counts if count.lane in TURN_LANES]
         return StoredState(
             migration=migration,
-            workers_alive=transaction.workers.count(seen_within=settings.lease),
+            workers_alive=transaction.workers.count(seen_within=settings.jobs.lease),
             workers=transaction.workers.all(),
             waiting=transaction.job_admin.queue_depths(),
             jobs=counts,

@@ -127,10 +127,10 @@ def restore_backup(settings: Settings, folder: Path) -> Backup:
 
 
 def _check_local(settings: Settings) -> None:
-    if settings.s3_url is not None:
+    if settings.blobs.s3_url is not None:
         raise SetupError(
-            f"the recordings are in the bucket {settings.s3_url}, which a backup of the data folder does not contain: "
-            "docs/backup.md says how to back up a production database"
+            f"the recordings are in the bucket {settings.blobs.s3_url}, which a backup of the data folder does not "
+            "contain: docs/backup.md says how to back up a production database"
         )
 
 
@@ -138,7 +138,7 @@ def _check_local(settings: Settings) -> None:
 def _running(settings: Settings) -> Generator[str]:
     """Yield the URL of the database in the data folder. Starts its servers if they do not run."""
     try:
-        url = running_urls(settings).database_url.get_secret_value()
+        url = running_urls(settings).database.url.get_secret_value()
     except SetupError:
         if not (settings.data_dir / "postgres").exists():
             raise SetupError(

@@ -148,7 +148,8 @@ def running_urls(settings: Settings) -> Settings:
         ) from None
     except OSError as error:
         raise SetupError(f"the data folder {settings.data_dir} cannot be read: {error.strerror}") from error
-    return settings.model_copy(update={name: SecretStr(url) for name, url in addresses.items()})
+    database, broker = (SecretStr(addresses[name]) for name in ("database_url", "broker_url"))
+    return settings.updated(database={"url": database}, broker={"url": broker})
 
 
 def _identity(folder: Path) -> list[int]:

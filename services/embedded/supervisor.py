@@ -149,7 +149,7 @@ class Supervisor:
         self.url = local_url(host, port)
         self._servers = servers
         self._database = Database(servers.database_url, pool_size=1)
-        self._drain_s = settings.drain_s
+        self._drain_s = settings.worker.drain_s
         self._stopping = threading.Event()
         self._stopping_at_once = threading.Event()
         folder = settings.data_dir / "logs"
@@ -166,8 +166,8 @@ class Supervisor:
         check_listenable(host, port)
         self._api = Child("api", serve, env, folder)
         # The API and the worker cannot both serve metrics on one port.
-        if settings.metrics_port is not None:
-            env = {**env, "TENOR_METRICS_PORT": str(settings.metrics_port + 1)}
+        if settings.observability.metrics_port is not None:
+            env = {**env, "TENOR_OBSERVABILITY_METRICS_PORT": str(settings.observability.metrics_port + 1)}
         try:
             self._worker = Child("worker", [sys.executable, "-m", "workers"], env, folder)
         except OSError:

@@ -34,10 +34,10 @@ class Execution:
         Raises:
             SetupError: the device does not exist, does not support the precision, or has no working compiler.
         """
-        device = _device(settings.device)
-        if settings.compile:
+        device = _device(settings.models.device)
+        if settings.models.compile:
             _check_compiler(device)
-        return cls(device, _precision(settings.precision, device), settings.compile)
+        return cls(device, _precision(settings.models.precision, device), settings.models.compile)
 
     def place(self, module: Module) -> Module:
         """Moves a module to the device and prepares it for inference. It is changed in place and returned.
@@ -54,7 +54,7 @@ class Execution:
 
 
 def device_name(configured: str) -> str:
-    """Returns what the setting `TENOR_DEVICE` means on this machine, for people: cpu, or the name of the GPU."""
+    """Returns what the setting `TENOR_MODELS_DEVICE` means on this machine, for people: cpu, or the name of the GPU."""
     on_cpu = configured == "cpu" or not torch.cuda.is_available()
     return "cpu" if on_cpu else torch.cuda.get_device_name()
 
@@ -90,13 +90,15 @@ def _check_compiler(device: str) -> None:
     except Exception as error:
         # Each backend has its own error for a missing C++ compiler or Triton.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SetupError(f"TENOR_COMPILE is set, but PyTorch cannot compile for {device} here: {reason}") from error
+        raise SetupError(
+            f"TENOR_MODELS_COMPILE is set, but PyTorch cannot compile for {device} here: {reason}"
+        ) from error
 
 
 def _device(configured: str) -> str:
     available = torch.cuda.is_available()
     if configured == "cuda" and not available:
-        raise SetupError("TENOR_DEVICE is cuda, but this PyTorch finds no CUDA device: use auto or cpu")
+        raise SetupError("TENOR_MODELS_DEVICE is cuda, but this PyTorch finds no CUDA device: use auto or cpu")
     return "cuda" if available and configured != "cpu" else "cpu"
 
 
@@ -105,7 +107,7 @@ def _precision(configured: str, device: str) -> torch.dtype:
         return torch.float32 if configured == "auto" else getattr(torch, configured)
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if configured == "bfloat16" and not has_bfloat16:
-        raise SetupError("TENOR_PRECISION is bfloat16, which this CUDA device does not support: use float16")
+        raise SetupError("TENOR_MODELS_PRECISION is bfloat16, which this CUDA device does not support: use float16")
     if configured == "auto":
         return torch.bfloat16 if has_bfloat16 else torch.float16
     return getattr(torch, configured)

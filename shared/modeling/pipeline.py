@@ -240,13 +240,16 @@ def load_pipeline(settings: Settings) -> Pipeline:
     # cores, encoding a text took up to a second instead of 16 ms.
     torch.set_num_threads(1)
     execution = Execution.from_settings(settings)
-    folder = bundle_folder(settings.bundle)
-    asr = configured_transcriber_component(settings.whisper, settings.whisper_dir) or read_manifest(folder).asr
+    folder = bundle_folder(settings.models.bundle)
+    asr = (
+        configured_transcriber_component(settings.models.whisper, settings.models.whisper_dir)
+        or read_manifest(folder).asr
+    )
 
     def load_transcriber() -> Transcriber:
-        whisper = whisper_folder(settings.whisper_dir, settings.data_dir / "models", whisper_name(asr))
+        whisper = whisper_folder(settings.models.whisper_dir, settings.data_dir / "models", whisper_name(asr))
         try:
-            return Transcriber.load(whisper, execution.device, settings.whisper_compute)
+            return Transcriber.load(whisper, execution.device, settings.models.whisper_compute)
         finally:
             delete_temporary_model()
 

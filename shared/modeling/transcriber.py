@@ -400,7 +400,7 @@ def _compute_type(configured: str, device: str) -> str:
     supported = ctranslate2.get_supported_compute_types(device)
     if configured not in supported:
         raise SetupError(
-            f"TENOR_WHISPER_COMPUTE is {configured}, which this {device} does not support: "
+            f"TENOR_MODELS_WHISPER_COMPUTE is {configured}, which this {device} does not support: "
             f"use auto or one of {', '.join(sorted(supported))}"
         )
     return configured

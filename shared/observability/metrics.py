@@ -36,4 +36,6 @@ def serve_metrics(port: int) -> None:
     try:
         start_http_server(port)
     except OSError as error:
-        raise SetupError(f"TENOR_METRICS_PORT: cannot listen on {port} ({error.strerror}): choose another") from None
+        raise SetupError(
+            f"TENOR_OBSERVABILITY_METRICS_PORT: cannot listen on {port} ({error.strerror}): choose another"
+        ) from None

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces. They are off unless TENOR_OTLP_ENDPOINT names a collector.
+"""OpenTelemetry traces. They are off unless TENOR_OBSERVABILITY_OTLP_ENDPOINT names a collector.
 
 A trace leads from the request through the job's row to every attempt at the job, so that it continues when a message
 was lost. Spans hold ids, names and numbers; of an error they hold its code or type, because its message may quote the
@@ -28,7 +28,7 @@ _provider: "TracerProvider | trace.NoOpTracerProvider" = trace.NoOpTracerProvide
 
 
 def start_tracing(settings: Settings, service: str) -> None:
-    """Send this process's spans to the collector that TENOR_OTLP_ENDPOINT names, if it is set.
+    """Send this process's spans to the collector that TENOR_OBSERVABILITY_OTLP_ENDPOINT names, if it is set.
 
     OpenTelemetry's environment variables apply, such as OTEL_EXPORTER_OTLP_HEADERS and OTEL_TRACES_SAMPLER.
 
@@ -36,7 +36,7 @@ def start_tracing(settings: Settings, service: str) -> None:
         SetupError: the extra `tracing` is not installed.
     """
     global _provider
-    if settings.otlp_endpoint is None:
+    if settings.observability.otlp_endpoint is None:
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -45,11 +45,12 @@ def start_tracing(settings: Settings, service: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise SetupError(
-            "TENOR_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: pip install 'tenor[tracing]', or unset it"
+            "TENOR_OBSERVABILITY_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: pip install "
+            "'tenor[tracing]', or unset it"
         ) from None
     # shutdown_on_exit would wait half a minute for a collector that does not answer.
     provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(f"{settings.otlp_endpoint.rstrip('/')}/v1/traces")
+    exporter = OTLPSpanExporter(f"{settings.observability.otlp_endpoint.rstrip('/')}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter))
     _provider = provider
 

@@ -80,15 +80,15 @@ class Blobs(Protocol):
 
 def open_blobs(settings: Settings) -> Blobs:
     """Return the blob store that the setting `blob_url` names, without connecting to it."""
-    if settings.s3_url is None:
+    if settings.blobs.s3_url is None:
         return BlobFolder(settings.blob_dir)
-    url = urlsplit(settings.s3_url)
-    config: S3Config = {"region": settings.s3_region}
-    if settings.s3_endpoint is not None:
-        config["endpoint"] = settings.s3_endpoint
-    if settings.s3_access_key_id is not None and settings.s3_secret_access_key is not None:
-        config["access_key_id"] = settings.s3_access_key_id.get_secret_value()
-        config["secret_access_key"] = settings.s3_secret_access_key.get_secret_value()
+    url = urlsplit(settings.blobs.s3_url)
+    config: S3Config = {"region": settings.blobs.s3_region}
+    if settings.blobs.s3_endpoint is not None:
+        config["endpoint"] = settings.blobs.s3_endpoint
+    if settings.blobs.s3_access_key_id is not None and settings.blobs.s3_secret_access_key is not None:
+        config["access_key_id"] = settings.blobs.s3_access_key_id.get_secret_value()
+        config["secret_access_key"] = settings.blobs.s3_secret_access_key.get_secret_value()
     return BlobBucket(url.netloc, url.path.strip("/"), config)
 
 
@@ -189,7 +189,7 @@ class BlobBucket:
         if version not in (None, "null"):
             raise SetupError(
                 f"the bucket {self._bucket} keeps versions of deleted objects, so a deleted recording would still "
-                "exist: set TENOR_BLOB_URL to a bucket without versioning"
+                "exist: set TENOR_BLOBS_URL to a bucket without versioning"
             )
 
     @contextmanager

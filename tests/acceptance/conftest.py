@@ -51,14 +51,14 @@ class Tenor:
     def alive(self) -> int:
         """How many workers gave a sign of life lately, whatever they take."""
         with self.database.transaction() as transaction:
-            return sum(worker.unseen_s < self.settings.lease_s for worker in transaction.workers.all())
+            return sum(worker.unseen_s < self.settings.jobs.lease_s for worker in transaction.workers.all())
 
     def workers(self) -> int:
         """How many of them take turns."""
         return self.api.get("/readyz").json()["workers"]
 
     def broker(self) -> redis.Redis:
-        return redis.Redis.from_url(self.settings.broker_url.get_secret_value())
+        return redis.Redis.from_url(self.settings.broker.url.get_secret_value())
 
     def session(self) -> str:
         return self.api.post("/v1/sessions", json={}).json()["id"]
@@ -79,7 +79,7 @@ class Tenor:
         import psycopg
 
         query = "SELECT count(*) FROM predictions JOIN turns ON turns.id = turn_id WHERE session_id = %s"
-        with psycopg.connect(self.settings.database_url.get_secret_value()) as connection:
+        with psycopg.connect(self.settings.database.url.get_secret_value()) as connection:
             row = connection.execute(query, [session_id]).fetchone()
         assert row is not None
         return row[0]
@@ -92,10 +92,10 @@ def tenor(settings: Settings, database: Database) -> Iterator[Tenor]:
     env = {
         **os.environ,
         "TENOR_DATA_DIR": str(settings.data_dir),
-        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
-        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
-        "TENOR_LEASE_S": str(settings.lease_s),
-        "TENOR_SWEEP_INTERVAL_S": str(settings.sweep_interval_s),
+        "TENOR_DATABASE_URL": settings.database.url.get_secret_value(),
+        "TENOR_BROKER_URL": settings.broker.url.get_secret_value(),
+        "TENOR_JOBS_LEASE_S": str(settings.jobs.lease_s),
+        "TENOR_WORKER_SWEEP_INTERVAL_S": str(settings.worker.sweep_interval_s),
     }
     with TestClient(create_app(settings), headers={"Authorization": f"Bearer {key}"}) as api:
         yield Tenor(api, settings, database, env)

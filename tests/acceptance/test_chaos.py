@@ -30,7 +30,7 @@ from tests.conftest import PATIENCE, wait_for
 TURNS = int(os.environ.get("CHAOS_TURNS", "100"))
 RECOVERY_S = float(os.environ.get("CHAOS_RECOVERY_S", "120"))
 """How long a repair may take. `make chaos`, which has the machine for itself, holds it at 30 s."""
-PRODUCT = {"TENOR_LEASE_S": "15"}
+PRODUCT = {"TENOR_JOBS_LEASE_S": "15"}
 """The default: named, because `running` else shortens it."""
 
 
@@ -77,7 +77,7 @@ class Run:
             yield [pool.submit(self.say, number) for number in range(TURNS)]
 
     def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
-        url = running_urls(Settings(data_dir=self.data_dir)).database_url.get_secret_value()
+        url = running_urls(Settings(data_dir=self.data_dir)).database.url.get_secret_value()
         with psycopg.connect(url) as connection:
             return connection.execute(query).fetchall()
 

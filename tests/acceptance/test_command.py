@@ -165,7 +165,7 @@ def test_without_a_format_the_rows_are_a_table() -> None:
 
 
 def test_a_text_is_analysed_without_whisper(tmp_path: Path) -> None:
-    env = {"TENOR_WHISPER_DIR": str(tmp_path / "nowhere")}
+    env = {"TENOR_MODELS_WHISPER_DIR": str(tmp_path / "nowhere")}
     result = tenor("analyze", "--text", "I am so happy, this is wonderful!", "--format", "jsonl", env=env)
     assert result.returncode == 0, result.stderr
     row = json.loads(result.stdout)
@@ -194,11 +194,11 @@ def test_a_wrong_command_line_exits_with_status_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "said"),
     [
-        ("TENOR_BUNDLE", "nonesuch", "one of compact"),
-        ("TENOR_WORKER_THREADS", "-1", "TENOR_WORKER_THREADS"),
-        ("TENOR_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
-        ("TENOR_WHISPER", "huge", "use one of tiny, base"),
-        ("TENOR_WHISPER_COMPUTE", "int4", "'int8'"),
+        ("TENOR_MODELS_BUNDLE", "nonesuch", "one of compact"),
+        ("TENOR_WORKER_INTERACTIVE_THREADS", "-1", "TENOR_WORKER_INTERACTIVE_THREADS"),
+        ("TENOR_MODELS_DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
+        ("TENOR_MODELS_WHISPER", "huge", "use one of tiny, base"),
+        ("TENOR_MODELS_WHISPER_COMPUTE", "int4", "'int8'"),
     ],
 )
 def test_a_wrong_setting_exits_with_status_78(setting: str, value: str, said: str) -> None:
@@ -209,10 +209,10 @@ def test_a_wrong_setting_exits_with_status_78(setting: str, value: str, said: st
 
 def test_missing_weights_end_the_command_with_one_message(tmp_path: Path) -> None:
     recording = ASSETS / "calm.ogg"
-    result = tenor("analyze", recording, recording, env={"TENOR_WHISPER_DIR": str(tmp_path)})
+    result = tenor("analyze", recording, recording, env={"TENOR_MODELS_WHISPER_DIR": str(tmp_path)})
     assert result.returncode == 78
     assert len(result.stderr.splitlines()) == 1
-    assert "TENOR_WHISPER_DIR" in result.stderr
+    assert "TENOR_MODELS_WHISPER_DIR" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_without_a_home_folder_an_audio_file_is_analysed(tmp_path: Path) -> None
 
 
 def test_keys_are_created_listed_and_revoked(settings: Settings) -> None:
-    env = {"TENOR_DATABASE_URL": settings.database_url.get_secret_value()}
+    env = {"TENOR_DATABASE_URL": settings.database.url.get_secret_value()}
     assert tenor("migrate", env=env).returncode == 0
     made = tenor("keys", "create", "--tenant", "clinic", "--role", "reader", "--name", "Dr. Rahman", env=env)
     assert made.returncode == 0, made.stderr

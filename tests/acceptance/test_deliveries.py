@@ -13,12 +13,12 @@ from tests.conftest import wait_for
 from tests.webhook_receiver import Receiver
 
 DELIVERIES_ALONE = {
-    "worker_threads": 0,
-    "bulk_threads": 0,
-    "ingest_threads": 0,
-    "maintenance_threads": 0,
-    "webhook_private": True,
-    "log_format": "json",
+    "worker_interactive_threads": 0,
+    "worker_bulk_threads": 0,
+    "worker_split_threads": 0,
+    "worker_maintenance_threads": 0,
+    "webhooks_allow_private": True,
+    "observability_log_format": "json",
 }
 
 
@@ -36,7 +36,7 @@ def end_turns(tenor: Tenor, count: int) -> None:
         tenor.api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello"})
     with tenor.database.transaction() as transaction:
         for job in transaction.job_admin.find():
-            transaction.job_admin.drop(job, lease=tenor.settings.lease)
+            transaction.job_admin.drop(job, lease=tenor.settings.jobs.lease)
 
 
 def undelivered(tenor: Tenor) -> int:

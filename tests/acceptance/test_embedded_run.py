@@ -39,7 +39,7 @@ def running(
     """
     port = free_port()
     env = {**os.environ, "TENOR_DATA_DIR": str(data_dir)}
-    env |= settings or {"TENOR_LEASE_S": "3", "TENOR_SWEEP_INTERVAL_S": "0.5"}
+    env |= settings or {"TENOR_JOBS_LEASE_S": "3", "TENOR_WORKER_SWEEP_INTERVAL_S": "0.5"}
     command = [sys.executable, "-m", "services.cli", "run", "--host", host, "--port", str(port)]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -127,7 +127,11 @@ def test_processes_of_a_killed_run_are_stopped_by_the_next_run(tmp_path: Path) -
 def test_tenor_run_reports_status_metrics_and_traces(tmp_path: Path) -> None:
     data_dir, port = tmp_path / "data", free_port()
     with collecting() as collector:
-        watched = {"TENOR_METRICS_PORT": str(port), "TENOR_OTLP_ENDPOINT": collector.url, "TENOR_LOG_FORMAT": "json"}
+        watched = {
+            "TENOR_OBSERVABILITY_METRICS_PORT": str(port),
+            "TENOR_OBSERVABILITY_OTLP_ENDPOINT": collector.url,
+            "TENOR_OBSERVABILITY_LOG_FORMAT": "json",
+        }
         with running(data_dir, **watched) as (_, client):
             session_id = client.post("/v1/sessions", json={}).json()["id"]
             url = f"/v1/sessions/{session_id}/turns"
@@ -229,7 +233,7 @@ def test_a_run_becomes_ready_on_ipv6_and_calls_itself_through_no_proxy(tmp_path:
 
 def test_stopping_names_what_it_waits_for_and_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     recording = encode(np.tile(decode(ASSETS / "english.ogg"), 60))
-    with running(tmp_path / "data", TENOR_DRAIN_S="600") as (tenor, client):
+    with running(tmp_path / "data", TENOR_WORKER_DRAIN_S="600") as (tenor, client):
         files = {"audio": ("a.flac", recording, "audio/flac")}
         turns = f"/v1/sessions/{client.post('/v1/sessions', json={}).json()['id']}/turns"
         turn = client.post(turns, files=files).headers["Location"]
@@ -257,8 +261,8 @@ def test_an_unusable_host_is_a_one_line_error(tmp_path: Path, host: str, reason:
 
 
 def test_the_error_of_a_worker_that_cannot_start_is_printed(tmp_path: Path) -> None:
-    env = {**os.environ, "TENOR_DATA_DIR": str(tmp_path / "data"), "TENOR_WHISPER_DIR": str(tmp_path)}
+    env = {**os.environ, "TENOR_DATA_DIR": str(tmp_path / "data"), "TENOR_MODELS_WHISPER_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "services.cli", "run", "--port", str(free_port())]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90 * PATIENCE, check=False)
     assert result.returncode == 78
-    assert f"TENOR_WHISPER_DIR is {tmp_path}, which lacks model.bin" in result.stderr.splitlines()[-1]
+    assert f"TENOR_MODELS_WHISPER_DIR is {tmp_path}, which lacks model.bin" in result.stderr.splitlines()[-1]

@@ -137,9 +137,9 @@ def image(tmp_path: Path) -> Callable[[str], Image]:
 @pytest.fixture
 def env(settings: Settings, tmp_path: Path) -> dict[str, str]:
     return {
-        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
-        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
-        "TENOR_BLOB_URL": str(tmp_path / "blobs"),
+        "TENOR_DATABASE_URL": settings.database.url.get_secret_value(),
+        "TENOR_BROKER_URL": settings.broker.url.get_secret_value(),
+        "TENOR_BLOBS_URL": str(tmp_path / "blobs"),
     }
 
 
@@ -184,7 +184,7 @@ def test_the_worker_starts_and_is_healthy(
 
     def seen() -> bool:
         with database.transaction() as transaction:
-            return transaction.workers.count(seen_within=settings.lease) > 0
+            return transaction.workers.count(seen_within=settings.jobs.lease) > 0
 
     with running(worker.run(env=env)) as process:
         assert becomes(seen, process), (worker.root / "log").read_text()

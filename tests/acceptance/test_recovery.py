@@ -43,7 +43,7 @@ def session_id(tenor: Tenor) -> str:
 
 
 def assert_all_are_done_once(tenor: Tenor, session_id: str) -> None:
-    wait_for(lambda: tenor.count(session_id, "succeeded") == TURNS, tenor.settings.lease_s + RECOVERY_S)
+    wait_for(lambda: tenor.count(session_id, "succeeded") == TURNS, tenor.settings.jobs.lease_s + RECOVERY_S)
     assert tenor.predictions(session_id) == TURNS
 
 
@@ -76,19 +76,19 @@ def test_a_worker_told_to_stop_finishes_its_running_jobs(tenor: Tenor, session_i
 
 
 def test_a_stopping_worker_releases_the_jobs_that_it_cannot_finish(tenor: Tenor, session_id: str) -> None:
-    worker = tenor.start_worker(drain_s=0, lease_s=3600)
+    worker = tenor.start_worker(worker_drain_s=0, jobs_lease_s=3600)
     with killed_at_the_end(worker):
         wait_for(lambda: tenor.count(session_id, "running") > 0, 30)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30 * PATIENCE) == 0
     assert tenor.count(session_id, "running") == 0
     assert tenor.workers() == 0
-    with killed_at_the_end(tenor.start_worker(max_attempts=1)):
+    with killed_at_the_end(tenor.start_worker(jobs_max_attempts=1)):
         assert_all_are_done_once(tenor, session_id)
 
 
 def test_a_worker_whose_threads_hang_exits_and_other_workers_run_its_jobs(tenor: Tenor, session_id: str) -> None:
-    worker = tenor.start_worker(worker_threads=1, bulk_threads=1, stage_limit_s=0.01)
+    worker = tenor.start_worker(worker_interactive_threads=1, worker_bulk_threads=1, worker_stage_limit_s=0.01)
     with killed_at_the_end(worker):
         assert worker.wait(60 * PATIENCE) == EX_TEMPFAIL
     assert any(turn["error"] and turn["error"]["code"] == "stage_timeout" for turn in tenor.turns(session_id))
@@ -99,7 +99,7 @@ def test_a_worker_whose_threads_hang_exits_and_other_workers_run_its_jobs(tenor:
 def test_a_recording_of_a_killed_worker_is_split_by_a_worker_of_the_ingest_lane(tenor: Tenor) -> None:
     sounds = [sound for path in sorted(ASSETS.glob("*.ogg")) for sound in (decode(path), silence(1.5))]
     files = {"audio": ("call.flac", encode(np.concatenate(sounds * 25)), "audio/flac")}
-    light = {"worker_threads": 0, "bulk_threads": 0}
+    light = {"worker_interactive_threads": 0, "worker_bulk_threads": 0}
     with killed_at_the_end(tenor.start_worker(**light)):
         posted = tenor.api.post(f"/v1/sessions/{tenor.session()}/recordings", files=files)
         wait_for(lambda: cuts(tenor) > 10, 60)
@@ -117,7 +117,7 @@ def test_a_recording_of_a_killed_worker_is_split_by_a_worker_of_the_ingest_lane(
 
 
 def cuts(tenor: Tenor) -> int:
-    with psycopg.connect(tenor.settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(tenor.settings.database.url.get_secret_value()) as connection:
         row = connection.execute("SELECT count(*) FROM recordings WHERE source_id IS NOT NULL").fetchone()
     assert row is not None
     return row[0]

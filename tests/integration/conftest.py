@@ -104,7 +104,7 @@ def session_id(api: TestClient) -> str:
 
 @pytest.fixture
 def broker(settings: Settings) -> redis.Redis:
-    return redis.Redis.from_url(settings.broker_url.get_secret_value())
+    return redis.Redis.from_url(settings.broker.url.get_secret_value())
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def all_sent(settings: Settings) -> AllSent:
     """Waits until the broker has the messages of all turns that were accepted."""
 
     def none_waits() -> bool:
-        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        with psycopg.connect(settings.database.url.get_secret_value()) as connection:
             return connection.execute("SELECT NOT EXISTS (SELECT FROM outbox)").fetchone() == (True,)
 
     return lambda: wait_for(none_waits)
@@ -126,8 +126,8 @@ def serving(
     port = free_port()
     env = os.environ | {
         "TENOR_DATA_DIR": str(settings.data_dir),
-        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
-        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
+        "TENOR_DATABASE_URL": settings.database.url.get_secret_value(),
+        "TENOR_BROKER_URL": settings.broker.url.get_secret_value(),
         **{f"TENOR_{name.upper()}": value for name, value in others.items()},
     }
     command = [sys.executable, "-m", "services.cli", "serve", "--host", host, "--port", str(port)]

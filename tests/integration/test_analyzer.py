@@ -67,9 +67,9 @@ def analyze(pipeline: Pipeline, files: list[Path], conversation: bool) -> list[R
 def test_a_conversation_gets_the_predictions_that_the_service_makes(
     pipeline: Pipeline, files: list[Path], api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
-    stages = Stages(pipeline, settings.batches, settings.courtesy_s)
+    stages = Stages(pipeline, settings.batches, settings.worker.bulk_throttle_s)
     task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages)
-    runner = JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+    runner = JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
 
     def serve(file: Path) -> dict[str, Any]:
         response = api.post(f"/v1/sessions/{session_id}/turns", files={"audio": (file.name, file.read_bytes())})

@@ -119,7 +119,7 @@ def test_a_waiting_request_is_answered_when_its_own_turn_ends(
             for location, seconds in ((ends, 30), (stays, 1), (goes, 30))
         )
         assert not wait({told, gone}, timeout=0.3).done
-        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        with psycopg.connect(settings.database.url.get_secret_value()) as connection:
             connection.execute("UPDATE jobs SET status = 'failed' WHERE turn_id = %s", [ends.rpartition("/")[2]])
         api.delete(f"/v1/sessions/{deleted}")
         assert told.result(10).json()["status"] == "failed"
@@ -204,7 +204,7 @@ def test_each_role_allows_only_its_own_requests(api: TestClient, session_id: str
 
 def test_keys_are_stored_as_hashes_only(database: Database, make_key: MakeKey, settings: Settings) -> None:
     key = make_key("acme", KeyRole.admin)
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         rows = str(connection.execute("SELECT api_keys::text FROM api_keys").fetchall())
     assert key not in rows
     assert key.removeprefix("tnr_") not in rows
@@ -233,7 +233,7 @@ def test_keys_are_stored_as_hashes_only(database: Database, make_key: MakeKey, s
 def test_an_upload_that_is_not_usable_audio_is_refused(
     api: TestClient, session_id: str, settings: Settings, content: bytes, media_type: str, expected: tuple[int, str]
 ) -> None:
-    settings = settings.model_copy(update={"max_turn_s": 30.0})
+    settings = settings.updated(audio={"max_turn_s": 30.0})
     with TestClient(create_app(settings), headers=dict(api.headers), raise_server_exceptions=False) as strict:
         assert problem(send_audio(strict, session_id, content, media_type)) == expected
     assert api.get(f"/v1/sessions/{session_id}/history").json()["turns"] == []
@@ -390,7 +390,7 @@ def test_unknown_paths_and_methods_get_a_problem_document(api: TestClient) -> No
 def test_healthz_and_readyz_report_the_state_of_the_servers(api: TestClient, settings: Settings) -> None:
     assert api.get("/healthz").json() == {"status": "ok"}
     assert api.get("/readyz").json() == {"database": "ok", "broker": "ok", "workers": 0}
-    away = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
+    away = settings.updated(broker={"url": type(settings.broker.url)("redis://127.0.0.1:1/0")})
     with TestClient(create_app(away), raise_server_exceptions=False) as client:
         assert problem(client.get("/readyz")) == (503, "unavailable")
         assert client.get("/healthz").status_code == 200
@@ -404,7 +404,7 @@ def unsent(database: Database) -> Sequence[Message]:
 def test_a_turn_is_accepted_while_the_broker_is_down_and_is_published_by_the_sweeper(
     api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
-    away = settings.model_copy(update={"broker_url": type(settings.broker_url)("redis://127.0.0.1:1/0")})
+    away = settings.updated(broker={"url": type(settings.broker.url)("redis://127.0.0.1:1/0")})
     with TestClient(create_app(away), headers=dict(api.headers)) as client:
         assert client.post(f"/v1/sessions/{session_id}/turns", json={"text": "x"}).status_code == 202
     assert len(unsent(database)) == 1

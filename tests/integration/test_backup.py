@@ -15,7 +15,7 @@ from services.embedded.backup import API_KEY, BLOBS, DUMP, MANIFEST, restore_bac
 from services.embedded.servers import EmbeddedServers, running_urls
 from shared.domain.access import KeyRole
 from shared.errors import SetupError
-from shared.settings import Settings
+from shared.settings import BlobSettings, Settings
 from shared.storage.blobs import open_blobs
 from shared.store.database import Database
 from tests.audio_clips import wav
@@ -83,7 +83,7 @@ def test_a_restored_run_has_the_sessions_the_recordings_and_the_key(run: Run, ba
     assert (empty.data_dir / API_KEY).read_text() == run.key
     with EmbeddedServers(empty.data_dir):
         assert Run(empty, run.key, run.session_id).history() == before
-        database = Database(running_urls(empty).database_url)
+        database = Database(running_urls(empty).database.url)
         with database.transaction() as transaction:
             (uri,) = transaction.recordings.uris()
         database.close()
@@ -199,5 +199,5 @@ def test_a_folder_without_data_and_one_whose_recordings_are_elsewhere_are_refuse
     with pytest.raises(SetupError, match="holds no data: set TENOR_DATA_DIR"):
         write_backup(folder_settings(tmp_path / "nothing"), tmp_path / "backup")
     with pytest.raises(SetupError, match="in the bucket s3://recordings"):
-        write_backup(Settings(data_dir=tmp_path, blob_url="s3://recordings"), tmp_path / "backup")
+        write_backup(Settings(data_dir=tmp_path, blobs=BlobSettings(url="s3://recordings")), tmp_path / "backup")
     assert not (tmp_path / "backup").exists()

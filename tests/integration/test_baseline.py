@@ -22,7 +22,7 @@ from shared.domain.speaker import SpeakerRole
 from shared.domain.transcript import Transcript
 from shared.domain.turn import MAX_BASELINE_TURNS, TurnWork
 from shared.errors import AudioUndecodable
-from shared.settings import Settings
+from shared.settings import JobSettings, Settings
 from shared.store.database import Database
 from tests.integration.conftest import end_with, read_turn, take_up
 from tests.integration.test_jobs import READING
@@ -36,7 +36,7 @@ class House:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
-        self._url = settings.database_url.get_secret_value()
+        self._url = settings.database.url.get_secret_value()
         with database.transaction() as transaction:
             self.tenant_id = transaction.accounts.ensure_tenant("acme")
 
@@ -115,7 +115,7 @@ class House:
         """The jobs that the sweeper sends for; what was sent for before is forgotten."""
         with self.database.transaction() as transaction:
             transaction.outbox.remove(transaction.outbox.unsent(NO_TIME))
-            transaction.jobs.sweep(lease=LEASE, retries=Settings(max_attempts=max_attempts).retries)
+            transaction.jobs.sweep(lease=LEASE, retries=Settings(jobs=JobSettings(max_attempts=max_attempts)).retries)
         with self.database.transaction() as transaction:
             return [message.job_id for message in transaction.outbox.unsent(NO_TIME)]
 
@@ -197,7 +197,7 @@ def test_an_audio_summary_is_written_once_and_deleted_with_its_session(house: Ho
 
 
 def summaries_kept(settings: Settings) -> int:
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         (count,) = connection.execute("SELECT count(*) FROM audio_summaries").fetchone() or (None,)
     assert count is not None
     return count
@@ -446,7 +446,7 @@ class Fleet:
 
 def in_order(settings: Settings) -> dict[UUID, tuple[bytes, ...]]:
     """What each turn ought to be read against, by the order in which the turns were accepted."""
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         rows = connection.execute("SELECT id, scope_id, speaker, role FROM turns ORDER BY position").fetchall()
     voices = defaultdict[tuple[object, ...], list[bytes]](list)
     ought: dict[UUID, tuple[bytes, ...]] = {}
@@ -487,7 +487,7 @@ def test_workers_that_die_change_no_baseline(house: House, settings: Settings) -
         while any(house.status(job)[0] is not JobStatus.succeeded for job in spoken):
             assert time.monotonic() < deadline, "waited in vain"
             with house.database.transaction() as transaction:
-                transaction.jobs.sweep(lease=LEASE, retries=Settings(max_attempts=1000).retries)
+                transaction.jobs.sweep(lease=LEASE, retries=Settings(jobs=JobSettings(max_attempts=1000)).retries)
                 messages = transaction.outbox.unsent(NO_TIME)
                 transaction.outbox.remove(messages)
             for message in messages:

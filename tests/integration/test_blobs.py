@@ -26,7 +26,7 @@ from services.api.app import create_app
 from services.embedded.servers import free_port
 from shared.domain.access import KeyRole
 from shared.errors import RecordingGone, SetupError, Unavailable
-from shared.settings import Settings
+from shared.settings import BlobSettings, Settings
 from shared.storage.blobs import BlobBucket, BlobFolder, Blobs, new_uri, open_blobs
 from tests.audio_clips import wav
 from tests.conftest import wait_for
@@ -232,21 +232,21 @@ def test_an_upload_is_not_held_in_memory(s3: str, uri: str, tmp_path: Path) -> N
 
 def test_the_url_selects_a_folder_or_a_bucket(tmp_path: Path) -> None:
     assert isinstance(open_blobs(Settings(data_dir=tmp_path)), BlobFolder)
-    elsewhere = Settings(data_dir=tmp_path, blob_url=str(tmp_path / "elsewhere"))
+    elsewhere = Settings(data_dir=tmp_path, blobs=BlobSettings(url=str(tmp_path / "elsewhere")))
     assert elsewhere.blob_dir == tmp_path / "elsewhere"
     assert isinstance(open_blobs(elsewhere), BlobFolder)
-    assert isinstance(open_blobs(Settings(blob_url="s3://recordings/tenor")), BlobBucket)
+    assert isinstance(open_blobs(Settings(blobs=BlobSettings(url="s3://recordings/tenor"))), BlobBucket)
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///prefix", "gs://bucket", "http://minio/bucket"])
 def test_a_url_of_another_scheme_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="a folder or s3://bucket/prefix"):
-        Settings(blob_url=url)
+        Settings(blobs=BlobSettings(url=url))
 
 
 def test_an_access_key_without_its_secret_is_refused() -> None:
     with pytest.raises(ValidationError, match="set both or neither"):
-        Settings(s3_access_key_id=SecretStr("id"))
+        Settings(blobs=BlobSettings(s3_access_key_id=SecretStr("id")))
 
 
 def test_an_uploaded_turn_is_in_the_bucket_until_its_session_is_deleted(

@@ -17,7 +17,7 @@ from services.embedded.servers import EmbeddedServers, free_port
 from shared.domain.job import Lane, Message
 from shared.errors import Unavailable
 from shared.messaging.broker import Broker, celery_app
-from shared.settings import Settings
+from shared.settings import BrokerSettings, Settings
 from tests.conftest import wait_for
 from tests.integration.conftest import broker_answers
 from tests.integration.tls_endpoint import tls_endpoint
@@ -32,12 +32,12 @@ def message() -> Message:
 def settings(settings: Settings, tcp_valkey_port: int) -> Settings:
     """The settings with an empty broker behind TCP."""
     redis.Redis(port=tcp_valkey_port).flushall()
-    return settings.model_copy(update={"broker_url": SecretStr(f"redis://127.0.0.1:{tcp_valkey_port}/3")})
+    return settings.updated(broker={"url": SecretStr(f"redis://127.0.0.1:{tcp_valkey_port}/3")})
 
 
 def address(settings: Settings) -> tuple[str, str]:
     """Port and database of the broker."""
-    port, database = settings.broker_url.get_secret_value().rpartition(":")[2].split("/")
+    port, database = settings.broker.url.get_secret_value().rpartition(":")[2].split("/")
     return port, database
 
 
@@ -93,7 +93,7 @@ def tls_url(settings: Settings, tls_port: int) -> UrlOf:
 def test_a_message_that_the_broker_refuses_stays_unpublished_and_the_next_is_published(
     settings: Settings, broker: redis.Redis
 ) -> None:
-    queue = Broker(settings.broker_url)
+    queue = Broker(settings.broker.url)
     broker.set(Lane.interactive.value, "no list of messages")
     assert not queue.publish([message(), message()])
     broker.delete(Lane.interactive.value)
@@ -111,11 +111,11 @@ def test_a_consumer_connects_again_when_the_broker_refuses_its_blocking_request(
         taken.set()
         return True
 
-    consumer = Consumer(celery_app(settings.broker_url), Lane.interactive, 1, take)
+    consumer = Consumer(celery_app(settings.broker.url), Lane.interactive, 1, take)
     consumer.start()
     try:
         wait_for(lambda: refuse_blocked_clients(broker))
-        assert Broker(settings.broker_url).publish([message()])
+        assert Broker(settings.broker.url).publish([message()])
         assert taken.wait(10)
     finally:
         consumer.stop()
@@ -186,7 +186,7 @@ def test_a_broker_on_a_socket_needs_its_password_and_each_database_is_its_own(se
 )
 def test_a_url_that_names_no_usable_broker_is_a_wrong_setting(url: str, said: str) -> None:
     with pytest.raises(ValidationError, match=said) as error:
-        Settings(broker_url=SecretStr(url))
+        Settings(broker=BrokerSettings(url=SecretStr(url)))
     assert "secret" not in str(error.value)
 
 
@@ -200,4 +200,4 @@ def test_a_url_that_names_no_usable_broker_is_a_wrong_setting(url: str, said: st
     ],
 )
 def test_the_nodes_of_a_cluster_are_a_broker(url: str) -> None:
-    assert Settings(broker_url=SecretStr(url)).broker_url.get_secret_value() == url
+    assert Settings(broker=BrokerSettings(url=SecretStr(url))).broker.url.get_secret_value() == url

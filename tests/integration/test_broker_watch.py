@@ -35,7 +35,7 @@ AddJob = Callable[..., Job]
 
 @pytest.fixture
 def queue(settings: Settings) -> Broker:
-    return Broker(settings.broker_url)
+    return Broker(settings.broker.url)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_jobs_that_were_never_published_are_not_published_by_the_watch(
 
 
 def test_only_one_of_several_workers_reacts_to_lost_messages(queue: Broker, settings: Settings) -> None:
-    assert [queue.has_lost_messages(), Broker(settings.broker_url).has_lost_messages(), queue.has_lost_messages()] == [
+    assert [queue.has_lost_messages(), Broker(settings.broker.url).has_lost_messages(), queue.has_lost_messages()] == [
         True,
         False,
         False,
@@ -111,13 +111,13 @@ def own_broker(tmp_path: Path) -> Iterator[ValkeyServer]:
 
 @pytest.fixture
 def own_settings(settings: Settings, own_broker: ValkeyServer) -> Settings:
-    return settings.model_copy(update={"broker_url": SecretStr(f"redis://127.0.0.1:{own_broker.port}/0")})
+    return settings.updated(broker={"url": SecretStr(f"redis://127.0.0.1:{own_broker.port}/0")})
 
 
 def test_unpublished_messages_are_published_when_the_broker_is_back(
     own_broker: ValkeyServer, own_settings: Settings, database: Database, add_job: AddJob, all_sent: AllSent
 ) -> None:
-    port, queue = own_broker.port, Broker(own_settings.broker_url)
+    port, queue = own_broker.port, Broker(own_settings.broker.url)
     watch = BrokerWatch(own_settings, database, queue)
     watch.check()
     own_broker.stop()
@@ -167,7 +167,7 @@ def interactive(number: int) -> Message:
 @contextmanager
 def consuming(settings: Settings, run: Callable[[UUID], bool], threads: int = 1) -> Iterator[Consumer]:
     """A running consumer of the interactive lane."""
-    consumer = Consumer(celery_app(settings.broker_url), Lane.interactive, threads, run)
+    consumer = Consumer(celery_app(settings.broker.url), Lane.interactive, threads, run)
     consumer.start()
     try:
         yield consumer
@@ -177,7 +177,7 @@ def consuming(settings: Settings, run: Callable[[UUID], bool], threads: int = 1)
 
 
 def test_a_consumer_takes_new_jobs_after_the_broker_was_down(own_broker: ValkeyServer, own_settings: Settings) -> None:
-    jobs, queue = BlockedJobs(), Broker(own_settings.broker_url)
+    jobs, queue = BlockedJobs(), Broker(own_settings.broker.url)
     with consuming(own_settings, jobs.run, threads=2):
         assert queue.publish([interactive(1), interactive(2)])
         wait_for(lambda: len(jobs.taken) == 2)
@@ -191,7 +191,7 @@ def test_a_consumer_takes_new_jobs_after_the_broker_was_down(own_broker: ValkeyS
 def test_a_consumer_takes_as_many_messages_as_it_has_threads_and_acknowledges_them_when_their_jobs_have_ended(
     settings: Settings, broker: redis.Redis
 ) -> None:
-    jobs, queue = BlockedJobs(), Broker(settings.broker_url)
+    jobs, queue = BlockedJobs(), Broker(settings.broker.url)
     assert queue.publish([interactive(number) for number in range(1, 4)])
     with consuming(settings, jobs.run, threads=2):
         wait_for(lambda: len(jobs.taken) == 2)
@@ -205,7 +205,7 @@ def test_a_consumer_takes_as_many_messages_as_it_has_threads_and_acknowledges_th
 def test_a_consumer_that_is_stopped_acknowledges_the_jobs_that_still_run_when_they_have_ended(
     settings: Settings, broker: redis.Redis
 ) -> None:
-    jobs, queue = BlockedJobs(), Broker(settings.broker_url)
+    jobs, queue = BlockedJobs(), Broker(settings.broker.url)
     assert queue.publish([interactive(1)])
     with consuming(settings, jobs.run, threads=2) as consumer:
         wait_for(lambda: len(jobs.taken) == 1)
@@ -228,7 +228,7 @@ def test_a_job_that_raises_frees_its_thread_and_its_message_is_acknowledged(
         return True
 
     with consuming(settings, fail_first):
-        assert Broker(settings.broker_url).publish([interactive(1), interactive(2)])
+        assert Broker(settings.broker.url).publish([interactive(1), interactive(2)])
         wait_for(lambda: taken == [UUID(int=1), UUID(int=2)])
     assert not broker.exists("unacked")
     assert "ValueError" in caplog.text
@@ -251,7 +251,7 @@ def test_a_lane_takes_messages_again_soon_after_its_broker_was_killed(
         taken.set()
         return True
 
-    queue = Broker(own_settings.broker_url)
+    queue = Broker(own_settings.broker.url)
     with consuming(own_settings, take):
         own_broker.stop()
         own_broker.start()
@@ -262,7 +262,7 @@ def test_a_lane_takes_messages_again_soon_after_its_broker_was_killed(
 def test_a_broker_that_is_away_does_not_end_the_watch(
     own_broker: ValkeyServer, own_settings: Settings, database: Database
 ) -> None:
-    watch = BrokerWatch(own_settings, database, Broker(own_settings.broker_url))
+    watch = BrokerWatch(own_settings, database, Broker(own_settings.broker.url))
     client = redis.Redis(port=cast("int", own_broker.port))
     watch.start()
     try:

@@ -15,7 +15,7 @@ from benchmarks.capacity.simulation import Demand, simulate
 from benchmarks.capacity.stages import measure_stages
 from shared.domain.job import Lane
 from shared.modeling.pipeline import Pipeline, Stage
-from shared.settings import Settings
+from shared.settings import ModelSettings, Settings, WorkerSettings
 from tests.audio_clips import tone, wav
 from tests.tiny_models import Heard, pipeline, write_bundle
 from workers.stages import Stages
@@ -72,7 +72,7 @@ def batch_sizes() -> Callable[[str], float]:
 
 
 def test_a_saturated_worker_has_the_simulated_rate_and_batch_sizes(slow: Pipeline) -> None:
-    settings = Settings(worker_threads=1, bulk_threads=THREADS)
+    settings = Settings(worker=WorkerSettings(interactive_threads=1, bulk_threads=THREADS))
     no_traffic = Traffic.model_validate(dict.fromkeys(Traffic.model_fields, 0.0))
     words = {"measured_on": "pauses", "measured_at": "2026-01-01", "command": "none", "bundle": "tiny"}
     path = Costs.load().path
@@ -81,7 +81,7 @@ def test_a_saturated_worker_has_the_simulated_rate_and_batch_sizes(slow: Pipelin
     simulated = simulate(Demand(backlog=10**6, spoken_s=AUDIO_S, spread=0), 1, costs, settings, turns=1000)
 
     slow.analyze(samples=tone(AUDIO_S), text=None)
-    running, mean = Stages(slow, settings.batches, settings.courtesy_s), batch_sizes()
+    running, mean = Stages(slow, settings.batches, settings.worker.bulk_throttle_s), batch_sizes()
     submit = running.stage_runner(Lane.bulk)
     started = time.monotonic()
     with ThreadPoolExecutor(THREADS) as threads:
@@ -97,7 +97,7 @@ def test_a_saturated_worker_has_the_simulated_rate_and_batch_sizes(slow: Pipelin
 
 def test_the_measured_costs_are_those_of_the_stages(slow: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(tone(AUDIO_S)))
-    measured, path = measure_stages(Settings(device="cpu"), slow, [tmp_path / "a.wav"], rounds=3)
+    measured, path = measure_stages(Settings(models=ModelSettings(device="cpu")), slow, [tmp_path / "a.wav"], rounds=3)
     assert tuple(measured) == ("decode", "vad", "speech", "transcribe", "text", "fuse", "store")
     assert path == Costs.load().path, "the simulation takes turns along another path than the pipeline does"
     for name, cost in SLOW.items():

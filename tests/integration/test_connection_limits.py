@@ -168,7 +168,7 @@ def server(
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("limits")
     settings = fresh_settings(servers, template_database, folder / "data")
-    database = Database(settings.database_url, pool_size=1)
+    database = Database(settings.database.url, pool_size=1)
     with database.transaction() as transaction:
         key, other_key = (
             transaction.accounts.create_key(transaction.accounts.ensure_tenant(tenant), "test", KeyRole.admin)
@@ -176,19 +176,19 @@ def server(
         )
     database.close()
     limits: dict[str, Any] = {
-        "MAX_HEADER_BYTES": MAX_HEADER_BYTES,
-        "HEADER_TIMEOUT_S": TIMEOUT_S,
-        "BODY_TIMEOUT_S": TIMEOUT_S,
-        "MIN_BODY_RATE": MIN_BODY_RATE,
-        "SEND_TIMEOUT_S": TIMEOUT_S,
-        "KEEP_ALIVE_S": TIMEOUT_S,
-        "MAX_CONNECTIONS": MAX_CONNECTIONS,
-        "MAX_CONNECTIONS_PER_CLIENT": MAX_CONNECTIONS_PER_CLIENT,
-        "MAX_UPLOAD_BYTES": MAX_UPLOAD_BYTES,
-        "DATABASE_URL": settings.database_url.get_secret_value(),
-        "BROKER_URL": settings.broker_url.get_secret_value(),
+        "API_MAX_HEADER_BYTES": MAX_HEADER_BYTES,
+        "API_HEADER_TIMEOUT_S": TIMEOUT_S,
+        "API_BODY_TIMEOUT_S": TIMEOUT_S,
+        "API_MIN_BODY_RATE": MIN_BODY_RATE,
+        "API_SEND_TIMEOUT_S": TIMEOUT_S,
+        "API_KEEP_ALIVE_S": TIMEOUT_S,
+        "API_MAX_CONNECTIONS": MAX_CONNECTIONS,
+        "API_MAX_CONNECTIONS_PER_CLIENT": MAX_CONNECTIONS_PER_CLIENT,
+        "API_MAX_UPLOAD_BYTES": MAX_UPLOAD_BYTES,
+        "DATABASE_URL": settings.database.url.get_secret_value(),
+        "BROKER_URL": settings.broker.url.get_secret_value(),
         "DATA_DIR": settings.data_dir,
-        "METRICS_PORT": free_port(),
+        "OBSERVABILITY_METRICS_PORT": free_port(),
     }
     port, log = free_port(), folder / "log"
     with log.open("wb") as file:
@@ -197,7 +197,7 @@ def server(
             env=os.environ | {f"TENOR_{name}": str(value) for name, value in limits.items()},
             stderr=file,
         )
-    server = Server(port, limits["METRICS_PORT"], process, log, key, other_key)
+    server = Server(port, limits["OBSERVABILITY_METRICS_PORT"], process, log, key, other_key)
 
     def answers() -> bool:
         assert process.poll() is None, log.read_text()

@@ -171,7 +171,7 @@ def test_a_data_folder_works_at_any_path(initialized: Path, tmp_path: Path, name
         Database(servers.database_url).migrate()
         Broker(servers.broker_url).ping()
         settings = running_urls(Settings(data_dir=data_dir))
-        assert (settings.database_url, settings.broker_url) == (servers.database_url, servers.broker_url)
+        assert (settings.database.url, settings.broker.url) == (servers.database_url, servers.broker_url)
 
 
 def test_a_long_path_is_reached_through_a_private_short_one(initialized: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_long_path_is_reached_through_a_private_short_one(initialized: Path, t
     with EmbeddedServers(data_dir) as servers:
         with closing(Database(servers.database_url)) as tenor:
             tenor.revision()
-        Broker(running_urls(Settings(data_dir=data_dir)).broker_url).ping()
+        Broker(running_urls(Settings(data_dir=data_dir)).broker.url).ping()
         temporary = Path((data_dir / "temporary-folder").read_text())
         assert (mode(temporary), temporary.stat().st_uid) == (0o700, os.geteuid())
         # As the system does with what is old below /tmp.
@@ -318,8 +318,8 @@ def test_a_copy_of_a_running_folder_leaves_the_original_alone(data_dir: Path, tm
             database(copy, "CREATE TABLE only_in_copy (x int)")
             redis.Redis.from_url(copy.broker_url.get_secret_value()).set("whose", "copy")
             urls = running_urls(Settings(data_dir=copy_dir))
-            assert str(copy_dir).replace("/", "%2F") in urls.database_url.get_secret_value()
-            assert str(copy_dir) in urls.broker_url.get_secret_value()
+            assert str(copy_dir).replace("/", "%2F") in urls.database.url.get_secret_value()
+            assert str(copy_dir) in urls.broker.url.get_secret_value()
         assert all(process.is_running() for process in server_processes(original))
         assert database(original, "SELECT to_regclass('only_in_copy')") == [(None,)]
         assert redis.Redis.from_url(original.broker_url.get_secret_value()).get("whose") == b"original"

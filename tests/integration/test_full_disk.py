@@ -39,7 +39,7 @@ def full_disk(settings: Settings, *tables: str) -> Iterator[None]:
         *(f"CREATE TRIGGER full_disk BEFORE INSERT ON {table} EXECUTE FUNCTION full_disk()" for table in tables),
         "CREATE EVENT TRIGGER no_room ON ddl_command_start WHEN TAG IN ('CREATE TABLE AS') EXECUTE FUNCTION no_room()",
     ]
-    with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value(), autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement)  # pyright: ignore[reportArgumentType, reportCallIssue]
         yield
@@ -77,8 +77,8 @@ def test_requests_are_refused_while_the_disk_is_full_and_accepted_afterwards(
 
 
 def test_the_status_names_a_full_disk(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENOR_DATABASE_URL", settings.database_url.get_secret_value())
-    monkeypatch.setenv("TENOR_BROKER_URL", settings.broker_url.get_secret_value())
+    monkeypatch.setenv("TENOR_DATABASE_URL", settings.database.url.get_secret_value())
+    monkeypatch.setenv("TENOR_BROKER_URL", settings.broker.url.get_secret_value())
     get_settings.cache_clear()
     with full_disk(settings):
         result = CliRunner().invoke(app, ["status"])
@@ -93,7 +93,7 @@ def test_the_status_names_a_data_folder_without_room(
 ) -> None:
     monkeypatch.setenv("TENOR_DATA_DIR", str(small_disk))
     monkeypatch.setenv("TENOR_DATABASE_URL", "postgresql://127.0.0.1:1/tenor")
-    monkeypatch.setenv("TENOR_BROKER_URL", settings.broker_url.get_secret_value())
+    monkeypatch.setenv("TENOR_BROKER_URL", settings.broker.url.get_secret_value())
     get_settings.cache_clear()
     result = CliRunner().invoke(app, ["status"])
     get_settings.cache_clear()
@@ -130,13 +130,13 @@ def on_small_disk(
         its, template = sql.Identifier(name), sql.Identifier(template_database)
         connection.execute(sql.SQL("CREATE TABLESPACE {} LOCATION {}").format(its, str(folder)))
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} TABLESPACE {}").format(its, template, its))
-        yield settings.model_copy(update={"database_url": SecretStr(servers.url_of(name))})
+        yield settings.updated(database={"url": SecretStr(servers.url_of(name))})
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(its))
         connection.execute(sql.SQL("DROP TABLESPACE {}").format(its))
 
 
 def test_the_api_recovers_from_a_disk_that_is_really_full(on_small_disk: Settings, small_disk: Path) -> None:
-    database = Database(on_small_disk.database_url, pool_size=1)
+    database = Database(on_small_disk.database.url, pool_size=1)
     with database.transaction() as transaction:
         key = transaction.accounts.create_key(transaction.accounts.ensure_tenant("acme"), "test", KeyRole.admin)
     with TestClient(create_app(on_small_disk), headers={"Authorization": f"Bearer {key}"}) as api:

@@ -65,13 +65,13 @@ def post(request: pytest.FixtureRequest, api: TestClient, session_id: str) -> Po
 
 @pytest.fixture
 def query(settings: Settings) -> Iterator[Query]:
-    with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value(), autocommit=True) as connection:
         yield lambda text: connection.execute(text).fetchall()  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def effects(settings: Settings) -> tuple[int, ...]:
     """How many rows there are of what a POST creates."""
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         tables = ("sessions", "turns", "jobs", "recordings", "webhooks")
         counts = ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
         row = connection.execute(f"SELECT {counts}").fetchone()  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -277,7 +277,7 @@ def test_a_request_repeated_after_the_api_was_killed_has_one_effect(
     with (
         serving(settings) as (url, process),
         ThreadPoolExecutor(1) as threads,
-        psycopg.connect(settings.database_url.get_secret_value()) as holder,
+        psycopg.connect(settings.database.url.get_secret_value()) as holder,
     ):
         holder.execute("LOCK TABLE jobs IN SHARE MODE")  # the turn is inserted, and its job has to wait
         lost = threads.submit(httpx.post, url + path, json=turn, headers=headers, timeout=60, trust_env=False)
@@ -307,7 +307,7 @@ def test_an_answer_is_kept_for_a_day_and_then_deleted(
     for key, hours in (("old", 24.1), ("young", 23.9)):
         since = f"now() - interval '{hours} hours'"
         query(f"UPDATE idempotency_keys SET created_at = {since} WHERE key = '{key}' RETURNING 1")
-    Sweeper(settings, database, Broker(settings.broker_url), None).sweep()
+    Sweeper(settings, database, Broker(settings.broker.url), None).sweep()
     assert query("SELECT key FROM idempotency_keys") == [("young",)]
     assert send("young") == young
     assert send("old") != old

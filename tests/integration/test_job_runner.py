@@ -82,7 +82,7 @@ def hears() -> Hears:
 @pytest.fixture
 def task(settings: Settings, tmp_path: Path, hears: Hears) -> Iterator[AnalyzeTurn]:
     pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
-    stages = Stages(pipeline, settings.batches, settings.courtesy_s)
+    stages = Stages(pipeline, settings.batches, settings.worker.bulk_throttle_s)
     task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages)
     yield task
     task._audio.close()
@@ -91,7 +91,7 @@ def task(settings: Settings, tmp_path: Path, hears: Hears) -> Iterator[AnalyzeTu
 
 @pytest.fixture
 def engine(settings: Settings, database: Database, task: AnalyzeTurn) -> JobRunner:
-    return JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+    return JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
 
 
 Say = Callable[..., dict[str, Any]]
@@ -139,8 +139,8 @@ def test_a_text_turn_and_an_audio_turn_get_a_prediction(say: Say) -> None:
 def test_a_full_disk_retries_the_job_without_using_an_attempt(
     api: TestClient, settings: Settings, database: Database, send: Send, task: AnalyzeTurn
 ) -> None:
-    last = settings.model_copy(update={"max_attempts": 1})
-    engine = JobRunner(last, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+    last = settings.updated(jobs={"max_attempts": 1})
+    engine = JobRunner(last, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
     location, job_id = send("I am happy")
     with full_disk(settings, "predictions"):
         for _ in range(3):
@@ -216,7 +216,7 @@ def test_a_blocked_turn_is_published_when_the_earlier_turn_has_ended(
 def test_a_recording_that_only_shows_its_fault_when_decoded_fails_with_its_code(
     say: Say, task: AnalyzeTurn, settings: Settings, recording: bytes, code: str
 ) -> None:
-    task._settings = settings.model_copy(update={"max_turn_s": 10.0})
+    task._settings = settings.updated(audio={"max_turn_s": 10.0})
     turn = say(recording=recording)
     assert (turn["status"], turn["error"]["code"]) == ("failed", code)
     assert say(text="the next one is fine")["status"] == "succeeded"
@@ -228,7 +228,7 @@ def test_a_recording_that_the_decoder_does_not_survive_fails_at_the_first_attemp
     whole, task._audio = task._audio, AudioSandbox(1, Limits(memory_bytes=1))
     turn = say(recording=wav(tone(20)))
     assert (turn["status"], turn["error"]["code"]) == ("failed", "audio_decoder_failed")
-    with psycopg.connect(task._settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(task._settings.database.url.get_secret_value()) as connection:
         assert connection.execute("SELECT attempts FROM jobs").fetchall() == [(1,)]
     task._audio.close()
     task._audio = whole
@@ -256,7 +256,7 @@ def test_an_unexpected_error_retries_the_job_and_its_message_does_not_hold_the_t
 def test_a_turn_is_quarantined_when_its_last_attempt_fails_and_the_reason_does_not_hold_the_text(
     say: Say, hears: Hears, engine: JobRunner, settings: Settings
 ) -> None:
-    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    engine._settings = settings.updated(jobs={"max_attempts": 1})
     hears.broken = True
     turn = say(recording=wav())
     assert (turn["status"], turn["error"]["code"]) == ("quarantined", "attempts_exhausted")
@@ -340,7 +340,7 @@ def post(api: TestClient, session_id: str) -> Post:
 @pytest.fixture
 def bulk_consumer(engine: JobRunner, settings: Settings) -> Iterator[Consumer]:
     """A consumer of the bulk lane, not yet started."""
-    consumer = Consumer(celery_app(settings.broker_url), Lane.bulk, 1, engine.run)
+    consumer = Consumer(celery_app(settings.broker.url), Lane.bulk, 1, engine.run)
     yield consumer
     consumer.stop()
     consumer.join()
@@ -502,7 +502,7 @@ def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_o
     api: TestClient, send: Send, engine: JobRunner, hangs: Hangs, settings: Settings, stage: str
 ) -> None:
     hangs.stage = stage
-    engine._settings = settings.model_copy(update={"stage_limit_s": 0.1})
+    engine._settings = settings.updated(worker={"stage_limit_s": 0.1})
     (location, job_id), (written, other) = send(recording=wav()), send(text="I am happy")
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(engine.run, job_id)

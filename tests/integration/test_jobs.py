@@ -27,7 +27,7 @@ from shared.domain.transcript import Transcript
 from shared.domain.turn import AnalyzedTurn, NewTurn, Turn
 from shared.errors import AudioUndecodable, SessionNotFound, TenorError, TurnNotFound, Unavailable, WrongJobStatus
 from shared.messaging.broker import Broker
-from shared.settings import Settings
+from shared.settings import JobSettings, Settings
 from shared.storage.blobs import BlobFolder, new_uri
 from shared.store.database import Database, Transaction
 from shared.store.tables import metadata
@@ -94,7 +94,9 @@ def read(database: Database, tenant_id: UUID, job: Job) -> AnalyzedTurn:
 
 def sweep(database: Database, max_attempts: int = 5) -> int:
     with database.transaction() as transaction:
-        return transaction.jobs.sweep(lease=LEASE, retries=Settings(max_attempts=max_attempts).retries)
+        return transaction.jobs.sweep(
+            lease=LEASE, retries=Settings(jobs=JobSettings(max_attempts=max_attempts)).retries
+        )
 
 
 def unsent(database: Database) -> list[UUID]:
@@ -164,7 +166,7 @@ def test_leases_do_not_depend_on_the_workers_clock(
     database: Database, add_turn: AddTurn, tenant_id: UUID, settings: Settings, minutes: int
 ) -> None:
     def lease_s() -> float:
-        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        with psycopg.connect(settings.database.url.get_secret_value()) as connection:
             row = connection.execute("SELECT extract(epoch FROM lease_until - now()) FROM jobs").fetchone()
         assert row is not None
         return float(row[0])
@@ -414,14 +416,14 @@ def test_one_invalid_turn_of_a_batch_does_not_affect_the_others(database: Databa
 
 @pytest.fixture
 def sweeper(settings: Settings, database: Database) -> Sweeper:
-    return Sweeper(settings, database, Broker(settings.broker_url), "bundle")
+    return Sweeper(settings, database, Broker(settings.broker.url), "bundle")
 
 
 @pytest.fixture
 def upkeep(settings: Settings, database: Database, sweeper: Sweeper) -> Callable[[], None]:
     """A sweep, and the maintenance that it sends for."""
     deletion = DeleteAudio(database, BlobFolder(settings.blob_dir))
-    engine = JobRunner(settings, database, Broker(settings.broker_url), {Lane.maintenance: deletion})
+    engine = JobRunner(settings, database, Broker(settings.broker.url), {Lane.maintenance: deletion})
 
     def upkeep() -> None:
         sweeper.sweep()
@@ -482,7 +484,7 @@ def test_the_sweeper_publishes_messages_that_the_api_could_not(
 def test_publishing_works_right_after_the_broker_was_flushed(
     settings: Settings, broker: redis.Redis, database: Database, add_turn: AddTurn
 ) -> None:
-    queue = Broker(settings.broker_url)
+    queue = Broker(settings.broker.url)
     for _ in range(2):
         add_turn()
         with database.transaction() as transaction:
@@ -577,7 +579,7 @@ def test_workers_count_as_alive_while_their_heartbeat_is_recent(
 ) -> None:
     def alive() -> int:
         with database.transaction() as transaction:
-            return transaction.workers.count(seen_within=settings.lease)
+            return transaction.workers.count(seen_within=settings.jobs.lease)
 
     assert alive() == 0
     sweeper.start()
@@ -592,7 +594,7 @@ def test_an_unreachable_database_raises_unavailable() -> None:
 
 
 def test_migrations_and_tables_agree(settings: Settings) -> None:
-    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
+    url = make_url(settings.database.url.get_secret_value()).set(drivername="postgresql+psycopg")
     engine = create_engine(url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -600,10 +602,10 @@ def test_migrations_and_tables_agree(settings: Settings) -> None:
 
 
 def _let_lease_run_out(settings: Settings, job: Job) -> None:
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s' WHERE id = %s", [job.id])
 
 
 def _age(settings: Settings, job: Job, by: timedelta) -> None:
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET updated_at = updated_at - %s WHERE id = %s", [by, job.id])

@@ -25,7 +25,7 @@ Tenor = Callable[..., Result]
 
 @pytest.fixture
 def tenor(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenor]:
-    monkeypatch.setenv("TENOR_DATABASE_URL", settings.database_url.get_secret_value())
+    monkeypatch.setenv("TENOR_DATABASE_URL", settings.database.url.get_secret_value())
     get_settings.cache_clear()
     yield lambda *arguments: CliRunner().invoke(app, ["jobs", *map(str, arguments)])
     get_settings.cache_clear()

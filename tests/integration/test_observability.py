@@ -61,10 +61,10 @@ def heard() -> Heard:
 @pytest.fixture
 def engine(settings: Settings, database: Database, tmp_path: Path, heard: Heard) -> Iterator[JobRunner]:
     tiny = pipeline(write_bundle(tmp_path / "bundle"), heard)
-    stages = Stages(tiny, settings.batches, settings.courtesy_s)
+    stages = Stages(tiny, settings.batches, settings.worker.bulk_throttle_s)
     audio = AudioSandbox()
     task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), tiny, stages, audio=audio)
-    yield JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, task))
+    yield JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
     stages.close()
     audio.close()
 
@@ -223,7 +223,7 @@ def test_waiting_jobs_are_counted_by_lane_with_the_age_of_the_oldest(
     }
     for lane in (Lane.interactive, Lane.bulk, Lane.bulk):
         api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello", "lane": lane.value})
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET created_at = now() - interval '1 hour' WHERE lane = 'bulk'")
     assert [value("tenor_queue_depth", {"lane": lane}, registry) for lane in ("interactive", "bulk")] == [1, 2]
     assert 0 < value("tenor_queue_oldest_seconds", {"lane": "interactive"}, registry) < 60
@@ -233,7 +233,7 @@ def test_waiting_jobs_are_counted_by_lane_with_the_age_of_the_oldest(
 def test_waiting_jobs_are_counted_without_reading_every_job(
     api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
-    with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value(), autocommit=True) as connection:
         api.post(f"/v1/sessions/{session_id}/turns", json={"text": "hello"})
         connection.execute(
             "INSERT INTO jobs (turn_id, status, lease_until) "
@@ -282,11 +282,11 @@ def test_the_api_serves_metrics_on_a_separate_port_and_logs_json(settings: Setti
     port, metrics = free_port(), free_port()
     env = {
         **os.environ,
-        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
-        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
+        "TENOR_DATABASE_URL": settings.database.url.get_secret_value(),
+        "TENOR_BROKER_URL": settings.broker.url.get_secret_value(),
         "TENOR_DATA_DIR": str(settings.data_dir),
-        "TENOR_METRICS_PORT": str(metrics),
-        "TENOR_LOG_FORMAT": "json",
+        "TENOR_OBSERVABILITY_METRICS_PORT": str(metrics),
+        "TENOR_OBSERVABILITY_LOG_FORMAT": "json",
     }
     command = [sys.executable, "-m", "services.cli", "serve", "--port", str(port)]
     serve = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
@@ -322,7 +322,7 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture
 def traced(api: TestClient, settings: Settings, collector: Collector) -> Iterator[TestClient]:
     """A client of an API that sends traces."""
-    with TestClient(create_app(settings.model_copy(update={"otlp_endpoint": collector.url}))) as client:
+    with TestClient(create_app(settings.updated(observability={"otlp_endpoint": collector.url}))) as client:
         client.headers.update(api.headers)
         yield client
 
@@ -330,7 +330,7 @@ def traced(api: TestClient, settings: Settings, collector: Collector) -> Iterato
 def test_a_trace_leads_from_the_request_over_the_broker_through_every_stage(
     traced: TestClient, session_id: str, engine: JobRunner, settings: Settings, collector: Collector
 ) -> None:
-    consumer = Consumer(celery_app(settings.broker_url), Lane.bulk, 1, engine.run)
+    consumer = Consumer(celery_app(settings.broker.url), Lane.bulk, 1, engine.run)
     consumer.start()
     location = send(traced, session_id, Lane.bulk, {"traceparent": TRACEPARENT})
     wait_for(lambda: traced.get(location).json()["status"] == "succeeded", 60)
@@ -368,13 +368,13 @@ def test_correlation_id_and_trace_survive_a_lost_message(
     send(traced, session_id, headers={"X-Request-ID": "call-17", "traceparent": TRACEPARENT})
     all_sent()
     broker.flushdb()
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
     with database.transaction() as transaction:
-        transaction.jobs.sweep(lease=settings.lease, retries=settings.retries)
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        transaction.jobs.sweep(lease=settings.jobs.lease, retries=settings.retries)
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE outbox SET created_at = now() - interval '1 minute'")
-    Sweeper(settings, database, Broker(settings.broker_url), "bundle").sweep()
+    Sweeper(settings, database, Broker(settings.broker.url), "bundle").sweep()
     engine.run(take(broker))
     (done,) = (line for line in lines() if "succeeded" in line["message"])
     assert done["correlation_id"] == "call-17"

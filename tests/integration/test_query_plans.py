@@ -42,7 +42,7 @@ Scans = list[tuple[str, str]]
 def settings(servers: EmbeddedServers, template_database: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings of a filled database, which the tests of this module share."""
     settings = fresh_settings(servers, template_database, tmp_path_factory.mktemp("data"))
-    with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value(), autocommit=True) as connection:
         connection.execute(FILL.encode())
         connection.execute("ANALYZE")
     return settings
@@ -51,7 +51,7 @@ def settings(servers: EmbeddedServers, template_database: str, tmp_path_factory:
 @pytest.fixture
 def read(settings: Settings) -> Callable[[str], UUID]:
     def value(query: str) -> UUID:
-        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        with psycopg.connect(settings.database.url.get_secret_value()) as connection:
             row = connection.execute(query.encode()).fetchone()
         assert row is not None
         return row[0]

@@ -47,7 +47,7 @@ def task(settings: Settings, database: Database) -> Iterator[SplitRecording]:
 @pytest.fixture
 def engine(settings: Settings, database: Database, task: SplitRecording) -> JobRunner:
     deletion = DeleteAudio(database, BlobFolder(settings.blob_dir))
-    return JobRunner(settings, database, Broker(settings.broker_url), {Lane.ingest: task, Lane.maintenance: deletion})
+    return JobRunner(settings, database, Broker(settings.broker.url), {Lane.ingest: task, Lane.maintenance: deletion})
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def work(database: Database, engine: JobRunner) -> Callable[[], None]:
 
 @pytest.fixture
 def upkeep(settings: Settings, database: Database, work: Callable[[], None]) -> Callable[[], None]:
-    sweeper = Sweeper(settings, database, Broker(settings.broker_url), "bundle")
+    sweeper = Sweeper(settings, database, Broker(settings.broker.url), "bundle")
 
     def upkeep() -> None:
         sweeper.sweep()
@@ -237,7 +237,7 @@ def test_a_recording_of_a_known_subject_continues_their_turn_order(
         session = api.post("/v1/sessions", json={"subject_ref": "Ana"}).json()["id"]
         post(api, session, call(), channels=json.dumps(CHANNELS[1:] + CHANNELS[:1]))  # it is Ana who speaks twice
         work()
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         found = connection.execute("SELECT position FROM turns WHERE speaker = 'Ana' ORDER BY created_at, index")
         assert [position for (position,) in found] == [0, 1, 2, 3]
 
@@ -245,12 +245,12 @@ def test_a_recording_of_a_known_subject_continues_their_turn_order(
 def test_the_audio_of_a_turn_is_kept_until_the_recording_is_split(
     api: TestClient, task: SplitRecording, work: Callable[[], None], settings: Settings, database: Database
 ) -> None:
-    task._settings = settings.model_copy(update={"audio_retention_days": 0.0})
+    task._settings = settings.updated(audio={"retention_days": 0.0})
     session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
     store = task._store
 
-    def store_and_sweep(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Utterance:
-        cut = store(call, voice, start, sound)
+    def store_and_sweep(work: RecordingWork, channel: Channel, start: float, samples: Samples) -> Utterance:
+        cut = store(work, channel, start, samples)
         with database.transaction() as transaction:
             transaction.recordings.expire()
         return cut
@@ -336,20 +336,20 @@ def test_of_two_workers_that_split_the_same_recording_the_later_claim_writes(
     location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
     store, taken_over = task._store, []
 
-    def slow(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Utterance:
+    def slow(work: RecordingWork, channel: Channel, start: float, samples: Samples) -> Utterance:
         if not taken_over:
             taken_over.append(True)
-            with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+            with psycopg.connect(settings.database.url.get_secret_value()) as connection:
                 connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
             with ThreadPoolExecutor(1) as another_worker:  # takes the job over and finishes it
                 another_worker.submit(work).result(60)
-        return store(call, voice, start, sound)
+        return store(work, channel, start, samples)
 
     task._store = slow
     work()
     assert sum(api.get(location).json()["turns"].values()) == 3
     assert len(api.get(f"/v1/sessions/{session_id}/history").json()["turns"]) == 3
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         cuts = connection.execute("SELECT count(*) FROM recordings WHERE source_id IS NOT NULL").fetchone()
     assert cuts == (3,)
 
@@ -360,11 +360,11 @@ def test_deleting_the_session_stops_the_splitting_and_leaves_no_audio(
     location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
     store, count = task._store, []
 
-    def store_two(call: RecordingWork, voice: Channel, start: float, sound: Samples) -> Utterance:
+    def store_two(work: RecordingWork, channel: Channel, start: float, samples: Samples) -> Utterance:
         if len(count) == 2:
             assert api.delete(f"/v1/sessions/{session_id}").status_code == 204
         count.append(True)
-        return store(call, voice, start, sound)
+        return store(work, channel, start, samples)
 
     task._store = store_two
     work()
@@ -376,7 +376,7 @@ def test_a_quarantined_recording_can_be_listed_and_retried(
     api: TestClient, session_id: str, task: SplitRecording, engine: JobRunner, database: Database, settings: Settings
 ) -> None:
     location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
-    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    engine._settings = settings.updated(jobs={"max_attempts": 1})
     task._blobs = Dies(settings.blob_dir)
 
     def the_job() -> Job:
@@ -389,7 +389,7 @@ def test_a_quarantined_recording_can_be_listed_and_retried(
     assert api.get(location).json()["error"]["code"] == "attempts_exhausted"
     assert len(blobs(settings)) == 2
     with database.transaction() as transaction:
-        transaction.job_admin.requeue(the_job(), lease=settings.lease)
+        transaction.job_admin.requeue(the_job(), lease=settings.jobs.lease)
     task._blobs = BlobFolder(settings.blob_dir)
     engine.run(the_job().id)
     assert sum(api.get(location).json()["turns"].values()) == 3
@@ -404,13 +404,13 @@ def test_a_quarantined_recording_is_deleted_with_the_audio_of_its_turns_after_so
     upkeep: Callable[[], None],
     settings: Settings,
 ) -> None:
-    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    engine._settings = settings.updated(jobs={"max_attempts": 1})
     task._blobs = Dies(settings.blob_dir)
     post(api, session_id, call(), channels=json.dumps(CHANNELS))
     work()
     upkeep()
     assert len(blobs(settings)) == 2
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET updated_at = now() - interval '8 days'")
     upkeep()
     upkeep()
@@ -420,7 +420,7 @@ def test_a_quarantined_recording_is_deleted_with_the_audio_of_its_turns_after_so
 def test_a_recording_that_is_too_long_is_refused_by_its_header_or_when_it_is_decoded(
     api: TestClient, session_id: str, task: SplitRecording, work: Callable[[], None], settings: Settings
 ) -> None:
-    brief = settings.model_copy(update={"max_recording_s": 2.0, "max_turn_s": 1.0})
+    brief = settings.updated(audio={"max_recording_s": 2.0, "max_turn_s": 1.0})
     with TestClient(create_app(brief), headers=dict(api.headers)) as strict:
         assert post(strict, session_id, encoded("flac", tone(1.5))).status_code == 202
         refused = post(strict, session_id, encoded("flac", tone(5)))

@@ -81,7 +81,7 @@ def proxied(app: ASGIApp, *, removes_prefix: bool, names_prefix: bool) -> ASGIAp
 def test_every_address_has_the_prefix(
     settings: Settings, make_key: MakeKey, removes_prefix: bool, names_prefix: bool
 ) -> None:
-    own = settings if names_prefix else settings.model_copy(update={"root_path": "/tenor"})
+    own = settings if names_prefix else settings.updated(api={"root_path": "/tenor"})
     app = proxied(create_app(own), removes_prefix=removes_prefix, names_prefix=names_prefix)
     headers = {"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}"}
     with TestClient(app, "https://tenor.example.com", client=("127.0.0.1", 1), headers=headers) as client:
@@ -168,7 +168,7 @@ def listens(port: int) -> bool:
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 def test_the_example_for_nginx_works(settings: Settings, make_key: MakeKey, tmp_path: Path) -> None:
     headers = {"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}"}
-    with serving(settings, max_body_bytes=str(2 * 2**20)) as (api, _):
+    with serving(settings, api_max_body_bytes=str(2 * 2**20)) as (api, _):
         for removes_prefix in (False, True):
             with nginx(tmp_path / str(removes_prefix), api, removes_prefix=removes_prefix) as client:
                 client.headers |= headers | {"X-Forwarded-Prefix": "/evil", "Forwarded": "host=evil.example"}

@@ -25,7 +25,7 @@ def query(path: Path, lane: Lane) -> str:
 def test_the_autoscaler_sees_how_long_a_lane_has_waited(
     api: TestClient, session_id: str, settings: Settings, path: Path, lane: Lane
 ) -> None:
-    with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value(), autocommit=True) as connection:
 
         def asked() -> object:
             row = connection.execute(query(path, lane)).fetchone()  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -36,8 +36,8 @@ def start(settings: Settings, tmp_path: Path) -> Start:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))]),
         "TENOR_DATA_DIR": str(settings.data_dir),
-        "TENOR_DATABASE_URL": settings.database_url.get_secret_value(),
-        "TENOR_BROKER_URL": settings.broker_url.get_secret_value(),
+        "TENOR_DATABASE_URL": settings.database.url.get_secret_value(),
+        "TENOR_BROKER_URL": settings.broker.url.get_secret_value(),
     }
 
     def run(module: Sequence[str]) -> "subprocess.CompletedProcess[str]":

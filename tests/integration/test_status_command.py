@@ -25,8 +25,8 @@ WORKER = UUID(int=7)
 
 @pytest.fixture
 def tenor(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenor]:
-    monkeypatch.setenv("TENOR_DATABASE_URL", settings.database_url.get_secret_value())
-    monkeypatch.setenv("TENOR_BROKER_URL", settings.broker_url.get_secret_value())
+    monkeypatch.setenv("TENOR_DATABASE_URL", settings.database.url.get_secret_value())
+    monkeypatch.setenv("TENOR_BROKER_URL", settings.broker.url.get_secret_value())
     monkeypatch.setenv("COLUMNS", "120")
     get_settings.cache_clear()
     yield lambda *arguments: CliRunner().invoke(app, ["status", *map(str, arguments)])
@@ -43,7 +43,7 @@ def add_turn(api: TestClient, session_id: str, lane: str = "interactive") -> Non
 
 
 def change(settings: Settings, statement: str) -> None:
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute(statement)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 

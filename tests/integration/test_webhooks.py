@@ -75,7 +75,7 @@ def other_receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"webhook_private": True})
+    return settings.updated(webhooks={"allow_private": True})
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def analysis() -> Analysis:
 
 @pytest.fixture
 def engine(settings: Settings, database: Database, analysis: Analysis) -> JobRunner:
-    return JobRunner(settings, database, Broker(settings.broker_url), dict.fromkeys(TURN_LANES, analysis))
+    return JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, analysis))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def make_lane(settings: Settings, database: Database, engine: JobRunner) -> Iter
 
     def make(**changes: Any) -> DeliveryLane:  # noqa: ANN401
         changed = settings.model_copy(update=changes)
-        lanes.append(DeliveryLane(changed, database, JobRunner(changed, database, Broker(changed.broker_url), {})))
+        lanes.append(DeliveryLane(changed, database, JobRunner(changed, database, Broker(changed.broker.url), {})))
         return lanes[-1]
 
     yield make
@@ -161,18 +161,18 @@ def claim(database: Database, job: Job) -> Job:
 
 
 def end_pauses(settings: Settings) -> None:
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE webhooks SET paused_until = now() WHERE paused_until IS NOT NULL")
         connection.execute("UPDATE jobs SET lease_until = now() WHERE lane = 'delivery' AND status = 'queued'")
 
 
 def let_leases_run_out(settings: Settings) -> None:
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
 
 
 def sweep(settings: Settings, database: Database) -> None:
-    Sweeper(settings, database, Broker(settings.broker_url), "bundle").sweep()
+    Sweeper(settings, database, Broker(settings.broker.url), "bundle").sweep()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_whoever_is_to_be_told_is_told_at_once_how_a_turn_ended_and_nothing_that
 ) -> None:
     turn = add_turn()
     analysis.error = error
-    engine._settings = settings.model_copy(update={"max_attempts": 1})
+    engine._settings = settings.updated(jobs={"max_attempts": 1})
     engine.run(turn.id)
     assert broker.llen(Lane.delivery.value) == 1
     assert deliver() is None
@@ -223,7 +223,7 @@ def test_a_turn_that_an_operator_or_the_sweeper_ends_is_told_too(
 ) -> None:
     claim(database, add_turn())
     let_leases_run_out(settings)
-    sweep(settings.model_copy(update={"max_attempts": 1}), database)
+    sweep(settings.updated(jobs={"max_attempts": 1}), database)
     deliver()
     with database.transaction() as transaction:
         transaction.job_admin.drop(add_turn(), lease=LEASE)
@@ -282,7 +282,7 @@ def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
     receiver.drips = False
     assert slow is not None
     assert slow.error_message == "the receiver could not be reached (TimeoutError)"
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE webhooks SET url = 'http://127.0.0.1:1/'")
     down = deliver()
     assert down is not None
@@ -302,14 +302,14 @@ def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_it_is_ma
 ) -> None:
     receiver.answer = 503
     engine.run(add_turn().id)
-    for _ in range(settings.max_attempts + 1):
+    for _ in range(settings.jobs.max_attempts + 1):
         deliver()
     sweep(settings, database)
     broker.flushdb()
     let_leases_run_out(settings)
     sweep(settings, database)
     (waiting,) = deliveries(database)
-    assert (waiting.status, waiting.attempts) == (JobStatus.queued, settings.max_attempts + 1)
+    assert (waiting.status, waiting.attempts) == (JobStatus.queued, settings.jobs.max_attempts + 1)
     receiver.answer = 204
     end_pauses(settings)
     make_lane().start()
@@ -407,7 +407,7 @@ def test_a_webhook_may_be_deleted_while_it_is_told(
     told = claim(database, deliveries(database)[0])
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as ending:
-            ending.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=False)
+            ending.webhooks.record_failure(UUID(webhook["id"]), settings.webhooks.pauses, trial=False)
             deletion = pool.submit(api.delete, f"/v1/webhooks/{webhook['id']}")
             time.sleep(0.3)  # by then it waits for us
             assert ending.deliveries.succeed(told)
@@ -442,7 +442,7 @@ def add_events(add_turn: AddTurn, settings: Settings) -> AddEvents:
     turn = add_turn()
 
     def add(webhook: dict[str, Any], count: int) -> None:
-        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        with psycopg.connect(settings.database.url.get_secret_value()) as connection:
             connection.execute(
                 "WITH d AS (INSERT INTO deliveries (webhook_id, turn_id, turn_status)"
                 " SELECT %s, %s, 'succeeded' FROM generate_series(1, %s) RETURNING id, webhook_id)"
@@ -502,11 +502,11 @@ def test_leases_of_events_under_way_are_renewed(
     receiver.answers.clear()
     add_events(webhook, 3)
     lane, other = make_lane(lease_s=1), make_lane(lease_s=1)
-    renewing = settings.model_copy(update={"lease_s": 1})
+    renewing = settings.updated(jobs={"lease_s": 1})
     sweeper = Sweeper(
         renewing,
         database,
-        Broker(settings.broker_url),
+        Broker(settings.broker.url),
         "bundle",
         running_jobs=lambda: lane.running_jobs + other.running_jobs,
     )
@@ -623,7 +623,7 @@ def test_a_webhook_that_keeps_failing_is_paused_for_all_until_one_event_is_recei
     assert shown["paused_until"] is not None
     assert shown["consecutive_failures"] == 5
     assert 5 <= tried <= 12
-    time.sleep(4 * settings.sweep_interval_s)
+    time.sleep(4 * settings.worker.sweep_interval_s)
     assert len(receiver.heard) == tried
     end_pauses(settings)
     wait_for(lambda: state(api)["consecutive_failures"] == 6)
@@ -651,7 +651,7 @@ def test_each_pause_is_twice_as_long_and_none_is_longer_than_an_hour(
 ) -> None:
     def fail(*, trial: bool) -> float | None:
         with database.transaction() as transaction:
-            pause = transaction.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=trial)
+            pause = transaction.webhooks.record_failure(UUID(webhook["id"]), settings.webhooks.pauses, trial=trial)
         return None if pause is None else pause.total_seconds()
 
     assert [fail(trial=False) for _ in range(7)] == [None, None, None, None, 10, None, None]
@@ -664,7 +664,7 @@ def test_of_a_paused_webhook_one_event_is_taken_up_once_its_pause_has_ended(
     add_events(webhook, 5)
     for _ in range(5):
         with database.transaction() as transaction:
-            transaction.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=False)
+            transaction.webhooks.record_failure(UUID(webhook["id"]), settings.webhooks.pauses, trial=False)
     assert claim_deliveries(database) == []
     end_pauses(settings)
     with ThreadPoolExecutor(4) as pool:
@@ -682,7 +682,7 @@ def test_an_event_waits_a_day_for_a_paused_webhook_without_using_attempts_and_is
     settings: Settings,
 ) -> None:
     def age(hours: float) -> None:
-        with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        with psycopg.connect(settings.database.url.get_secret_value()) as connection:
             since = "now() - make_interval(secs => %s)"
             connection.execute(f"UPDATE jobs SET lease_until = {since} WHERE lane = 'delivery'", [hours * 3600])
 
@@ -690,7 +690,7 @@ def test_an_event_waits_a_day_for_a_paused_webhook_without_using_attempts_and_is
     age(30)
     sweep(settings, database)
     assert [job.status for job in deliveries(database)] == [JobStatus.queued]  # it is not paused
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE webhooks SET consecutive_failures = 9, paused_until = now() + interval '1 h'")
     for hours, status in ((23, JobStatus.queued), (25, JobStatus.quarantined)):
         age(hours)
@@ -710,7 +710,7 @@ def test_a_turn_that_ends_while_the_state_of_a_webhook_changes_is_told(
 ) -> None:
     turn = claim(database, add_turn())
     with database.transaction() as changing:
-        changing.webhooks.record_failure(UUID(webhook["id"]), settings.webhook_pauses, trial=False)
+        changing.webhooks.record_failure(UUID(webhook["id"]), settings.webhooks.pauses, trial=False)
         with database.transaction() as transaction:
             assert len(transaction.jobs.succeed(turn, lease=LEASE) or ()) == 1
 
@@ -784,7 +784,7 @@ def test_a_name_that_is_not_resolved_in_time_holds_one_thread_and_nobody_else(
         return real("127.0.0.1", *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+    with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         url = "UPDATE webhooks SET url = %s WHERE id = %s"
         connection.execute(url, [f"http://hangs.test:{receiver.port}/", webhook["id"]])
         connection.execute(url, [f"http://fine.test:{other_receiver.port}/", others_webhook["id"]])
@@ -1008,7 +1008,7 @@ def test_a_tenant_has_only_so_many_webhooks(api: TestClient) -> None:
 
 
 def test_a_webhook_in_clear_is_refused_unless_it_is_in_ones_own_network(settings: Settings, make_key: MakeKey) -> None:
-    with TestClient(create_app(settings.model_copy(update={"webhook_private": False}))) as client:
+    with TestClient(create_app(settings.updated(webhooks={"allow_private": False}))) as client:
         headers = {"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}"}
         answer = client.post("/v1/webhooks", json={"url": "http://example.com/?token=hunter2"}, headers=headers)
     assert (answer.status_code, answer.json()["detail"]) == (422, "url: should begin with https://")

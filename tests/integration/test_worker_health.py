@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from services.embedded.servers import free_port
 from shared.domain.job import Lane
 from shared.messaging.broker import celery_app
-from shared.settings import Settings
+from shared.settings import BrokerSettings, Settings
 from tests.conftest import PATIENCE, wait_for
 from tests.integration.conftest import broker_answers
 from workers import health
@@ -32,8 +32,8 @@ def test_a_worker_is_healthy_while_it_is_connected_to_the_broker(
     monkeypatch.setattr(health, "MAX_AGE_S", PATIENCE)
     monkeypatch.setattr(health, "_TOUCH_S", 0.2)
     port = free_port()
-    settings = Settings(data_dir=tmp_path / "data", broker_url=SecretStr(f"redis://127.0.0.1:{port}/0"))
-    consumer = Consumer(celery_app(settings.broker_url), Lane.interactive, 1, lambda _: True)
+    settings = Settings(data_dir=tmp_path / "data", broker=BrokerSettings(url=SecretStr(f"redis://127.0.0.1:{port}/0")))
+    consumer = Consumer(celery_app(settings.broker.url), Lane.interactive, 1, lambda _: True)
     reporter = HealthReporter(settings, [consumer])
     assert "no worker runs here" in (check_health(settings) or "")
     broker = start_broker(port)

@@ -14,7 +14,7 @@ from services.cli.main import app
 from shared.errors import BundleError
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.loading import MANIFEST, read_manifest, write_manifest
-from shared.settings import Batches, BatchLimits, Settings
+from shared.settings import Batches, BatchLimits, ModelSettings, Settings
 from tests.tiny_models import write_bundle
 
 TEXT = XLMRobertaConfig(
@@ -44,7 +44,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(**batches: BatchLimits) -> Settings:
-    return Settings(device="cpu", batches=Batches(**batches))
+    return Settings(batches=Batches(**batches), models=ModelSettings(device="cpu"))
 
 
 def test_every_encoder_is_measured_with_every_number_of_clips_in_flight() -> None:

@@ -111,13 +111,13 @@ def test_a_gpu_computes_in_half_precision(
     assert of() == Execution("cuda", precision)
     assert of(precision="float32") == Execution("cuda", torch.float32)
     if not has_bfloat16:
-        with pytest.raises(SetupError, match=r"TENOR_PRECISION is bfloat16.*use float16"):
+        with pytest.raises(SetupError, match=r"TENOR_MODELS_PRECISION is bfloat16.*use float16"):
             of(precision="bfloat16")
 
 
 def test_a_missing_gpu_raises_a_setup_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SetupError, match="TENOR_DEVICE is cuda"):
+    with pytest.raises(SetupError, match="TENOR_MODELS_DEVICE is cuda"):
         of(device="cuda")
 
 
@@ -126,5 +126,7 @@ def test_compiling_without_a_compiler_raises_a_setup_error(monkeypatch: pytest.M
         raise RuntimeError("No working C++ compiler found\n in a long trace")
 
     monkeypatch.setattr(execution.torch, "compile", no_compiler)
-    with pytest.raises(SetupError, match=r"TENOR_COMPILE is set.*for cpu here: No working C\+\+ compiler found$"):
+    with pytest.raises(
+        SetupError, match=r"TENOR_MODELS_COMPILE is set.*for cpu here: No working C\+\+ compiler found$"
+    ):
         of(device="cpu", compile=True)

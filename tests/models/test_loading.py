@@ -13,7 +13,7 @@ from shared.modeling import hub, loading, whisper_weights
 from shared.modeling.loading import MANIFEST, SHIPPED_BUNDLES, bundle_folder, read_manifest, verify_files
 from shared.modeling.pipeline import Pipeline, load_pipeline
 from shared.modeling.predictor import ClassifierPredictor
-from shared.settings import Settings
+from shared.settings import ModelSettings, Settings
 from tests import checkpoints
 from tests.audio_clips import tone
 from tests.tiny_models import pipeline, write_bundle
@@ -189,8 +189,8 @@ def test_the_id_of_a_bundle_depends_on_its_transcriber(folder: Path, tmp_path: P
 
 
 def test_naming_two_whisper_models_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="TENOR_WHISPER and TENOR_WHISPER_DIR name two models"):
-        Settings(whisper="small", whisper_dir=tmp_path)
+    with pytest.raises(ValidationError, match="TENOR_MODELS_WHISPER and TENOR_MODELS_WHISPER_DIR name two models"):
+        Settings(models=ModelSettings(whisper="small", whisper_dir=tmp_path))
 
 
 def test_a_transcriber_of_an_unknown_kind_is_refused_by_name(folder: Path) -> None:

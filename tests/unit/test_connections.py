@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from services.api.connections import Connection, Connections, client_network
-from shared.settings import Settings
+from shared.settings import ApiSettings, Settings
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_connection_limit_follows_the_limit_of_open_files(limit: str, allowe
     command = ["sh", "-c", f'ulimit {limit} && exec "$0" -c "$1"', sys.executable, code]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert told.stdout == f"{allowed}\n"
-    assert ("TENOR_MAX_CONNECTIONS is lowered from 500 to 80" in told.stderr) is (allowed == 80)
+    assert ("TENOR_API_MAX_CONNECTIONS is lowered from 500 to 80" in told.stderr) is (allowed == 80)
 
 
 class Transport(asyncio.Transport):
@@ -67,7 +67,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 def test_a_client_that_reads_slowly_stays_and_one_that_does_not_read_is_dropped(
     loop: asyncio.AbstractEventLoop, unsent: list[int], stays: bool
 ) -> None:
-    connections = Connections(Settings(send_timeout_s=5, header_timeout_s=100), 10)
+    connections = Connections(Settings(api=ApiSettings(send_timeout_s=5, header_timeout_s=100)), 10)
     connection = Connection(connections, uvicorn.Config(FastAPI(), ws="none"), ServerState(), {}, loop)
     transport = Transport()
     connection.connection_made(transport)

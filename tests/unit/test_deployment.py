@@ -105,13 +105,13 @@ def test_prometheus_finds_the_api_and_every_worker_where_they_answer() -> None:
     found = [place for job in jobs for place in job["dns_sd_configs"]]
     for place in found:
         for name in place["names"]:
-            assert COMPOSE["services"][name]["environment"]["TENOR_METRICS_PORT"] == place["port"]
+            assert COMPOSE["services"][name]["environment"]["TENOR_OBSERVABILITY_METRICS_PORT"] == place["port"]
     assert "9100" not in str(COMPOSE["services"]["api"]["ports"])
     assert {name for place in found for name in place["names"]} == {"api", "worker", "worker-cuda"}
     (port,) = {place["port"] for place in found}
     for item in everything("Deployment"):
         (container,) = item["spec"]["template"]["spec"]["containers"]
-        assert {"name": "TENOR_METRICS_PORT", "value": str(port)} in container["env"]
+        assert {"name": "TENOR_OBSERVABILITY_METRICS_PORT", "value": str(port)} in container["env"]
         assert {"name": "metrics", "containerPort": port} in container["ports"]
     (service,) = everything("Service")
     assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
@@ -129,9 +129,9 @@ def test_only_the_monitoring_rule_opens_the_metrics_port() -> None:
 
 def test_production_containers_log_json() -> None:
     (config,) = everything("ConfigMap")
-    assert config["data"]["TENOR_LOG_FORMAT"] == "json"
+    assert config["data"]["TENOR_OBSERVABILITY_LOG_FORMAT"] == "json"
     for name in ("api", "worker", "worker-cuda"):
-        assert unless_set(COMPOSE["services"][name]["environment"]["TENOR_LOG_FORMAT"]) == "json"
+        assert unless_set(COMPOSE["services"][name]["environment"]["TENOR_OBSERVABILITY_LOG_FORMAT"]) == "json"
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -171,12 +171,14 @@ def test_every_deployment_has_a_probe_and_a_disruption_budget() -> None:
 
 def test_a_worker_is_given_longer_to_end_than_it_takes() -> None:
     (config,) = everything("ConfigMap")
-    drain = int(config["data"]["TENOR_DRAIN_S"])
+    drain = int(config["data"]["TENOR_WORKER_DRAIN_S"])
     for item in everything("Deployment"):
         assert item["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == drain + 15
     for name in ("worker", "worker-cuda"):
         service = COMPOSE["services"][name]
-        assert service["stop_grace_period"] == f"{int(unless_set(service['environment']['TENOR_DRAIN_S'])) + 15}s"
+        assert (
+            service["stop_grace_period"] == f"{int(unless_set(service['environment']['TENOR_WORKER_DRAIN_S'])) + 15}s"
+        )
 
 
 def test_the_number_of_workers_follows_the_queue_alone() -> None:

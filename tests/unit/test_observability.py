@@ -30,7 +30,7 @@ from shared.observability.tracing import (
     start_tracing,
     stop_tracing,
 )
-from shared.settings import Settings
+from shared.settings import ObservabilitySettings, Settings
 from tests.trace_collector import Collector, collecting
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -112,7 +112,10 @@ def test_two_requests_without_an_id_get_different_ids() -> None:
 
 
 def test_the_error_names_the_setting_of_a_port_in_use() -> None:
-    with socket.create_server(("0.0.0.0", 0)) as taken, pytest.raises(SetupError, match=r"TENOR_METRICS_PORT.*in use"):
+    with (
+        socket.create_server(("0.0.0.0", 0)) as taken,
+        pytest.raises(SetupError, match=r"TENOR_OBSERVABILITY_METRICS_PORT.*in use"),
+    ):
         serve_metrics(taken.getsockname()[1])
 
 
@@ -120,7 +123,7 @@ def test_the_error_names_the_setting_of_a_port_in_use() -> None:
 def collector() -> Iterator[Collector]:
     """A collector to which this process sends its spans."""
     with collecting() as collector:
-        start_tracing(Settings(otlp_endpoint=collector.url), "tenor-test")
+        start_tracing(Settings(observability=ObservabilitySettings(otlp_endpoint=collector.url)), "tenor-test")
         yield collector
         stop_tracing()
 
@@ -190,7 +193,7 @@ def test_a_span_may_end_on_another_thread(collector: Collector) -> None:
 
 
 def test_stopping_does_not_wait_for_a_collector_that_does_not_answer() -> None:
-    start_tracing(Settings(otlp_endpoint="http://127.0.0.1:1"), "tenor-test")
+    start_tracing(Settings(observability=ObservabilitySettings(otlp_endpoint="http://127.0.0.1:1")), "tenor-test")
     with start_as_current_span("request"):
         assert current_traceparent()
     stopping = threading.Thread(target=stop_tracing)
@@ -216,7 +219,7 @@ def test_without_a_collector_a_callers_traceparent_is_passed_on() -> None:
 @pytest.mark.parametrize("url", ["collector:4318", "grpc://collector:4317", "http://"])
 def test_a_collector_is_named_by_an_http_url(url: str) -> None:
     with pytest.raises(ValidationError, match="should begin with http"):
-        Settings(otlp_endpoint=url)
+        Settings(observability=ObservabilitySettings(otlp_endpoint=url))
 
 
 def run(program: str) -> "subprocess.CompletedProcess[str]":
@@ -232,7 +235,7 @@ def test_without_a_collector_the_sdk_is_not_imported() -> None:
 
 
 def test_without_the_tracing_extra_the_error_says_what_to_install() -> None:
-    start = "start_tracing(Settings(otlp_endpoint='http://127.0.0.1:1'), 'tenor')"
+    start = "start_tracing(Settings(observability=ObservabilitySettings(otlp_endpoint='http://127.0.0.1:1')), 'tenor')"
     imports = "from shared.settings import Settings; from shared.observability.tracing import start_tracing"
     result = run(f"import sys; sys.modules['opentelemetry.sdk'] = None; {imports}; {start}")
     assert "SetupError" in result.stderr

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.api.proxies import ForwardedHeaders
 from shared.errors import SetupError
-from shared.settings import Settings, get_settings
+from shared.settings import ApiSettings, get_settings
 
 PROXY, CLIENT = "10.1.2.3", "203.0.113.7"
 TRUSTED = [ip_network("10.0.0.0/8"), ip_network("::1")]
@@ -105,12 +105,12 @@ def test_no_header_makes_a_request_fail(headers: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ROOT_PATH", "tenor", "TENOR_ROOT_PATH: .*begins with /"),
-        ("ROOT_PATH", "https://example.com/tenor", "TENOR_ROOT_PATH"),
-        ("ROOT_PATH", "/a/../b", "TENOR_ROOT_PATH"),
-        ("ROOT_PATH", "/v1", "TENOR_ROOT_PATH: .*not be /v1"),
-        ("TRUSTED_PROXIES", "10.0.0.0/8, proxy", "TENOR_TRUSTED_PROXIES: .*'proxy'"),
-        ("TRUSTED_PROXIES", "10.0.0.1/8", "TENOR_TRUSTED_PROXIES: .*host bits"),
+        ("API_ROOT_PATH", "tenor", "TENOR_API_ROOT_PATH: .*begins with /"),
+        ("API_ROOT_PATH", "https://example.com/tenor", "TENOR_API_ROOT_PATH"),
+        ("API_ROOT_PATH", "/a/../b", "TENOR_API_ROOT_PATH"),
+        ("API_ROOT_PATH", "/v1", "TENOR_API_ROOT_PATH: .*not be /v1"),
+        ("API_TRUSTED_PROXIES", "10.0.0.0/8, proxy", "TENOR_API_TRUSTED_PROXIES: .*'proxy'"),
+        ("API_TRUSTED_PROXIES", "10.0.0.1/8", "TENOR_API_TRUSTED_PROXIES: .*host bits"),
     ],
 )
 def test_an_invalid_proxy_setting_is_named(
@@ -124,7 +124,7 @@ def test_an_invalid_proxy_setting_is_named(
 
 
 def test_proxy_networks_are_read_from_the_environment() -> None:
-    settings = Settings(root_path="/tenor/", trusted_proxies="10.0.0.0/8, ::1")
+    settings = ApiSettings(root_path="/tenor/", trusted_proxies="10.0.0.0/8, ::1")
     assert (settings.root_path, list(settings.proxy_networks)) == ("/tenor", TRUSTED)
 
 

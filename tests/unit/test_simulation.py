@@ -16,7 +16,7 @@ from benchmarks.capacity.simulation import CELL, Demand, Outcome, simulate, smal
 from services.cli.main import app
 from shared.domain.job import Lane
 from shared.errors import InvalidRequest, SetupError
-from shared.settings import Batches, BatchLimits, Settings
+from shared.settings import Batches, BatchLimits, Settings, WorkerSettings
 
 TRAFFIC = dict.fromkeys(Traffic.model_fields, 1.0)
 CALM = Demand(conversations=1, every_s=10)
@@ -37,7 +37,9 @@ def batches(**limits: float) -> Batches:
 
 
 def threads(interactive: int, bulk: int = 0, **limits: float) -> Settings:
-    return Settings(worker_threads=interactive, bulk_threads=bulk, batches=batches(**limits))
+    return Settings(
+        batches=batches(**limits), worker=WorkerSettings(interactive_threads=interactive, bulk_threads=bulk)
+    )
 
 
 LIKE_A_WORKER = costs(

@@ -82,7 +82,7 @@ class AnalyzeTurn:
             STAGE_SECONDS.labels("decode").time(),
             self._blobs.open(work.recording.uri) as recording,
         ):
-            return self._audio.decode(recording, self._settings.max_turn_s)
+            return self._audio.decode(recording, self._settings.audio.max_turn_s)
 
 
 def _with_stage(on_stage: StageEntered, submit: StageRunner) -> StageRunner:

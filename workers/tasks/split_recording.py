@@ -69,7 +69,7 @@ class SplitRecording:
         def write(transaction: Transaction) -> Sequence[Message]:
             turns = transaction.turns.add_all([_turn(work, utterance) for utterance in utterances])
             new = [_analysis_job(work, turn) for turn in turns]
-            return [message for _, message in transaction.jobs.enqueue(new, lease=self._settings.lease) if message]
+            return [message for _, message in transaction.jobs.enqueue(new, lease=self._settings.jobs.lease) if message]
 
         return write
 
@@ -81,7 +81,7 @@ class SplitRecording:
         on_stage("fetch")
         with self._blobs.open(work.recording.uri) as recording:
             part_s = max(2 * MAX_UTTERANCE_S, _PART_S / len(splitters))
-            parts = self._audio.decode_parts(recording, len(splitters), part_s, self._settings.max_recording_s)
+            parts = self._audio.decode_parts(recording, len(splitters), part_s, self._settings.audio.max_recording_s)
             for number, channels in enumerate(parts):
                 on_stage(f"part {number}")
                 for channel, splitter, samples in zip(work.channels, splitters, channels, strict=True):
@@ -119,7 +119,7 @@ class SplitRecording:
                 media_type="audio/flac",
                 duration_s=duration,
                 channel_count=1,
-                retention=self._settings.audio_retention if work.consent.retain_audio else None,
+                retention=self._settings.audio.retention if work.consent.retain_audio else None,
                 source_id=work.recording.id,
             )
         return Utterance(channel, start, start + duration, recording.id)

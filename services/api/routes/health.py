@@ -23,7 +23,7 @@ def check_readiness(resources: ResourcesDep) -> Readiness:
     resources.broker.ping()
     _check_room(resources.database)
     with resources.database.transaction() as transaction:
-        workers = transaction.workers.count(seen_within=resources.settings.lease)
+        workers = transaction.workers.count(seen_within=resources.settings.jobs.lease)
     return Readiness(database="ok", broker="ok", workers=workers)
 
 

@@ -39,13 +39,13 @@ _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _CONTENT}}
 async def add_turn(session_id: UUID, request: Request, resources: ResourcesDep, key: WriteKey) -> Response:
     body = await parse_json_turn(request)
     if body is not None:
-        _check_text_length(body, resources.settings.max_text_chars)
+        _check_text_length(body, resources.settings.api.max_text_chars)
         turn = IngestRequest(key.tenant_id, session_id, body, identify(request, key, body))
         return respond(request, await resources.turn_batcher.submit(turn))
     read_key(request)  # a malformed key is refused before the recording is received
     await run_in_threadpool(resources.ingest.check_session, key.tenant_id, session_id)
     async with parse_audio_form(request, TurnIn) as (body, upload):
-        _check_text_length(body, resources.settings.max_text_chars)
+        _check_text_length(body, resources.settings.api.max_text_chars)
         idempotent = await run_in_threadpool(identify, request, key, body, upload)
         turn = IngestRequest(key.tenant_id, session_id, body, idempotent)
         answer = await resources.ingest.accept_upload(turn, upload)

@@ -23,7 +23,7 @@ events = APIRouter()
     summary="Register a URL for the events of turns",
 )
 def create_webhook(body: WebhookIn, request: Request, resources: ResourcesDep, key: ManageKey) -> Response:
-    if body.url.scheme != "https" and not resources.settings.webhook_private:
+    if body.url.scheme != "https" and not resources.settings.webhooks.allow_private:
         raise InvalidRequest("url: should begin with https://")
     idempotent = identify(request, key, body)
     with resources.database.transaction() as transaction:
