@@ -236,7 +236,10 @@ def test_without_a_collector_the_sdk_is_not_imported() -> None:
 
 def test_without_the_tracing_extra_the_error_says_what_to_install() -> None:
     start = "start_tracing(Settings(observability=ObservabilitySettings(otlp_endpoint='http://127.0.0.1:1')), 'tenor')"
-    imports = "from shared.settings import ObservabilitySettings, Settings; from shared.observability.tracing import start_tracing"
+    imports = (
+        "from shared.settings import ObservabilitySettings, Settings; "
+        "from shared.observability.tracing import start_tracing"
+    )
     result = run(f"import sys; sys.modules['opentelemetry.sdk'] = None; {imports}; {start}")
     assert "SetupError" in result.stderr
     assert "pip install 'tenor[tracing]'" in result.stderr
