@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -171,10 +171,11 @@ class BlobBucket:
         return digest.hexdigest()
 
     def open(self, uri: str) -> IO[bytes]:
-        local = SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115
-        with self._translated_errors("the recording cannot be read"):
+        with ExitStack() as stack, self._translated_errors("the recording cannot be read"):
+            local = stack.enter_context(SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES))
             local.writelines(obstore.get(self._store, uri).stream(min_chunk_size=_CHUNK_BYTES))
-        local.seek(0)
+            local.seek(0)
+            stack.pop_all()  # the caller closes the file
         return cast("IO[bytes]", local)
 
     def delete(self, uri: str) -> None:

@@ -254,7 +254,7 @@ def test_an_uploaded_turn_is_in_the_bucket_until_its_session_is_deleted(
 ) -> None:
     prefix = f"tenor/{uuid4()}"
     key = {"s3_access_key_id": SecretStr("id"), "s3_secret_access_key": SecretStr("not a real key")}
-    there = settings.model_copy(update={"blob_url": f"s3://{BUCKET}/{prefix}", "s3_endpoint": s3, **key})
+    there = settings.updated(blobs={"url": f"s3://{BUCKET}/{prefix}", "s3_endpoint": s3, **key})
     with TestClient(create_app(there), headers={"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}"}) as api:
         session = api.post("/v1/sessions", json={}).json()["id"]
         response = api.post(f"/v1/sessions/{session}/turns", files={"audio": ("a.wav", wav(), "audio/wav")})

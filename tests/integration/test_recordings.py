@@ -334,7 +334,7 @@ def test_of_two_workers_that_split_the_same_recording_the_later_claim_writes(
     api: TestClient, session_id: str, task: SplitRecording, settings: Settings, work: Callable[[], None]
 ) -> None:
     location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
-    store, taken_over = task._store, []
+    store, run_jobs, taken_over = task._store, work, []
 
     def slow(work: RecordingWork, channel: Channel, start: float, samples: Samples) -> Utterance:
         if not taken_over:
@@ -342,7 +342,7 @@ def test_of_two_workers_that_split_the_same_recording_the_later_claim_writes(
             with psycopg.connect(settings.database.url.get_secret_value()) as connection:
                 connection.execute("UPDATE jobs SET lease_until = now() - interval '1 s'")
             with ThreadPoolExecutor(1) as another_worker:  # takes the job over and finishes it
-                another_worker.submit(work).result(60)
+                another_worker.submit(run_jobs).result(60)
         return store(work, channel, start, samples)
 
     task._store = slow

@@ -97,11 +97,11 @@ def engine(settings: Settings, database: Database, analysis: Analysis) -> JobRun
 
 @pytest.fixture
 def make_lane(settings: Settings, database: Database, engine: JobRunner) -> Iterator[MakeLane]:
-    """A delivery lane, as every worker has one, with settings changed as given."""
+    """A delivery lane, as every worker has one, with the settings of webhooks changed as given."""
     lanes = list[DeliveryLane]()
 
-    def make(**changes: Any) -> DeliveryLane:  # noqa: ANN401
-        changed = settings.model_copy(update=changes)
+    def make(lease_s: float = settings.jobs.lease_s, **changes: Any) -> DeliveryLane:  # noqa: ANN401
+        changed = settings.updated(jobs={"lease_s": lease_s}, webhooks=changes)
         lanes.append(DeliveryLane(changed, database, JobRunner(changed, database, Broker(changed.broker.url), {})))
         return lanes[-1]
 
@@ -278,7 +278,7 @@ def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
 ) -> None:
     engine.run(add_turn().id)
     receiver.drips = True
-    slow = deliver(delivery_timeout_s=0.3)
+    slow = deliver(timeout_s=0.3)
     receiver.drips = False
     assert slow is not None
     assert slow.error_message == "the receiver could not be reached (TimeoutError)"
@@ -330,8 +330,8 @@ def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again
     receiver.answer = 503
     turn = add_turn()
     engine.run(turn.id)
-    deliver(delivery_attempts=2)
-    stuck = deliver(delivery_attempts=2)
+    deliver(max_attempts=2)
+    stuck = deliver(max_attempts=2)
     assert stuck is not None
     assert (stuck.status, stuck.error_code, stuck.tenant) == (JobStatus.quarantined, "attempts_exhausted", "acme")
     (shown,) = api.get("/v1/webhooks").json()["webhooks"]
@@ -353,7 +353,7 @@ def test_a_receiver_that_is_gone_is_told_nothing_any_more(
     first, second, third = add_turn(), add_turn(), add_turn()
     engine.run(first.id)
     engine.run(second.id)
-    ended = deliver(deliveries_per_webhook=1)
+    ended = deliver(in_flight_per_webhook=1)
     assert ended is not None
     assert (ended.status, ended.error_code) == (JobStatus.failed, "webhook_gone")
     engine.run(third.id)
@@ -478,7 +478,7 @@ def test_a_receiver_that_does_not_answer_has_few_requests_under_way_and_delays_n
 ) -> None:
     receiver.answers.clear()
     add_events(webhook, 300)
-    lane = make_lane(deliveries_in_flight=16, deliveries_per_webhook=4, delivery_timeout_s=30)
+    lane = make_lane(in_flight=16, in_flight_per_webhook=4, timeout_s=30)
     lane.start()
     wait_for(lambda: len(receiver.heard) == 4)
     for count in (1, 2, 3):
@@ -530,7 +530,7 @@ def test_a_lane_that_stops_ends_what_is_under_way_and_takes_nothing_more_up(
 ) -> None:
     receiver.answers.clear()
     add_events(webhook, 3)
-    lane = make_lane(deliveries_per_webhook=2)
+    lane = make_lane(in_flight_per_webhook=2)
     lane.start()
     wait_for(lambda: len(receiver.heard) == 2)
     lane.stop()
@@ -615,7 +615,7 @@ def test_a_webhook_that_keeps_failing_is_paused_for_all_until_one_event_is_recei
     else:
         receiver.answers.clear()
     add_events(webhook, 20)
-    lanes = [make_lane(delivery_timeout_s=0.3, deliveries_per_webhook=4, webhook_pause_s=60) for _ in range(2)]
+    lanes = [make_lane(timeout_s=0.3, in_flight_per_webhook=4, pause_s=60) for _ in range(2)]
     for lane in lanes:
         lane.start()
     wait_for(lambda: state(api)["state"] == "paused" and not any(lane.running_jobs for lane in lanes))
@@ -757,11 +757,11 @@ def test_of_an_answer_neither_endless_headers_nor_a_long_body_are_read(
 ) -> None:
     receiver.headers = b"X-Header: " + b"a" * 1000 + b"\r\n"
     engine.run(add_turn().id)
-    refused = deliver(delivery_timeout_s=30)
+    refused = deliver(timeout_s=30)
     assert refused is not None
     assert refused.error_message == "the receiver could not be reached (RemoteProtocolError)"
     receiver.headers, receiver.body = b"", b"a" * 1000
-    assert deliver(delivery_timeout_s=30) is None
+    assert deliver(timeout_s=30) is None
 
 
 def test_a_name_that_is_not_resolved_in_time_holds_one_thread_and_nobody_else(
@@ -789,7 +789,7 @@ def test_a_name_that_is_not_resolved_in_time_holds_one_thread_and_nobody_else(
         connection.execute(url, [f"http://hangs.test:{receiver.port}/", webhook["id"]])
         connection.execute(url, [f"http://fine.test:{other_receiver.port}/", others_webhook["id"]])
     add_events(webhook, 20)
-    make_lane(delivery_timeout_s=0.3).start()
+    make_lane(timeout_s=0.3).start()
     wait_for(lambda: bool(asked))
     add_events(others_webhook, 1)
     wait_for(lambda: len(other_receiver.heard) == 1, 2)
@@ -833,7 +833,7 @@ def tell(engine: JobRunner, add_turn: AddTurn, deliver: Deliver, database: Datab
         with database.transaction() as transaction:
             transaction.webhooks.create(transaction.accounts.ensure_tenant("acme"), url)
         engine.run(turn.id)
-        return deliver(webhook_private=private)
+        return deliver(allow_private=private)
 
     return tell
 
