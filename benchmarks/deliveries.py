@@ -26,7 +26,7 @@ from shared.store.database import Database
 WORKER = {
     "TENOR_WORKER_INTERACTIVE_THREADS": "0",
     "TENOR_WORKER_BULK_THREADS": "0",
-    "TENOR_WORKER_SPLIT_THREADS": "0",
+    "TENOR_WORKER_RECORDING_THREADS": "0",
     "TENOR_WEBHOOKS_ALLOW_PRIVATE": "true",
 }
 """The settings of a worker that only delivers events."""

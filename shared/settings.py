@@ -169,7 +169,7 @@ class WorkerSettings(_Area):
     bulk_threads: int = Field(
         default=2, ge=0, description="bulk turns that a worker analyses at once; 0: it takes none"
     )
-    split_threads: int = Field(
+    recording_threads: int = Field(
         default=1, ge=0, description="long recordings that a worker splits into turns at once; 0: it takes none"
     )
     maintenance_threads: int = Field(
@@ -190,7 +190,7 @@ class WorkerSettings(_Area):
         threads = {
             Lane.interactive: self.interactive_threads,
             Lane.bulk: self.bulk_threads,
-            Lane.ingest: self.split_threads,
+            Lane.recording: self.recording_threads,
             Lane.maintenance: self.maintenance_threads,
         }
         return {lane: count for lane, count in threads.items() if count}

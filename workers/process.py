@@ -94,7 +94,7 @@ def _load_models(settings: Settings) -> Pipeline:
 
 
 def _start_decoders(settings: Settings) -> AudioSandbox:
-    decoding = sum(count for lane, count in settings.worker.threads.items() if lane in (*TURN_LANES, Lane.ingest))
+    decoding = sum(count for lane, count in settings.worker.threads.items() if lane in (*TURN_LANES, Lane.recording))
     audio = AudioSandbox(decoding)
     if decoding:
         decode_clip_in_child(audio)
@@ -105,7 +105,7 @@ def _tasks(
     settings: Settings, database: Database, blobs: Blobs, audio: AudioSandbox, pipeline: Pipeline | None
 ) -> dict[Lane, Task[Any]]:
     tasks: dict[Lane, Task[Any]] = {
-        Lane.ingest: SplitRecording(settings, database, blobs, audio),
+        Lane.recording: SplitRecording(settings, database, blobs, audio),
         Lane.maintenance: DeleteAudio(database, blobs),
     }
     if pipeline is not None:

@@ -207,7 +207,7 @@ def _new_turn(request: IngestRequest, body: TurnIn, recording: Recording | None)
 def _new_job(request: IngestRequest, stored: Turn | Recording) -> NewJob:
     is_turn = isinstance(stored, Turn)
     return NewJob(
-        lane=request.body.lane if is_turn else Lane.ingest,
+        lane=request.body.lane if is_turn else Lane.recording,
         turn_id=stored.id if is_turn else None,
         recording_id=None if is_turn else stored.id,
         correlation_id=request.correlation_id,

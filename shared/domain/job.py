@@ -15,7 +15,7 @@ class Lane(StrEnum):
     """Turns that somebody waits for; they are analysed first."""
     bulk = "bulk"
     """Turns that may wait for interactive ones, but are never starved by them."""
-    ingest = "ingest"
+    recording = "recording"
     """Long recordings to split into turns."""
     delivery = "delivery"
     """Events to deliver to webhooks."""
@@ -31,7 +31,7 @@ class Lane(StrEnum):
 _TASKS = {
     Lane.interactive: "analyze_turn",
     Lane.bulk: "analyze_turn",
-    Lane.ingest: "split_recording",
+    Lane.recording: "split_recording",
     Lane.delivery: "deliver_event",
     Lane.maintenance: "delete_audio",
 }

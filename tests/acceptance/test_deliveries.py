@@ -15,7 +15,7 @@ from tests.webhook_receiver import Receiver
 DELIVERIES_ALONE = {
     "worker_interactive_threads": 0,
     "worker_bulk_threads": 0,
-    "worker_split_threads": 0,
+    "worker_recording_threads": 0,
     "worker_maintenance_threads": 0,
     "webhooks_allow_private": True,
     "observability_log_format": "json",

@@ -96,7 +96,7 @@ def test_a_worker_whose_threads_hang_exits_and_other_workers_run_its_jobs(tenor:
         assert_all_are_done_once(tenor, session_id)
 
 
-def test_a_recording_of_a_killed_worker_is_split_by_a_worker_of_the_ingest_lane(tenor: Tenor) -> None:
+def test_a_recording_of_a_killed_worker_is_split_by_a_worker_of_the_recording_lane(tenor: Tenor) -> None:
     sounds = [sound for path in sorted(ASSETS.glob("*.ogg")) for sound in (decode(path), silence(1.5))]
     files = {"audio": ("call.flac", encode(np.concatenate(sounds * 25)), "audio/flac")}
     light = {"worker_interactive_threads": 0, "worker_bulk_threads": 0}

@@ -167,7 +167,11 @@ def test_rows_survive_the_renames_of_0011_and_the_way_back(url: str, empty: Data
     assert query(f"SELECT uri, delete_after = '{due}' FROM pending_deletions") == [("b", True)]
     assert query("SELECT summary FROM audio_summaries") == [(b"summary",)]
     assert query("SELECT jobs.webhook_id = webhooks.id FROM jobs, webhooks WHERE delivery_id IS NOT NULL") == [(True,)]
-    assert query("SELECT task FROM outbox ORDER BY task") == [("delete_audio",), ("split_recording",)]
+    assert query("SELECT task, queue FROM outbox ORDER BY task") == [
+        ("delete_audio", "maintenance"),
+        ("split_recording", "recording"),
+    ]
+    assert query("SELECT lane FROM jobs WHERE recording_id IS NOT NULL") == [("recording",)]
     old_names = "'calls|voice_summaries|doomed_blobs|_others'"
     assert query(f"SELECT relname FROM pg_class WHERE relname ~ {old_names}") == []
     assert query(f"SELECT conname FROM pg_constraint WHERE conname ~ {old_names}") == []
@@ -176,7 +180,10 @@ def test_rows_survive_the_renames_of_0011_and_the_way_back(url: str, empty: Data
     assert query(f"SELECT began_at = '{started}' FROM calls") == [(True,)]
     assert query(f"SELECT after = '{due}' FROM doomed_blobs") == [(True,)]
     assert query("SELECT summary FROM voice_summaries") == [(b"summary",)]
-    assert query("SELECT task FROM outbox ORDER BY task") == [("delete_sound",), ("ingest_recording",)]
+    assert query("SELECT task, queue FROM outbox ORDER BY task") == [
+        ("delete_sound", "maintenance"),
+        ("ingest_recording", "ingest"),
+    ]
 
 
 def test_every_revision_is_reached_from_the_others(url: str, empty: Database) -> None:

@@ -47,7 +47,9 @@ def task(settings: Settings, database: Database) -> Iterator[SplitRecording]:
 @pytest.fixture
 def engine(settings: Settings, database: Database, task: SplitRecording) -> JobRunner:
     deletion = DeleteAudio(database, BlobFolder(settings.blob_dir))
-    return JobRunner(settings, database, Broker(settings.broker.url), {Lane.ingest: task, Lane.maintenance: deletion})
+    return JobRunner(
+        settings, database, Broker(settings.broker.url), {Lane.recording: task, Lane.maintenance: deletion}
+    )
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def work(database: Database, engine: JobRunner) -> Callable[[], None]:
         with database.transaction() as transaction:
             waiting = transaction.job_admin.find(statuses=OPEN)
         for job in waiting:
-            if job.lane in (Lane.ingest, Lane.maintenance):
+            if job.lane in (Lane.recording, Lane.maintenance):
                 engine.run(job.id)
 
     return work
@@ -186,7 +188,7 @@ def test_a_recording_without_speech_has_no_turns(api: TestClient, session_id: st
         ({"channels": json.dumps(CHANNELS[:1] * 3)}, 422, "each of the 2 channels, not 3"),
         ({"channels": "Tom"}, 422, "channels"),
         ({"channels": "[]"}, 422, "channels"),
-        ({"lane": "ingest"}, 422, "lane"),
+        ({"lane": "recording"}, 422, "lane"),
     ],
 )
 def test_invalid_fields_of_a_recording_are_refused_and_leave_no_audio(
@@ -381,7 +383,7 @@ def test_a_quarantined_recording_can_be_listed_and_retried(
 
     def the_job() -> Job:
         with database.transaction() as transaction:
-            (job,) = (job for job in transaction.job_admin.find(tenant="acme") if job.lane is Lane.ingest)
+            (job,) = (job for job in transaction.job_admin.find(tenant="acme") if job.lane is Lane.recording)
             assert job.session_id == UUID(session_id)
             return job
 

@@ -20,7 +20,7 @@ def query(path: Path, lane: Lane) -> str:
     return asked
 
 
-@pytest.mark.parametrize("lane", [Lane.interactive, Lane.bulk, Lane.ingest])
+@pytest.mark.parametrize("lane", [Lane.interactive, Lane.bulk, Lane.recording])
 @pytest.mark.parametrize("path", SCALING, ids=lambda path: path.parent.name)
 def test_the_autoscaler_sees_how_long_a_lane_has_waited(
     api: TestClient, session_id: str, settings: Settings, path: Path, lane: Lane

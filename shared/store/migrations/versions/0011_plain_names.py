@@ -76,6 +76,7 @@ def upgrade() -> None:
         _comment(table, column, comment)
     _rename_consent("keep_voice_summary", "keep_audio_summary")
     _rename_tasks(TASKS)
+    _rename_lane("ingest", "recording")
     # Jobs that were added by a version before 0010.
     op.execute(
         "UPDATE jobs SET webhook_id = deliveries.webhook_id FROM deliveries "
@@ -84,6 +85,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _rename_lane("recording", "ingest")
     _rename_tasks({new: old for old, new in TASKS.items()})
     _rename_consent("keep_audio_summary", "keep_voice_summary")
     for table, column, comment, _ in COMMENTS:
@@ -122,3 +124,8 @@ def _rename_consent(old: str, new: str) -> None:
 def _rename_tasks(names: dict[str, str]) -> None:
     for old, new in names.items():
         op.execute(f"UPDATE outbox SET task = '{new}' WHERE task = '{old}'")
+
+
+def _rename_lane(old: str, new: str) -> None:
+    op.execute(f"UPDATE jobs SET lane = '{new}' WHERE lane = '{old}'")
+    op.execute(f"UPDATE outbox SET queue = '{new}' WHERE queue = '{old}'")
