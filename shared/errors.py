@@ -1,4 +1,4 @@
-"""Everything that can go wrong, in one tree.
+"""The errors of Tenor, in one tree.
 
 TenorError
 ├── RequestError                      the caller's mistake; the same request fails again
@@ -14,17 +14,17 @@ TenorError
 │   │   ├── WebhookNotFound           webhook_not_found
 │   │   └── TenantNotFound            tenant_not_found
 │   ├── SessionClosed           409   session_closed
-│   ├── WrongJobStatus          409   job_status_wrong: it is not one that this can be done with
+│   ├── WrongJobStatus          409   job_status_wrong: the job's status does not allow this
 │   ├── TooManyWebhooks         409   webhooks_too_many
-│   ├── WebhookGone             410   webhook_gone: it takes no events any more
-│   ├── WebhookForbidden        422   webhook_forbidden: it is not where events may be sent to
+│   ├── WebhookGone             410   webhook_gone: it accepts no events any more
+│   ├── WebhookForbidden        422   webhook_forbidden: events may not be sent to its address
 │   ├── IdempotencyKeyReused    422   idempotency_key_reused: another request was sent with the key
 │   ├── BodyTooLarge            413   body_too_large
 │   ├── HeadersTooLarge         431   headers_too_large
 │   ├── TextTooLong             413   text_too_long
 │   ├── AudioTooLong            413   audio_too_long
 │   ├── UnsupportedMediaType    415   media_type_unsupported
-│   └── AudioError              422   the sound itself is unusable
+│   └── AudioError              422   the audio itself cannot be used
 │       ├── AudioEmpty                audio_empty
 │       ├── AudioUndecodable          audio_undecodable
 │       ├── AudioNotFinite            audio_not_finite
@@ -38,11 +38,11 @@ TenorError
 │   ├── TooManyConnections            connections_too_many
 │   ├── Busy                          busy: too many bytes are being uploaded
 │   ├── ResolverBusy                  resolver_busy: too many look-ups of host names are under way
-│   └── StorageFull             507   storage_full: the disk of the recordings or of the database is full
+│   └── StorageFull             507   storage_full: the disk of the audio or of the database is full
 ├── IdempotencyKeyInProgress    409   idempotency_key_in_progress: the first request with the key is being carried out
 ├── ClaimLost                   500   claim_lost: another worker took the job over; it does it now
 ├── StageTimeout                500   stage_timeout: an attempt took too long in one stage
-├── AttemptsExhausted           500   attempts_exhausted: a job's every try died or failed
+├── AttemptsExhausted           500   attempts_exhausted: every attempt at the job failed
 ├── JobDropped                  500   job_dropped: a person ended it without a result
 └── BenchmarkFailed             500   benchmark_failed: nothing was measured
 """
@@ -139,7 +139,7 @@ class TenantNotFound(NotFound):
 class WrongJobStatus(RequestError):
     code = "job_status_wrong"
     status = 409
-    title = "Not with a job of this status"
+    title = "The job's status does not allow this"
 
 
 class TooManyWebhooks(RequestError):
@@ -151,13 +151,13 @@ class TooManyWebhooks(RequestError):
 class WebhookGone(RequestError):
     code = "webhook_gone"
     status = 410
-    title = "The webhook takes no events any more"
+    title = "The webhook accepts no events any more"
 
 
 class WebhookForbidden(RequestError):
     code = "webhook_forbidden"
     status = 422
-    title = "The webhook is not where events may be sent to"
+    title = "Events may not be sent to the address of the webhook"
 
 
 class SessionClosed(RequestError):
@@ -283,7 +283,7 @@ class ResolverBusy(Unavailable):
 class StorageFull(Unavailable):
     code = "storage_full"
     status = 507
-    title = "There is no room to store this"
+    title = "There is no space to store this"
 
 
 class IdempotencyKeyInProgress(TenorError):
@@ -311,7 +311,7 @@ class AttemptsExhausted(TenorError):
 
 class JobDropped(TenorError):
     code = "job_dropped"
-    title = "An operator gave the job up"
+    title = "An operator dropped the job"
 
 
 class BenchmarkFailed(TenorError):
