@@ -85,6 +85,10 @@ class Analyzer:
         self._summaries: list[AudioSummary] = []
         self._texts: list[str] = []
 
+    def close(self) -> None:
+        """End the processes that decode audio."""
+        self._sandbox.close()
+
     def text(self, text: str) -> list[Row]:
         """Return the only row of a text."""
         analysis = self._pipeline.analyze(samples=None, text=text, language=self._language)
@@ -122,7 +126,7 @@ class Analyzer:
             text=None,
             language=self._language,
             earlier=self._summaries[-MAX_BASELINE_TURNS:],
-            context=context_of(self._texts),
+            context=context_of(self._texts, self._pipeline.context_turns),
         )
         if self._conversation:
             self._texts.append(_text(analysis))

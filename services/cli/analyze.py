@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,15 +76,15 @@ def analyze(
         from services.analyzer import Analyzer
         from shared.modeling.pipeline import load_pipeline
 
-        analyzer = Analyzer(load_pipeline(get_settings()), speaker, language, conversation)
-        for source, result in _results(analyzer, files or [], text):
-            if isinstance(result, TenorError):
-                failed = True
-                print_error(f"{source}: {result.code}: {result.detail}")
-            elif output is AnalyzeFormat.jsonl:
-                _write_lines(result)
-            else:
-                rows += result
+        with closing(Analyzer(load_pipeline(get_settings()), speaker, language, conversation)) as analyzer:
+            for source, result in _results(analyzer, files or [], text):
+                if isinstance(result, TenorError):
+                    failed = True
+                    print_error(f"{source}: {result.code}: {result.detail}")
+                elif output is AnalyzeFormat.jsonl:
+                    _write_lines(result)
+                else:
+                    rows += result
     if rows:
         print_table(results_table(rows, conversation))
     raise typer.Exit(EXIT_FAILURE if failed else 0)

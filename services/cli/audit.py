@@ -20,7 +20,7 @@ def audit(
     output: Output = Format.table,
 ) -> None:
     """Show which API keys read a session's turns or deleted it, and when."""
-    with exit_on_error(), open_database().transaction() as transaction:
+    with exit_on_error(), open_database() as database, database.transaction() as transaction:
         events = transaction.accounts.audit_trail(session_id)
     if output is Format.json:
         print_json(events)

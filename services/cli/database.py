@@ -1,5 +1,8 @@
 """The database that a command uses."""
 
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+
 from services.cli.extras import is_installed
 from shared.settings import Settings, get_settings
 from shared.storage.data_folder import check_data_folder
@@ -21,10 +24,12 @@ def reachable_settings() -> Settings:
     return running_urls(settings)
 
 
-def open_database() -> Database:
-    """Return the database, with one connection.
+@contextmanager
+def open_database() -> Generator[Database]:
+    """Give the database, with one connection, which is closed at the end.
 
     Raises:
         SetupError: no database is configured and no embedded Tenor runs.
     """
-    return Database(reachable_settings().database.url, pool_size=1)
+    with closing(Database(reachable_settings().database.url, pool_size=1)) as database:
+        yield database

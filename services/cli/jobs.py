@@ -31,7 +31,7 @@ def list_jobs(
     output: Output = Format.table,
 ) -> None:
     """List jobs; by default those in quarantine, whose attempts all failed."""
-    with exit_on_error(), open_database().transaction() as transaction:
+    with exit_on_error(), open_database() as database, database.transaction() as transaction:
         if tenant is not None:
             transaction.accounts.require_tenant(tenant)
         found = transaction.job_admin.find(statuses=status, tenant=tenant, limit=limit)
@@ -47,7 +47,7 @@ def show_job(
     output: Output = Format.table,
 ) -> None:
     """Show all fields of a job."""
-    with exit_on_error(), open_database().transaction() as transaction:
+    with exit_on_error(), open_database() as database, database.transaction() as transaction:
         (job,) = _find_jobs(transaction, [job_id])
     if output is Format.json:
         print_json(job)
@@ -121,8 +121,7 @@ def _change_jobs(
     The exit status is 1 if a job could not be changed.
     """
     changed: list[str] = []
-    with exit_on_error():
-        database = open_database()
+    with exit_on_error(), open_database() as database:
         with database.transaction() as transaction:
             found = _find_jobs(transaction, job_ids, tenant)
         for job in found:

@@ -23,7 +23,7 @@ def create_key(
     name: Annotated[str, typer.Option(help="What the key is for.")] = "",
 ) -> None:
     """Create an API key and print it. Tenor stores only its hash and cannot show it again."""
-    with exit_on_error(), open_database().transaction() as transaction:
+    with exit_on_error(), open_database() as database, database.transaction() as transaction:
         tenant_id = transaction.accounts.ensure_tenant(tenant)
         typer.echo(transaction.accounts.create_key(tenant_id, name, role))
 
@@ -31,7 +31,7 @@ def create_key(
 @keys.command("list", epilog="Example: `tenor keys list --format json`")
 def list_keys(output: Output = Format.table) -> None:
     """List the API keys with their tenants and roles, without the keys themselves."""
-    with exit_on_error(), open_database().transaction() as transaction:
+    with exit_on_error(), open_database() as database, database.transaction() as transaction:
         found = transaction.accounts.all_keys()
     if output is Format.json:
         print_json([{"tenant": tenant, **key.model_dump(mode="json")} for tenant, key in found])
@@ -42,7 +42,7 @@ def list_keys(output: Output = Format.table) -> None:
 @keys.command("revoke", epilog="Example: `tenor keys revoke 0b0c2f3e-7a8e-4c59-9f27-3f8ad2f1d1a4`")
 def revoke_key(key_id: Annotated[UUID, typer.Argument(help="The id of the key, from `tenor keys list`.")]) -> None:
     """Revoke an API key for good. It takes effect within a second."""
-    with exit_on_error(), open_database().transaction() as transaction:
+    with exit_on_error(), open_database() as database, database.transaction() as transaction:
         if not transaction.accounts.revoke_key(key_id):
             print_error(f"there is no valid key {key_id}")
             raise typer.Exit(EXIT_FAILURE)

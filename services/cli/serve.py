@@ -100,8 +100,8 @@ def worker() -> None:
 @app.command(epilog="Example: `TENOR_DATABASE_URL=postgresql://tenor@db/tenor tenor migrate`")
 def migrate() -> None:
     """Migrate the database's tables to this version. Safe to run repeatedly, and on several machines at once."""
-    with exit_on_error():
-        open_database().migrate()
+    with exit_on_error(), open_database() as database:
+        database.migrate()
 
 
 def _prepare_database(database: Database, key_file: Path) -> str:

@@ -1,6 +1,7 @@
 """`tenor analyze --conversation` predicts what the service predicts for the same turns."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -10,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from services.analyzer import Analyzer, Row
 from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import TURN_LANES
 from shared.domain.transcript import Segment, Transcript, TranscriptSource
 from shared.messaging.broker import Broker
@@ -58,9 +60,10 @@ def files(tmp_path: Path) -> list[Path]:
 
 def analyze(pipeline: Pipeline, files: list[Path], conversation: bool) -> list[Row]:
     rows: list[Row] = []
-    for _, result in Analyzer(pipeline, "speaker", None, conversation).files(files):
-        assert isinstance(result, list), result
-        rows += result
+    with closing(Analyzer(pipeline, "speaker", None, conversation)) as analyzer:
+        for _, result in analyzer.files(files):
+            assert isinstance(result, list), result
+            rows += result
     return rows
 
 
@@ -68,7 +71,8 @@ def test_a_conversation_gets_the_predictions_that_the_service_makes(
     pipeline: Pipeline, files: list[Path], api: TestClient, session_id: str, settings: Settings, database: Database
 ) -> None:
     stages = Stages(pipeline, settings.batches, settings.worker.bulk_throttle_s)
-    task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages)
+    sandbox = AudioSandbox(children=1)
+    task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages, sandbox)
     runner = JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
 
     def serve(file: Path) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def test_a_conversation_gets_the_predictions_that_the_service_makes(
 
     served = [serve(file) for file in files]
     stages.close()
+    sandbox.close()
     rows = analyze(pipeline, files, conversation=True)
     for row, prediction in zip(rows, served, strict=True):
         assert row.scores == pytest.approx(prediction["scores"]["categories"], abs=1e-5)
@@ -93,7 +98,7 @@ def test_the_texts_of_the_turns_before_change_the_prediction(
     pipeline: Pipeline, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_context = analyze(pipeline, files, conversation=True)
-    monkeypatch.setattr("services.analyzer.context_of", lambda texts: ())
+    monkeypatch.setattr("services.analyzer.context_of", lambda texts, context_turns: ())
     without = analyze(pipeline, files, conversation=True)
     assert with_context[0].scores == without[0].scores
     assert with_context[1].scores != pytest.approx(without[1].scores, abs=1e-5)
