@@ -19,7 +19,7 @@ def measure_in_process(settings: Settings, files: list[Path], rounds: int) -> Ge
     """Yield the time of a clip and of a text in `tenor analyze`, one at a time and with the models loaded."""
     # Imported after the service was measured, since they are not part of the service's memory.
     from services.analyzer import Analyzer
-    from shared.modeling.pipeline import load_pipeline
+    from shared.modeling.model_selection import load_pipeline
 
     analyzer = Analyzer(load_pipeline(settings), "speaker", None)
 

@@ -18,8 +18,8 @@ import redis
 from shared.domain.job import Lane
 from shared.messaging.broker import celery_app
 from shared.settings import BatchLimits, get_settings
-from workers.batching import MicroBatcher
 from workers.consumer import Consumer
+from workers.micro_batcher import MicroBatcher
 
 COUNTER = "stub_tasks_done"
 """The broker's key that counts the tasks done."""

@@ -26,7 +26,7 @@ BOXES: dict[str, tuple[str, str, Point]] = {
         "analysis\ndecode, transcribe, encode, fuse\nworkers/tasks/analyze_turn.py\nshared/modeling/pipeline.py",
         (3, 1),
     ),
-    "webhooks": ("worker", "deliveries\nworkers/deliveries.py", (0, 1)),
+    "webhooks": ("worker", "deliveries\nworkers/delivery_lane.py", (0, 1)),
     "sweeper": ("worker", "sweeper\nworkers/sweeper.py", (12, 3)),
 }
 ARROWS = [

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from services.analyzer import Analyzer
 from services.cli.analyze import results_table
-from shared.modeling.pipeline import load_pipeline
+from shared.modeling.model_selection import load_pipeline
 from shared.settings import get_settings
 
 ROOT = Path(__file__).parents[1]

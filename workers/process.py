@@ -11,7 +11,8 @@ from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import TURN_LANES, Lane
 from shared.messaging.broker import Broker, celery_app
 from shared.modeling.execution import device_name
-from shared.modeling.pipeline import Pipeline, load_pipeline
+from shared.modeling.model_selection import load_pipeline
+from shared.modeling.pipeline import Pipeline
 from shared.observability.metrics import serve_metrics
 from shared.observability.tracing import start_tracing, stop_tracing
 from shared.self_check import check_step, decode_clip_in_child
@@ -20,7 +21,7 @@ from shared.storage.blobs import Blobs, open_blobs
 from shared.store.database import Database
 from workers.broker_watch import BrokerWatch
 from workers.consumer import Consumer
-from workers.deliveries import DeliveryLane
+from workers.delivery_lane import DeliveryLane
 from workers.health import HealthReporter
 from workers.job_runner import JobRunner, Task
 from workers.shutdown import Shutdown

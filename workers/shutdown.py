@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from shared.errors import EX_TEMPFAIL, Unavailable
 from shared.settings import Settings
 from workers.consumer import Consumer
-from workers.deliveries import DeliveryLane
+from workers.delivery_lane import DeliveryLane
 from workers.job_runner import JobRunner
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from shared.modeling.pipeline import Pipeline, Stage, StageRunner, run_immediate
 from shared.observability.metrics import STAGE_SECONDS
 from shared.observability.tracing import start_as_current_span
 from shared.settings import Batches
-from workers.batching import MicroBatcher
+from workers.micro_batcher import MicroBatcher
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

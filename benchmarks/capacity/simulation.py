@@ -21,7 +21,14 @@ import simpy
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.capacity.costs import Costs, Traffic
-from benchmarks.capacity.worker import LaneQueue, Process, SimulatedTurn, SimulatedWorker, StageTally, worker_capacity
+from benchmarks.capacity.simulated_worker import (
+    LaneQueue,
+    Process,
+    SimulatedTurn,
+    SimulatedWorker,
+    StageTally,
+    worker_capacity,
+)
 from shared.domain.job import TURN_LANES, Lane
 from shared.errors import InvalidRequest
 from shared.settings import Settings

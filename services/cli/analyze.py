@@ -74,7 +74,7 @@ def analyze(
     with exit_on_error():
         require_extras("models")
         from services.analyzer import Analyzer
-        from shared.modeling.pipeline import load_pipeline
+        from shared.modeling.model_selection import load_pipeline
 
         with closing(Analyzer(load_pipeline(get_settings()), speaker, language, conversation)) as analyzer:
             for source, result in _results(analyzer, files or [], text):

@@ -129,7 +129,7 @@ def bench_stages(
     """Measure the cost of a turn in each stage, in Postgres and in Redis, for `tenor simulate`."""
     command = f"tenor bench stages {' '.join(map(str, files))} --rounds {rounds} --turns {turns} --out {out}"
     with _measuring("bench"):
-        from benchmarks.capacity.measure import measure_costs
+        from benchmarks.capacity.measure_costs import measure_costs
 
         measure_costs(get_settings(), files, rounds, turns, command).save(out)
 

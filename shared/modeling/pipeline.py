@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
@@ -21,18 +20,11 @@ from shared.domain.transcript import Transcript
 from shared.modeling.baseline import AudioSummary
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.lazy_model import LazyModel
-from shared.modeling.loading import bundle_folder, read_manifest, verify_files
+from shared.modeling.loading import read_manifest, verify_files
 from shared.modeling.predictor import NO_PREDICTION, EmotionPredictor, EncodedTurn, TextInput, load_predictor
 from shared.modeling.transcriber import MARGIN_S, Clip, Transcriber
 from shared.modeling.vad import TimeSpan
-from shared.modeling.whisper_weights import (
-    configured_transcriber_component,
-    delete_temporary_model,
-    whisper_folder,
-    whisper_name,
-)
 from shared.self_check import TEXT, check_step, decode_clip
-from shared.settings import Settings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -225,35 +217,6 @@ class Pipeline:
 
     def _transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
         return self._transcriber.get().transcribe(clips)
-
-
-def load_pipeline(settings: Settings) -> Pipeline:
-    """Returns the pipeline that the settings name.
-
-    Raises:
-        BundleError: the bundle cannot be used.
-        SetupError: the device does not exist, or does not support the settings.
-        WeightsMissing: the settings name an unknown Whisper model. That no source has the weights of a known one is
-            raised when the first audio is analysed.
-    """
-    # One thread per call, because the worker's own threads already use all cores. With two pools of threads on the same
-    # cores, encoding a text took up to a second instead of 16 ms.
-    torch.set_num_threads(1)
-    execution = Execution.from_settings(settings)
-    folder = bundle_folder(settings.models.bundle)
-    asr = (
-        configured_transcriber_component(settings.models.whisper, settings.models.whisper_dir)
-        or read_manifest(folder).asr
-    )
-
-    def load_transcriber() -> Transcriber:
-        whisper = whisper_folder(settings.models.whisper_dir, settings.data_dir / "models", whisper_name(asr))
-        try:
-            return Transcriber.load(whisper, execution.device, settings.models.whisper_compute)
-        finally:
-            delete_temporary_model()
-
-    return Pipeline.load(folder, load_transcriber, execution, asr)
 
 
 def _seconds(samples: Samples) -> float:

@@ -1,16 +1,16 @@
 """Turn results: what a worker reads to analyse a turn, and the transcript and prediction that it writes."""
 
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, RowMapping, literal, select
+from sqlalchemy import Connection, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from shared.domain.job import Job
 from shared.domain.prediction import Prediction
 from shared.domain.recording import Recording
 from shared.domain.transcript import Transcript
-from shared.domain.turn import MAX_BASELINE_TURNS, MAX_CONTEXT_TURNS, Turn, TurnWork, context_of
+from shared.domain.turn import MAX_CONTEXT_TURNS, Turn, TurnWork
+from shared.store.earlier_turns import read_context, read_earlier_summaries
 from shared.store.tables import audio_summaries, predictions, recordings, sessions, transcripts, turns
 
 
@@ -41,8 +41,8 @@ class TurnResults:
             turn=turn,
             recording=None if recording is None else Recording.model_validate(recording),
             language_hint=row.language_hint,
-            earlier_summaries=self._earlier_summaries(row, bundle_id),
-            context=self._context(turn, context_turns),
+            earlier_summaries=read_earlier_summaries(self._connection, row, bundle_id),
+            context=read_context(self._connection, turn, context_turns),
         )
 
     def write(
@@ -69,41 +69,8 @@ class TurnResults:
         if audio_summary is not None:
             self._write_summary(turn_id, bundle_id, audio_summary)
 
-    def _earlier_summaries(self, turn: Row[Any], bundle_id: str) -> tuple[bytes, ...]:
-        """The audio summaries of the speaker's newest earlier turns, oldest first."""
-        if turn.scope_id is None:
-            return ()
-        same_speaker = (turns.c.scope_id == turn.scope_id, turns.c.speaker == turn.speaker, turns.c.role == turn.role)
-        newest = (
-            select(audio_summaries.c.summary)
-            .join(turns, turns.c.id == audio_summaries.c.turn_id)
-            .where(*same_speaker, turns.c.position < turn.position, audio_summaries.c.bundle_id == bundle_id)
-            .order_by(turns.c.position.desc())
-            .limit(MAX_BASELINE_TURNS)
-        )
-        return tuple(reversed(self._connection.execute(newest).scalars().all()))
-
-    def _context(self, turn: Turn, context_turns: int) -> tuple[str, ...]:
-        """The texts of the `context_turns` turns just before in the session, oldest first, without empty ones."""
-        before = turns.c.index.between(turn.index - context_turns, turn.index - 1)
-        rows = self._connection.execute(
-            select(turns.c.text.label("provided_text"), transcripts)
-            .outerjoin(transcripts, transcripts.c.turn_id == turns.c.id)
-            .where(turns.c.session_id == turn.session_id, before)
-            .order_by(turns.c.index)
-        ).mappings()
-        # Only a turn with audio waits for the transcripts of earlier turns. Whether a text turn finds them depends on
-        # when it is analysed, so it never uses them.
-        uses_transcripts = turn.recording_id is not None
-        texts = [row["provided_text"] or (_transcribed(row) if uses_transcripts else "") for row in rows]
-        return context_of(texts, context_turns)
-
     def _write_summary(self, turn_id: UUID, bundle_id: str, summary: bytes) -> None:
         row = select(turns.c.id, literal(bundle_id), literal(summary))
         with_baseline = row.where(turns.c.id == turn_id, turns.c.scope_id.is_not(None))
         written = upsert(audio_summaries).from_select(["turn_id", "bundle_id", "summary"], with_baseline)
         self._connection.execute(written.on_conflict_do_nothing())
-
-
-def _transcribed(row: RowMapping) -> str:
-    return "" if row["segments"] is None else Transcript.model_validate(dict(row)).text

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from benchmarks.capacity.costs import Costs, Size, StageCost, Traffic, stage_names
 from benchmarks.capacity.simulation import Demand, simulate
-from benchmarks.capacity.stages import measure_stages
+from benchmarks.capacity.stage_costs import measure_stages
 from shared.domain.job import Lane
 from shared.modeling.pipeline import Pipeline, Stage
 from shared.settings import ModelSettings, Settings, WorkerSettings

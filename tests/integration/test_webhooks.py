@@ -34,7 +34,7 @@ from shared.store.webhooks import MAX_WEBHOOKS
 from tests.conftest import wait_for
 from tests.integration.conftest import MakeKey
 from tests.webhook_receiver import Receiver
-from workers.deliveries import DeliveryLane
+from workers.delivery_lane import DeliveryLane
 from workers.job_runner import JobRunner, ResultWriter, StageEntered
 from workers.sweeper import Sweeper
 from workers.webhook_client import PublicNetwork

@@ -18,7 +18,7 @@ from shared.modeling.pretrained_encoders import (
 )
 from shared.modeling.speech_encoders import SpeechEncoder
 from shared.modeling.tokens import Tokens
-from shared.settings import Settings
+from shared.settings import ModelSettings, Settings
 from tests import checkpoints
 from tests.audio_clips import tone
 from tests.tiny_models import SPEECH
@@ -94,7 +94,7 @@ def test_a_bundles_own_small_encoders_stay_as_they_are() -> None:
 
 
 def of(**settings: Any) -> Execution:  # noqa: ANN401 - any of the settings
-    return Execution.from_settings(Settings(**settings))
+    return Execution.from_settings(Settings(models=ModelSettings(**settings)))
 
 
 def test_on_the_cpu_nothing_is_rounded_unless_told_so() -> None:

@@ -11,7 +11,8 @@ from shared.domain.turn import MAX_CONTEXT_TURNS
 from shared.errors import BundleError
 from shared.modeling import hub, loading, whisper_weights
 from shared.modeling.loading import MANIFEST, SHIPPED_BUNDLES, bundle_folder, read_manifest, verify_files
-from shared.modeling.pipeline import Pipeline, load_pipeline
+from shared.modeling.model_selection import load_pipeline
+from shared.modeling.pipeline import Pipeline
 from shared.modeling.predictor import ClassifierPredictor
 from shared.settings import ModelSettings, Settings
 from tests import checkpoints
@@ -162,7 +163,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def loaded(folder: Path, **settings: object) -> Pipeline:
-    return load_pipeline(Settings.model_validate({"bundle": str(folder), "device": "cpu", **settings}))
+    return load_pipeline(Settings.model_validate({"models": {"bundle": str(folder), "device": "cpu", **settings}}))
 
 
 def test_the_bundles_whisper_is_loaded_unless_another_is_named(folder: Path, asked: list[str]) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.capacity.costs import StageCost
-from benchmarks.capacity.stages import Run, fit
+from benchmarks.capacity.stage_costs import Run, fit
 
 lines = st.tuples(*[st.floats(1e-4, 1)] * 3)
 

@@ -14,7 +14,7 @@ from shared.domain.job import TURN_LANES, Lane
 from shared.errors import Unavailable
 from shared.settings import Batches, BatchLimits, Settings
 from workers.batch_scheduler import BULK_SHARE, MAX_LENGTH_RATIO
-from workers.batching import MicroBatcher
+from workers.micro_batcher import MicroBatcher
 
 LIMITS = BatchLimits(items=4, budget=100, wait_s=0, waiting=1000, bulk_s=1000)
 

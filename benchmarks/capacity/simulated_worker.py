@@ -135,7 +135,7 @@ class _Stage:
 
 
 class _BatchedStage(_Stage):
-    """A stage of one worker that runs turns in batches, as `workers.batching.MicroBatcher` does."""
+    """A stage of one worker that runs turns in batches, as `workers.micro_batcher.MicroBatcher` does."""
 
     def __init__(
         self,

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.capacity.costs import Costs
-from benchmarks.capacity.stages import describe_machine, measure_stages
+from benchmarks.capacity.stage_costs import describe_machine, measure_stages
 from benchmarks.capacity.traffic import measure_traffic
-from shared.modeling.pipeline import load_pipeline
+from shared.modeling.model_selection import load_pipeline
 from shared.settings import Settings
 
 
