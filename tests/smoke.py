@@ -64,8 +64,8 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("av", "torch", "faster-whisper"))
     print(f"Python {platform.python_version()} ({packages}):")
     print(f"  text:      {text['prediction']['emotion']}")
-    said = "".join(segment["text"] for segment in audio["transcript"]["segments"])
-    print(f"  recording: {audio['prediction']['emotion']}, {audio['prediction']['modalities_used']}, {said!r}")
+    transcript = "".join(segment["text"] for segment in audio["transcript"]["segments"])
+    print(f"  recording: {audio['prediction']['emotion']}, {audio['prediction']['modalities_used']}, {transcript!r}")
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ def write_bundle(folder: Path, abstain_below: float = 0.0, fusion: FusionConfig 
     return folder
 
 
-class Heard:
-    """A transcriber that hears what a test says it hears."""
+class StubTranscriber:
+    """A transcriber that returns the text that a test gives it."""
 
     def __init__(self, text: str = "I am happy", speaks: bool = True) -> None:
         self._text, self._speaks = text, speaks
@@ -106,11 +106,11 @@ class Heard:
         return [(0.0, 1.0)] if self._speaks else []
 
 
-def pipeline(folder: Path, heard: Heard | None = None) -> Pipeline:
-    """A bundle's pipeline; without `heard`, one in which nothing may be heard."""
+def pipeline(folder: Path, transcriber: StubTranscriber | None = None) -> Pipeline:
+    """Returns the pipeline of a bundle; without `transcriber`, one that must not need audio models."""
 
     def load_transcriber() -> Transcriber:
-        assert heard is not None, "the speech models were touched"
-        return cast("Transcriber", heard)
+        assert transcriber is not None, "the audio models were loaded"
+        return cast("Transcriber", transcriber)
 
     return Pipeline.load(folder, load_transcriber)

@@ -27,7 +27,7 @@ class Receiver:
         self.headers, self.body = b"", b""
         self.answers = threading.Event()
         self.answers.set()
-        self.heard: list[tuple[dict[str, str], bytes]] = []
+        self.received: list[tuple[dict[str, str], bytes]] = []
         self.connections = 0
         receiver = self
 
@@ -40,7 +40,7 @@ class Receiver:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.heard.append((dict(self.headers), body))
+                receiver.received.append((dict(self.headers), body))
                 while receiver.drips:
                     self.wfile.write(b"H")
                     time.sleep(0.05)
@@ -69,11 +69,11 @@ class Receiver:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(body) for _, body in self.heard]
+        return [json.loads(body) for _, body in self.received]
 
     @property
     def ids(self) -> list[str]:
-        return [headers["webhook-id"] for headers, _ in self.heard]
+        return [headers["webhook-id"] for headers, _ in self.received]
 
     def close(self) -> None:
         self.drips, self.ended = False, True
@@ -83,5 +83,5 @@ class Receiver:
 
     def verified(self, secret: str) -> dict[str, Any]:
         """What it was told last, if the signature is right."""
-        headers, body = self.heard[-1]
+        headers, body = self.received[-1]
         return Webhook(secret).verify(body, headers)

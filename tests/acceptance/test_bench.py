@@ -11,7 +11,7 @@ from tests.acceptance.conftest import ASSETS
 from tests.acceptance.test_command import tenor
 
 CLIP = ASSETS / "english.ogg"
-SAID = "I am so happy to see you again after all these years."
+SPOKEN_TEXT = "I am so happy to see you again after all these years."
 
 
 def measured(*arguments: object) -> dict[str, float]:
@@ -37,7 +37,7 @@ def test_the_plain_chain_is_compared_with_tenor() -> None:
 
 def test_transcripts_are_compared_in_each_language(tmp_path: Path) -> None:
     with (tmp_path / "clips.csv").open("w", newline="") as file:
-        lines = [(CLIP, SAID, "en"), (ASSETS / "spanish.ogg", "Adiós.", "es")]
+        lines = [(CLIP, SPOKEN_TEXT, "en"), (ASSETS / "spanish.ogg", "Adiós.", "es")]
         csv.writer(file).writerows([("path", "text", "language"), *lines])
     found = measured("transcripts", tmp_path / "clips.csv")
     for way in ("Tenor", "Tenor, told the language", "faster-whisper"):

@@ -55,11 +55,11 @@ def test_deliveries_of_a_killed_worker_are_sent_again_and_a_stopped_worker_finis
     workers = list[subprocess.Popen[bytes]]()
     try:
         workers.append(tenor.start_worker(**DELIVERIES_ALONE))
-        wait_for(lambda: len(receiver.heard) == 3)
+        wait_for(lambda: len(receiver.received) == 3)
         workers[-1].kill()
         workers[-1].wait()
         workers.append(tenor.start_worker(**DELIVERIES_ALONE))
-        wait_for(lambda: len(receiver.heard) == 6)
+        wait_for(lambda: len(receiver.received) == 6)
         workers[-1].send_signal(signal.SIGTERM)
         time.sleep(1)
         assert workers[-1].poll() is None

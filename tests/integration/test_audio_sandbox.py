@@ -107,9 +107,9 @@ def spooled(data: bytes, max_size: int) -> IO[bytes]:
 @pytest.mark.parametrize("kind", ["path", "in memory", "not yet on disk", "on disk"])
 def test_every_source_is_decoded_as_in_this_process(kind: str, sandbox: AudioSandbox, tmp_path: Path) -> None:
     data = encoded("flac", np.stack([tone(25), 0.2 * tone(25, 300)]))
-    (tmp_path / "two:voices.flac").write_bytes(data)
+    (tmp_path / "two:channels.flac").write_bytes(data)
     source = {
-        "path": lambda: tmp_path / "two:voices.flac",
+        "path": lambda: tmp_path / "two:channels.flac",
         "in memory": lambda: io.BytesIO(data),
         "not yet on disk": lambda: spooled(data, 2**30),
         "on disk": lambda: spooled(data, 1),

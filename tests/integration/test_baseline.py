@@ -25,7 +25,7 @@ from shared.errors import AudioUndecodable
 from shared.settings import JobSettings, Settings
 from shared.store.database import Database
 from tests.integration.conftest import end_with, read_turn, take_up
-from tests.integration.test_jobs import READING
+from tests.integration.test_jobs import PREDICTION
 
 LEASE = timedelta(seconds=30)
 NO_TIME = timedelta(0)
@@ -83,13 +83,13 @@ class House:
         with self.database.transaction() as transaction:
             return take_up(transaction, job.id if isinstance(job, Job) else job, lease, bundle_id)
 
-    def succeed(self, work: TurnWork, bundle_id: str = "bundle", heard: str = "") -> list[UUID] | None:
-        """The jobs that are sent for, None where the claim was void; the turn's id stands for its voice's summary."""
-        transcript = Transcript.provided(work.turn.text or heard)
-        reading = READING.model_copy(update={"baseline_turns": len(work.earlier_summaries)})
+    def succeed(self, work: TurnWork, bundle_id: str = "bundle", transcript_text: str = "") -> list[UUID] | None:
+        """Returns the ids of the published jobs, or None if the claim was lost. The audio summary is the turn's id."""
+        transcript = Transcript.provided(work.turn.text or transcript_text)
+        prediction = PREDICTION.model_copy(update={"baseline_turns": len(work.earlier_summaries)})
         with self.database.transaction() as transaction:
             summary = work.turn.id.bytes if work.turn.recording_id else None
-            messages = end_with(transaction, work.job, transcript, reading, summary, bundle_id)
+            messages = end_with(transaction, work.job, transcript, prediction, summary, bundle_id)
             return None if messages is None else [message.job_id for message in messages]
 
     def fail(self, work: TurnWork) -> list[UUID]:
@@ -98,10 +98,10 @@ class House:
             assert messages is not None
             return [message.job_id for message in messages]
 
-    def done(self, job: Job, bundle_id: str = "bundle", heard: str = "") -> TurnWork:
+    def done(self, job: Job, bundle_id: str = "bundle", transcript_text: str = "") -> TurnWork:
         work = self.claim(job, bundle_id)
         assert work is not None
-        assert self.succeed(work, bundle_id, heard) is not None
+        assert self.succeed(work, bundle_id, transcript_text) is not None
         return work
 
     def status(self, job: Job | UUID) -> tuple[JobStatus, int]:
@@ -298,7 +298,7 @@ def test_the_sweeper_publishes_a_blocked_turn_only_after_it_is_unblocked(house: 
     work = house.claim(first)
     assert work is not None
     with house.database.transaction() as transaction:  # and its worker dies before it sends for the next
-        assert end_with(transaction, work.job, None, READING)
+        assert end_with(transaction, work.job, None, PREDICTION)
     with house.database.transaction() as transaction:
         assert second.id in [message.job_id for message in transaction.outbox.unsent(NO_TIME)]
 
@@ -309,11 +309,11 @@ def test_the_text_context_is_the_two_turns_before_of_any_speaker(house: House) -
     answer, silence = house.say(session), house.say(session)
     written, last = house.write(session, "Are you there?"), house.say(session)
     assert house.done(greeting).context == ()
-    assert house.done(answer, heard="Hello").context == ("Good morning",)
+    assert house.done(answer, transcript_text="Hello").context == ("Good morning",)
     assert house.done(silence).context == ("Good morning", "Hello")
     assert house.done(written).context == ()
     assert house.done(last).context == ("Are you there?",)
-    assert house.done(house.say(session), heard="Yes").context == ("Are you there?",)
+    assert house.done(house.say(session), transcript_text="Yes").context == ("Are you there?",)
 
 
 @pytest.mark.parametrize("context_turns", [0, 1, 3])
@@ -327,13 +327,13 @@ def test_the_context_has_as_many_turns_as_the_bundle_asks_for(house: House, cont
     assert work.context == texts[len(texts) - context_turns :]
 
 
-@pytest.mark.parametrize("before", ["before they are heard", "after they are heard"])
+@pytest.mark.parametrize("before", ["before they are transcribed", "after they are transcribed"])
 def test_the_context_of_a_text_turn_holds_only_texts_that_were_provided(house: House, before: str) -> None:
     session = house.session()
-    heard, sent = house.say(session), house.say(session, text="sent along")
+    spoken, sent = house.say(session), house.say(session, text="sent along")
     written = house.write(session, "x")
-    if before == "after they are heard":
-        house.done(heard, heard="heard later")
+    if before == "after they are transcribed":
+        house.done(spoken, transcript_text="transcribed later")
         house.done(sent)
     assert house.done(written).context == ("sent along",)
 
@@ -349,7 +349,7 @@ def test_a_turn_added_while_the_earlier_one_ends_is_unblocked(house: House, wher
 
     with ThreadPoolExecutor(1) as pool:
         with house.database.transaction() as ending:
-            assert end_with(ending, work.job, None, READING) == []
+            assert end_with(ending, work.job, None, PREDICTION) == []
             claimed = pool.submit(add_and_claim)
             time.sleep(0.3)  # by then it waits for us
         assert claimed.result(10) is not None

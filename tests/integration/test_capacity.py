@@ -17,7 +17,7 @@ from shared.domain.job import Lane
 from shared.modeling.pipeline import Pipeline, Stage
 from shared.settings import ModelSettings, Settings, WorkerSettings
 from tests.audio_clips import tone, wav
-from tests.tiny_models import Heard, pipeline, write_bundle
+from tests.tiny_models import StubTranscriber, pipeline, write_bundle
 from workers.stages import Stages
 
 pytestmark = pytest.mark.models
@@ -49,7 +49,7 @@ def slowed(stage: Stage[Item, Result]) -> Stage[Item, Result]:
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Pipeline:
-    models = pipeline(write_bundle(tmp_path / "bundle"), Heard())
+    models = pipeline(write_bundle(tmp_path / "bundle"), StubTranscriber())
     models.vad, models.transcribe = slowed(models.vad), slowed(models.transcribe)
     models.text, models.speech, models.fuse = slowed(models.text), slowed(models.speech), slowed(models.fuse)
     models.warm_up = lambda: None

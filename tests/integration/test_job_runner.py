@@ -67,8 +67,8 @@ class Hears:
         if self.broken:
             raise ValueError(f"cannot decode {SECRET!r}")
         segments = (Segment(start=0.0, end=1.0, text=SECRET),)
-        heard = Transcript(language="en", language_probability=0.9, segments=segments, source=TranscriptSource.asr)
-        return [heard for _ in clips]
+        transcript = Transcript(language="en", language_probability=0.9, segments=segments, source=TranscriptSource.asr)
+        return [transcript for _ in clips]
 
     def detect_speech(self, samples: Samples) -> list[tuple[float, float]]:
         return [(0.0, 1.0)]
@@ -90,7 +90,7 @@ def task(settings: Settings, tmp_path: Path, hears: Hears) -> Iterator[AnalyzeTu
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, task: AnalyzeTurn) -> JobRunner:
+def runner(settings: Settings, database: Database, task: AnalyzeTurn) -> JobRunner:
     return JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
 
 
@@ -118,12 +118,12 @@ def send(api: TestClient, session_id: str, database: Database) -> Send:
 
 
 @pytest.fixture
-def say(api: TestClient, send: Send, engine: JobRunner) -> Say:
-    """Send a turn, let the engine do its job, and read the turn."""
+def say(api: TestClient, send: Send, runner: JobRunner) -> Say:
+    """Send a turn, run its job, and read the turn."""
 
     def say(text: str | None = None, recording: bytes | None = None) -> dict[str, Any]:
         location, job_id = send(text, recording)
-        engine.run(job_id)
+        runner.run(job_id)
         return api.get(location).json()
 
     return say
@@ -140,14 +140,14 @@ def test_a_full_disk_retries_the_job_without_using_an_attempt(
     api: TestClient, settings: Settings, database: Database, send: Send, task: AnalyzeTurn
 ) -> None:
     last = settings.updated(jobs={"max_attempts": 1})
-    engine = JobRunner(last, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
+    runner = JobRunner(last, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
     location, job_id = send("I am happy")
     with full_disk(settings, "predictions"):
         for _ in range(3):
-            engine.run(job_id)
+            runner.run(job_id)
             turn = api.get(location).json()
             assert (turn["status"], turn["error"]["code"]) == ("queued", "storage_full")
-    engine.run(job_id)
+    runner.run(job_id)
     assert api.get(location).json()["status"] == "succeeded"
 
 
@@ -161,7 +161,7 @@ def test_a_prediction_says_on_how_many_turns_its_baseline_rests(api: TestClient,
 
 
 def test_audio_is_compared_with_the_audio_summaries_of_earlier_turns(
-    say: Say, engine: JobRunner, monkeypatch: pytest.MonkeyPatch
+    say: Say, runner: JobRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     analyze, left, given = Pipeline.analyze, list[AudioSummary](), list[Sequence[AudioSummary]]()
 
@@ -192,17 +192,17 @@ def test_audio_is_compared_with_the_audio_summaries_of_earlier_turns(
 
 
 def test_a_blocked_turn_is_published_when_the_earlier_turn_has_ended(
-    api: TestClient, send: Send, engine: JobRunner, broker: redis.Redis, all_sent: AllSent
+    api: TestClient, send: Send, runner: JobRunner, broker: redis.Redis, all_sent: AllSent
 ) -> None:
     (_, first), (location, second) = send(recording=wav()), send(recording=wav())
     all_sent()
     broker.flushdb()
-    engine.run(second)
+    runner.run(second)
     assert api.get(location).json()["status"] == "queued"
-    engine.run(first)
+    runner.run(first)
     (message,) = cast("list[bytes]", broker.lrange(Lane.interactive.value, 0, -1))
     assert str(second) in json.loads(message)["headers"]["argsrepr"]
-    engine.run(second)
+    runner.run(second)
     assert api.get(location).json()["prediction"]["baseline_turns"] == 1
 
 
@@ -254,9 +254,9 @@ def test_an_unexpected_error_retries_the_job_and_its_message_does_not_hold_the_t
 
 
 def test_a_turn_is_quarantined_when_its_last_attempt_fails_and_the_reason_does_not_hold_the_text(
-    say: Say, hears: Hears, engine: JobRunner, settings: Settings
+    say: Say, hears: Hears, runner: JobRunner, settings: Settings
 ) -> None:
-    engine._settings = settings.updated(jobs={"max_attempts": 1})
+    runner._settings = settings.updated(jobs={"max_attempts": 1})
     hears.broken = True
     turn = say(recording=wav())
     assert (turn["status"], turn["error"]["code"]) == ("quarantined", "attempts_exhausted")
@@ -338,9 +338,9 @@ def post(api: TestClient, session_id: str) -> Post:
 
 
 @pytest.fixture
-def bulk_consumer(engine: JobRunner, settings: Settings) -> Iterator[Consumer]:
+def bulk_consumer(runner: JobRunner, settings: Settings) -> Iterator[Consumer]:
     """A consumer of the bulk lane, not yet started."""
-    consumer = Consumer(celery_app(settings.broker.url), Lane.bulk, 1, engine.run)
+    consumer = Consumer(celery_app(settings.broker.url), Lane.bulk, 1, runner.run)
     yield consumer
     consumer.stop()
     consumer.join()
@@ -401,9 +401,9 @@ def test_a_bulk_message_without_a_job_is_logged_and_dropped(
 
 
 def test_a_bulk_turn_that_a_closed_job_runner_refuses_is_published_again_to_its_lane(
-    api: TestClient, post: Post, engine: JobRunner, bulk_consumer: Consumer, waiting: Callable[[Lane], int]
+    api: TestClient, post: Post, runner: JobRunner, bulk_consumer: Consumer, waiting: Callable[[Lane], int]
 ) -> None:
-    location, refused, run = post(Lane.bulk), threading.Event(), engine.run
+    location, refused, run = post(Lane.bulk), threading.Event(), runner.run
 
     def run_and_note(job_id: UUID) -> bool:
         done = run(job_id)
@@ -412,7 +412,7 @@ def test_a_bulk_turn_that_a_closed_job_runner_refuses_is_published_again_to_its_
         return done
 
     bulk_consumer._run_job = run_and_note
-    engine.close()
+    runner.close()
     bulk_consumer.start()
     assert refused.wait(60)
     bulk_consumer.join()
@@ -421,7 +421,7 @@ def test_a_bulk_turn_that_a_closed_job_runner_refuses_is_published_again_to_its_
 
 
 def test_a_turn_unblocked_by_a_bulk_turn_is_published_to_its_own_lane(
-    api: TestClient, session_id: str, engine: JobRunner, broker: redis.Redis, all_sent: AllSent
+    api: TestClient, session_id: str, runner: JobRunner, broker: redis.Redis, all_sent: AllSent
 ) -> None:
     url, sound = f"/v1/sessions/{session_id}/turns", {"audio": ("a.wav", wav(), "audio/wav")}
     for lane in (Lane.bulk, Lane.interactive):
@@ -429,7 +429,7 @@ def test_a_turn_unblocked_by_a_bulk_turn_is_published_to_its_own_lane(
     all_sent()
     (message,) = cast("list[bytes]", broker.lrange(Lane.bulk.value, 0, -1))
     broker.flushdb()
-    engine.run(UUID(json.loads(base64.b64decode(json.loads(message)["body"]))[0][0]))
+    runner.run(UUID(json.loads(base64.b64decode(json.loads(message)["body"]))[0][0]))
     assert (broker.llen(Lane.interactive.value), broker.llen(Lane.bulk.value)) == (1, 0)
 
 
@@ -499,31 +499,31 @@ def hangs(task: AnalyzeTurn) -> Iterator[Hangs]:
 
 @pytest.mark.parametrize("stage", ["vad", "transcribe"])
 def test_a_stage_that_takes_too_long_ends_as_an_attempt_and_does_not_block_the_other_threads(
-    api: TestClient, send: Send, engine: JobRunner, hangs: Hangs, settings: Settings, stage: str
+    api: TestClient, send: Send, runner: JobRunner, hangs: Hangs, settings: Settings, stage: str
 ) -> None:
     hangs.stage = stage
-    engine._settings = settings.updated(worker={"stage_limit_s": 0.1})
+    runner._settings = settings.updated(worker={"stage_limit_s": 0.1})
     (location, job_id), (written, other) = send(recording=wav()), send(text="I am happy")
     with ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(engine.run, job_id)
+        hanging = pool.submit(runner.run, job_id)
         assert hangs.reached.wait(10)
         time.sleep(0.2)
-        engine.abandon_timed_out()
+        runner.abandon_timed_out()
         turn = api.get(location).json()
         assert (turn["status"], turn["error"]["code"]) == ("queued", "stage_timeout")
         assert f"the stage {stage!r} took longer than 0.1 s" in turn["error"]["message"]
-        assert (engine.running_jobs, engine.abandoned, engine.is_busy) == ([], {Lane.interactive: 1}, False)
-        engine.run(other)
+        assert (runner.running_jobs, runner.abandoned, runner.is_busy) == ([], {Lane.interactive: 1}, False)
+        runner.run(other)
         assert api.get(written).json()["status"] == "succeeded"
         hangs.goes_on.set()
         assert hanging.result(10)
-    assert not engine.abandoned
+    assert not runner.abandoned
 
 
 def test_unfinished_jobs_are_released_without_using_an_attempt(
     api: TestClient,
     send: Send,
-    engine: JobRunner,
+    runner: JobRunner,
     hangs: Hangs,
     broker: redis.Redis,
     all_sent: AllSent,
@@ -532,11 +532,11 @@ def test_unfinished_jobs_are_released_without_using_an_attempt(
     location, job_id = send(recording=wav())
     all_sent()
     with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(engine.run, job_id)
+        late = pool.submit(runner.run, job_id)
         assert hangs.reached.wait(10)
         broker.flushdb()
-        engine.close()
-        engine.release(engine.running_jobs)
+        runner.close()
+        runner.release(runner.running_jobs)
         assert broker.llen(Lane.interactive.value) == 1
         with database.transaction() as transaction:
             claimed = transaction.jobs.claim(job_id, timedelta(seconds=30))
@@ -547,15 +547,15 @@ def test_unfinished_jobs_are_released_without_using_an_attempt(
     assert api.get(location).json()["status"] == "running"  # what came late was not ours to write
 
 
-def test_a_closed_job_runner_claims_no_job(api: TestClient, send: Send, engine: JobRunner) -> None:
+def test_a_closed_job_runner_claims_no_job(api: TestClient, send: Send, runner: JobRunner) -> None:
     location, job_id = send(text="I am happy")
-    engine.close()
-    assert not engine.run(job_id)
+    runner.close()
+    assert not runner.run(job_id)
     assert api.get(location).json()["status"] == "queued"
 
 
-def test_a_message_for_a_deleted_job_is_no_error(engine: JobRunner) -> None:
-    engine.run(UUID(int=0))
+def test_a_message_for_a_deleted_job_is_no_error(runner: JobRunner) -> None:
+    runner.run(UUID(int=0))
 
 
 @pytest.mark.parametrize(("lane", "first_s", "longest_s"), [(Lane.bulk, 1, 60), (Lane.delivery, 5, 3600)])

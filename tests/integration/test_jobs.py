@@ -45,7 +45,7 @@ SCORES = EmotionScores(
     categories={name: 0.4 if name == "joy" else 0.1 for name in EKMAN7.categories},
     dimensions={"valence": 0.5},
 )
-READING = Prediction(
+PREDICTION = Prediction(
     scores=SCORES,
     text_only=SCORES,
     audio_only=None,
@@ -84,7 +84,7 @@ def claim(database: Database, job: Job, lease: timedelta = LEASE) -> Job | None:
 
 def succeed(database: Database, job: Job, bundle_id: str = "bundle") -> bool:
     with database.transaction() as transaction:
-        ended = end_with(transaction, job, Transcript.provided("good news"), READING, bundle_id=bundle_id)
+        ended = end_with(transaction, job, Transcript.provided("good news"), PREDICTION, bundle_id=bundle_id)
         return ended is not None
 
 
@@ -423,7 +423,7 @@ def sweeper(settings: Settings, database: Database) -> Sweeper:
 def upkeep(settings: Settings, database: Database, sweeper: Sweeper) -> Callable[[], None]:
     """A sweep, and the maintenance that it sends for."""
     deletion = DeleteAudio(database, BlobFolder(settings.blob_dir))
-    engine = JobRunner(settings, database, Broker(settings.broker.url), {Lane.maintenance: deletion})
+    runner = JobRunner(settings, database, Broker(settings.broker.url), {Lane.maintenance: deletion})
 
     def upkeep() -> None:
         sweeper.sweep()
@@ -431,7 +431,7 @@ def upkeep(settings: Settings, database: Database, sweeper: Sweeper) -> Callable
             waiting = transaction.job_admin.find(statuses=OPEN)
         for job in waiting:
             if job.lane is Lane.maintenance:
-                engine.run(job.id)
+                runner.run(job.id)
 
     return upkeep
 
@@ -595,10 +595,10 @@ def test_an_unreachable_database_raises_unavailable() -> None:
 
 def test_migrations_and_tables_agree(settings: Settings) -> None:
     url = make_url(settings.database.url.get_secret_value()).set(drivername="postgresql+psycopg")
-    engine = create_engine(url)
-    with engine.connect() as connection:
+    runner = create_engine(url)
+    with runner.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    engine.dispose()  # else its connection, left to the garbage collector, fails whichever test runs next
+    runner.dispose()  # else its connection, left to the garbage collector, fails whichever test runs next
 
 
 def _let_lease_run_out(settings: Settings, job: Job) -> None:

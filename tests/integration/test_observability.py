@@ -35,7 +35,7 @@ from shared.store.database import Database
 from tests.audio_clips import wav
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent
-from tests.tiny_models import Heard, pipeline, write_bundle
+from tests.tiny_models import StubTranscriber, pipeline, write_bundle
 from tests.trace_collector import Collector, Received, collecting
 from workers.consumer import Consumer
 from workers.job_runner import JobRunner
@@ -54,13 +54,13 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def heard() -> Heard:
-    return Heard(SECRET)
+def transcriber() -> StubTranscriber:
+    return StubTranscriber(SECRET)
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, tmp_path: Path, heard: Heard) -> Iterator[JobRunner]:
-    tiny = pipeline(write_bundle(tmp_path / "bundle"), heard)
+def runner(settings: Settings, database: Database, tmp_path: Path, transcriber: StubTranscriber) -> Iterator[JobRunner]:
+    tiny = pipeline(write_bundle(tmp_path / "bundle"), transcriber)
     stages = Stages(tiny, settings.batches, settings.worker.bulk_throttle_s)
     audio = AudioSandbox()
     task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), tiny, stages, audio=audio)
@@ -135,8 +135,8 @@ def test_every_kind_of_error_holds_the_correlation_id(
 def test_every_log_line_of_a_turn_holds_the_correlation_id(
     api: TestClient,
     session_id: str,
-    engine: JobRunner,
-    heard: Heard,
+    runner: JobRunner,
+    transcriber: StubTranscriber,
     broker: redis.Redis,
     lines: Lines,
     monkeypatch: pytest.MonkeyPatch,
@@ -144,9 +144,9 @@ def test_every_log_line_of_a_turn_holds_the_correlation_id(
     send(api, session_id, headers={"X-Request-ID": "call-17"})
     job_id = take(broker)
     with monkeypatch.context() as patch:
-        patch.setattr(heard, "transcribe", broken)
-        engine.run(job_id)
-    engine.run(job_id)
+        patch.setattr(transcriber, "transcribe", broken)
+        runner.run(job_id)
+    runner.run(job_id)
     answered, failed, succeeded = (line for line in lines() if line.get("correlation_id") == "call-17")
     assert (answered["logger"], answered["level"]) == ("services.api.middleware", "INFO")
     assert (answered["method"], answered["route"]) == ("POST", "/v1/sessions/{session_id}/turns")
@@ -162,15 +162,15 @@ def test_every_log_line_of_a_turn_holds_the_correlation_id(
 def test_the_log_line_of_an_attempt_that_cannot_be_recorded_holds_the_correlation_id(
     api: TestClient,
     session_id: str,
-    engine: JobRunner,
+    runner: JobRunner,
     broker: redis.Redis,
     lines: Lines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     send(api, session_id, headers={"X-Request-ID": "call-17"})
-    monkeypatch.setattr(engine, "_succeed", broken)
-    monkeypatch.setattr(engine, "_retry_or_quarantine", broken)
-    engine.run(take(broker))
+    monkeypatch.setattr(runner, "_succeed", broken)
+    monkeypatch.setattr(runner, "_retry_or_quarantine", broken)
+    runner.run(take(broker))
     (left,) = (line for line in lines() if "left to the sweeper" in line["message"])
     assert left["correlation_id"] == "call-17"
     assert SECRET not in json.dumps(lines())
@@ -256,10 +256,10 @@ def test_the_other_metrics_are_served_while_the_database_is_away() -> None:
 
 
 def test_the_dashboard_shows_every_metric_of_the_api_and_a_worker_and_no_other(
-    api: TestClient, session_id: str, engine: JobRunner, broker: redis.Redis, database: Database
+    api: TestClient, session_id: str, runner: JobRunner, broker: redis.Redis, database: Database
 ) -> None:
     send(api, session_id)
-    engine.run(take(broker))
+    runner.run(take(broker))
     registry = CollectorRegistry()
     registry.register(QueueDepthCollector(database))
     served: dict[str, set[str]] = {}
@@ -328,9 +328,9 @@ def traced(api: TestClient, settings: Settings, collector: Collector) -> Iterato
 
 
 def test_a_trace_leads_from_the_request_over_the_broker_through_every_stage(
-    traced: TestClient, session_id: str, engine: JobRunner, settings: Settings, collector: Collector
+    traced: TestClient, session_id: str, runner: JobRunner, settings: Settings, collector: Collector
 ) -> None:
-    consumer = Consumer(celery_app(settings.broker.url), Lane.bulk, 1, engine.run)
+    consumer = Consumer(celery_app(settings.broker.url), Lane.bulk, 1, runner.run)
     consumer.start()
     location = send(traced, session_id, Lane.bulk, {"traceparent": TRACEPARENT})
     wait_for(lambda: traced.get(location).json()["status"] == "succeeded", 60)
@@ -357,7 +357,7 @@ def test_a_trace_leads_from_the_request_over_the_broker_through_every_stage(
 def test_correlation_id_and_trace_survive_a_lost_message(
     traced: TestClient,
     session_id: str,
-    engine: JobRunner,
+    runner: JobRunner,
     broker: redis.Redis,
     lines: Lines,
     settings: Settings,
@@ -375,7 +375,7 @@ def test_correlation_id_and_trace_survive_a_lost_message(
     with psycopg.connect(settings.database.url.get_secret_value()) as connection:
         connection.execute("UPDATE outbox SET created_at = now() - interval '1 minute'")
     Sweeper(settings, database, Broker(settings.broker.url), "bundle").sweep()
-    engine.run(take(broker))
+    runner.run(take(broker))
     (done,) = (line for line in lines() if "succeeded" in line["message"])
     assert done["correlation_id"] == "call-17"
     stop_tracing()
@@ -386,15 +386,15 @@ def test_correlation_id_and_trace_survive_a_lost_message(
 def test_the_trace_of_a_failed_attempt_holds_the_stage_and_not_the_text(
     traced: TestClient,
     session_id: str,
-    engine: JobRunner,
-    heard: Heard,
+    runner: JobRunner,
+    transcriber: StubTranscriber,
     broker: redis.Redis,
     collector: Collector,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(heard, "transcribe", broken)
+    monkeypatch.setattr(transcriber, "transcribe", broken)
     send(traced, session_id)
-    engine.run(take(broker))
+    runner.run(take(broker))
     stop_tracing()
     spans = collector.spans()
     assert {span.name for span in spans if span.failed} == {"attempt", "transcribe"}

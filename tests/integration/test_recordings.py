@@ -45,7 +45,7 @@ def task(settings: Settings, database: Database) -> Iterator[SplitRecording]:
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, task: SplitRecording) -> JobRunner:
+def runner(settings: Settings, database: Database, task: SplitRecording) -> JobRunner:
     deletion = DeleteAudio(database, BlobFolder(settings.blob_dir))
     return JobRunner(
         settings, database, Broker(settings.broker.url), {Lane.recording: task, Lane.maintenance: deletion}
@@ -53,7 +53,7 @@ def engine(settings: Settings, database: Database, task: SplitRecording) -> JobR
 
 
 @pytest.fixture
-def work(database: Database, engine: JobRunner) -> Callable[[], None]:
+def work(database: Database, runner: JobRunner) -> Callable[[], None]:
     """Do all jobs that wait in the lanes of recordings and of maintenance."""
 
     def work() -> None:
@@ -61,7 +61,7 @@ def work(database: Database, engine: JobRunner) -> Callable[[], None]:
             waiting = transaction.job_admin.find(statuses=OPEN)
         for job in waiting:
             if job.lane in (Lane.recording, Lane.maintenance):
-                engine.run(job.id)
+                runner.run(job.id)
 
     return work
 
@@ -134,16 +134,16 @@ def test_each_turn_of_a_recording_has_its_own_audio_unchanged(
             for job in transaction.job_admin.find()
             if job.lane is Lane.bulk
         ]
-    heard = {str(work.turn.id): work.recording for work in works}
+    recordings = {str(work.turn.id): work.recording for work in works}
     for turn in turns:
-        recording = heard[turn["id"]]
+        recording = recordings[turn["id"]]
         assert recording is not None
         assert recording.uri is not None
         cut = decode(settings.blob_dir / recording.uri)
         assert cut.size / 16_000 == pytest.approx(turn["end"] - turn["start"], abs=1e-3)
         assert np.abs(cut).max() > 0.1
     started = round(turns[0]["start"] * 16_000)
-    first = heard[turns[0]["id"]]
+    first = recordings[turns[0]["id"]]
     assert first is not None
     assert first.uri is not None
     cut = decode(settings.blob_dir / first.uri)
@@ -375,10 +375,10 @@ def test_deleting_the_session_stops_the_splitting_and_leaves_no_audio(
 
 
 def test_a_quarantined_recording_can_be_listed_and_retried(
-    api: TestClient, session_id: str, task: SplitRecording, engine: JobRunner, database: Database, settings: Settings
+    api: TestClient, session_id: str, task: SplitRecording, runner: JobRunner, database: Database, settings: Settings
 ) -> None:
     location = post(api, session_id, call(), channels=json.dumps(CHANNELS)).headers["Location"]
-    engine._settings = settings.updated(jobs={"max_attempts": 1})
+    runner._settings = settings.updated(jobs={"max_attempts": 1})
     task._blobs = Dies(settings.blob_dir)
 
     def the_job() -> Job:
@@ -387,13 +387,13 @@ def test_a_quarantined_recording_can_be_listed_and_retried(
             assert job.session_id == UUID(session_id)
             return job
 
-    engine.run(the_job().id)
+    runner.run(the_job().id)
     assert api.get(location).json()["error"]["code"] == "attempts_exhausted"
     assert len(blobs(settings)) == 2
     with database.transaction() as transaction:
         transaction.job_admin.requeue(the_job(), lease=settings.jobs.lease)
     task._blobs = BlobFolder(settings.blob_dir)
-    engine.run(the_job().id)
+    runner.run(the_job().id)
     assert sum(api.get(location).json()["turns"].values()) == 3
 
 
@@ -401,12 +401,12 @@ def test_a_quarantined_recording_is_deleted_with_the_audio_of_its_turns_after_so
     api: TestClient,
     session_id: str,
     task: SplitRecording,
-    engine: JobRunner,
+    runner: JobRunner,
     work: Callable[[], None],
     upkeep: Callable[[], None],
     settings: Settings,
 ) -> None:
-    engine._settings = settings.updated(jobs={"max_attempts": 1})
+    runner._settings = settings.updated(jobs={"max_attempts": 1})
     task._blobs = Dies(settings.blob_dir)
     post(api, session_id, call(), channels=json.dumps(CHANNELS))
     work()

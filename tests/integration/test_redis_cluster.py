@@ -1,4 +1,4 @@
-"""A real Redis Cluster as the queue: three masters, and a replica of the one whose slot the queue is in."""
+"""A real Redis Cluster as the broker: three masters, and a replica of the one that has the slot of the queues."""
 
 import shlex
 import signal
@@ -71,7 +71,7 @@ class Node:
 
     @property
     def serves(self) -> bool:
-        """Whether it is the master of the queue's slot."""
+        """Whether it is the master that has the slot of the queues."""
         try:
             self.client.exists(PREFIX)
         except redis.ResponseError:
@@ -85,7 +85,7 @@ class Node:
 
 
 class Cluster:
-    """Three masters and a replica of the one whose slot the queue is in, on free ports of 127.0.0.1."""
+    """Three masters and a replica of the one that has the slot of the queues, on free ports of 127.0.0.1."""
 
     def __init__(self, folder: Path) -> None:
         self.nodes = [Node(folder / str(number)) for number in range(4)]
@@ -106,7 +106,7 @@ class Cluster:
 
     @property
     def master(self) -> Node:
-        """Of the queue's slot."""
+        """The master of the slot of the queues."""
         return next(node for node in self.nodes if node.lives and node.serves)
 
     @property
@@ -134,14 +134,14 @@ class Cluster:
             node.kill()
 
     def agrees_on(self, master: Node) -> bool:
-        """Whether every node knows whose the queue's slot is."""
+        """Whether every node knows which master has the slot of the queues."""
         slots = [node.says("SLOTS") for node in self.nodes]
         owners = [each[2][1] for known in slots for each in known if each[0] <= SLOT <= each[1]]
         return owners == [master.port] * len(self.nodes)
 
     def _is_whole(self) -> bool:
-        said = [node.says("INFO") for node in self.nodes]
-        return all((info["cluster_state"], info["cluster_known_nodes"]) == ("ok", "4") for info in said)
+        infos = [node.says("INFO") for node in self.nodes]
+        return all((info["cluster_state"], info["cluster_known_nodes"]) == ("ok", "4") for info in infos)
 
     def _has_its_replica(self) -> bool:
         return self.master.client.info("replication")["connected_slaves"] == 1  # pyright: ignore[reportIndexIssue]
@@ -218,15 +218,15 @@ def taken(app: Celery) -> Iterator[Taken]:
         consumer.join()
 
 
-def send_in_the_end(queue: Broker, sent: list[Message]) -> None:
-    """As the sweeper does: again and again."""
-    wait_for(lambda: queue.publish(sent), 30)
+def publish_until_accepted(broker: Broker, sent: list[Message]) -> None:
+    """Publishes messages, and repeats it until the broker accepts them, as the sweeper does."""
+    wait_for(lambda: broker.publish(sent), 30)
 
 
 def test_messages_wait_in_one_slot_of_the_cluster(cluster: Cluster, url: SecretStr) -> None:
-    queue = Broker(url)
-    queue.ping()
-    send_in_the_end(queue, [message(), message(), message(Lane.bulk)])
+    broker = Broker(url)
+    broker.ping()
+    publish_until_accepted(broker, [message(), message(), message(Lane.bulk)])
     assert waiting(cluster) == (2, 1)
 
 
@@ -234,7 +234,7 @@ def test_both_lanes_are_taken_and_every_key_carries_the_hash_tag(
     cluster: Cluster, url: SecretStr, app: Celery, taken: Taken
 ) -> None:
     sent = [message(lane) for lane in TURN_LANES for _ in range(5)]
-    send_in_the_end(Broker(url), sent)
+    publish_until_accepted(Broker(url), sent)
     wait_for(lambda: taken.has(sent))
     assert app.control.ping(timeout=1) == []  # no worker takes commands, but asking leaves keys
     keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*"))]
@@ -251,9 +251,9 @@ def test_several_queues_share_a_cluster_by_their_tags(cluster: Cluster) -> None:
 
 
 def test_the_mark_in_the_clusters_memory_carries_the_hash_tag(cluster: Cluster, url: SecretStr) -> None:
-    queue = Broker(url)
-    send_in_the_end(queue, [message()])
-    assert [queue.has_lost_messages(), queue.has_lost_messages()] == [True, False]
+    broker = Broker(url)
+    publish_until_accepted(broker, [message()])
+    assert [broker.has_lost_messages(), broker.has_lost_messages()] == [True, False]
     keys = [key for node in cluster.nodes for key in cast("list[bytes]", node.client.keys("*marker"))]
     assert keys
     assert all(key.startswith(PREFIX.encode()) for key in keys)
@@ -262,47 +262,47 @@ def test_the_mark_in_the_clusters_memory_carries_the_hash_tag(cluster: Cluster, 
 def test_a_killed_master_is_followed_to_the_replica_that_takes_its_place(
     cluster: Cluster, url: SecretStr, taken: Taken
 ) -> None:
-    queue, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
-    send_in_the_end(queue, before)
+    broker, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    publish_until_accepted(broker, before)
     wait_for(lambda: taken.has(before) and not cluster.master.client.exists(f"{PREFIX}unacked"))
     cluster.master.client.wait(1, 5000)  # what was acknowledged is known to the replica
     cluster.master.kill()
-    assert not queue.publish(after)
-    send_in_the_end(queue, after)
+    assert not broker.publish(after)
+    publish_until_accepted(broker, after)
     wait_for(lambda: taken.has(after), 30)
     assert taken.count_of(before) == len(before)
 
 
 def test_a_seed_that_hangs_holds_nobody_up(cluster: Cluster) -> None:
     cluster.replica.freeze()
-    queue = Broker(url_of(*(node.port for node in cluster.nodes if not node.lives or node.is_master)))
+    broker = Broker(url_of(*(node.port for node in cluster.nodes if not node.lives or node.is_master)))
     for _ in range(3):
         begun = time.monotonic()
-        queue.ping()
+        broker.ping()
         assert time.monotonic() - begun < 6 * PATIENCE
 
 
 def test_a_master_that_becomes_a_replica_is_left_by_those_who_wait_for_messages(
     cluster: Cluster, url: SecretStr, taken: Taken
 ) -> None:
-    queue, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
-    send_in_the_end(queue, before)
+    broker, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    publish_until_accepted(broker, before)
     wait_for(lambda: taken.has(before))
     heir = cluster.replica
     heir.says("FAILOVER")
     wait_for(lambda: heir.is_master)
-    send_in_the_end(queue, after)
+    publish_until_accepted(broker, after)
     wait_for(lambda: taken.has(after), 30)
     assert taken.count_of(before) == len(before)
 
 
 def test_a_slot_that_is_moved_to_another_master_is_followed(cluster: Cluster, url: SecretStr, taken: Taken) -> None:
-    queue, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
-    send_in_the_end(queue, before)
+    broker, before, after = Broker(url), [message(lane) for lane in TURN_LANES], [message(lane) for lane in TURN_LANES]
+    publish_until_accepted(broker, before)
     wait_for(lambda: taken.has(before))
     with moved_slot(cluster) as target:
         target.client.config_resetstat()
-        send_in_the_end(queue, after)
+        publish_until_accepted(broker, after)
         wait_for(lambda: taken.has(after), 30)
         commands: Any = target.client.info("commandstats")
         assert commands["cmdstat_lpush"]["calls"] >= len(after)
@@ -312,7 +312,7 @@ def test_a_slot_that_is_moved_to_another_master_is_followed(cluster: Cluster, ur
 def test_whoever_is_told_that_the_slot_is_elsewhere_goes_there_the_next_time(
     cluster: Cluster, url: SecretStr, app: Celery
 ) -> None:
-    send_in_the_end(Broker(url), [message()])
+    publish_until_accepted(Broker(url), [message()])
     with app.connection_for_read() as connection:
         client = connection.default_channel.client
         assert client.llen("interactive") == 1
@@ -324,7 +324,7 @@ def test_whoever_is_told_that_the_slot_is_elsewhere_goes_there_the_next_time(
 
 @contextmanager
 def moved_slot(cluster: Cluster) -> Iterator[Node]:
-    """The other master that has the queue's slot meanwhile."""
+    """The other master, which has the slot of the queues meanwhile."""
     source, (target, _) = cluster.master, cluster.others
     move_slot(cluster, source, target)
     try:
@@ -353,22 +353,22 @@ def migrated(source: Node, target: Node) -> list[bytes]:
 
 
 def test_a_cluster_that_serves_nothing_is_left_alone_until_it_serves_again(cluster: Cluster, url: SecretStr) -> None:
-    queue, other = Broker(url), cluster.others[0]
-    send_in_the_end(queue, [message()])
+    broker, other = Broker(url), cluster.others[0]
+    publish_until_accepted(broker, [message()])
     other.kill()  # without a replica: its slots are served by none, so the cluster serves no slot at all
     wait_for(lambda: not any(node.serves for node in cluster.nodes if node.lives))
     with pytest.raises(Unavailable):
         Broker(url).ping()
-    assert not queue.publish([message()])
+    assert not broker.publish([message()])
     other.start()
-    send_in_the_end(queue, [message()])
+    publish_until_accepted(broker, [message()])
     wait_for(lambda: waiting(cluster) == (2, 0))
 
 
 def test_seeds_that_are_down_are_passed_over(cluster: Cluster) -> None:
-    queue = Broker(url_of(free_port(), free_port(), cluster.others[0].port))
-    queue.ping()
-    assert queue.publish([message()])
+    broker = Broker(url_of(free_port(), free_port(), cluster.others[0].port))
+    broker.ping()
+    assert broker.publish([message()])
     assert waiting(cluster) == (1, 0)
 
 
@@ -403,7 +403,7 @@ def test_the_password_in_the_first_part_opens_every_node(cluster: Cluster, passw
 
 @pytest.fixture
 def user(cluster: Cluster) -> Iterator[str]:
-    """Who may do what a queue needs, and nothing beside it; and the password, as they stand in a URL."""
+    """A user who may do only what a broker needs, with its password, as a URL has them."""
     rules = "on >p@ss resetkeys ~{tenor}.* &* +@all -@dangerous"
     for node in cluster.nodes:
         node.client.execute_command("ACL SETUSER", "queue", *rules.split())
@@ -422,7 +422,7 @@ class TestAUserOfItsOwn:
 
     def test_can_send_and_take(self, url: SecretStr, taken: Taken) -> None:
         sent = [message(lane) for lane in TURN_LANES]
-        send_in_the_end(Broker(url), sent)
+        publish_until_accepted(Broker(url), sent)
         wait_for(lambda: taken.has(sent))
 
 
@@ -461,9 +461,9 @@ def test_a_cluster_behind_tls_is_trusted_by_its_authority(
     tls_url: str, authority: trustme.CA, lone_node: Node, tmp_path: Path
 ) -> None:
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    queue = Broker(SecretStr(f"{tls_url}?ssl_ca_certs={tmp_path / 'ca.pem'}"))
-    queue.ping()
-    assert queue.publish([message()])
+    broker = Broker(SecretStr(f"{tls_url}?ssl_ca_certs={tmp_path / 'ca.pem'}"))
+    broker.ping()
+    assert broker.publish([message()])
     assert lone_node.client.llen(f"{PREFIX}interactive") == 1
 
 

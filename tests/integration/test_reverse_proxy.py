@@ -60,15 +60,15 @@ def assert_all_addresses_lead_back(client: httpx.Client, prefix: str) -> None:
 
 def proxied(app: ASGIApp, *, removes_prefix: bool, names_prefix: bool) -> ASGIApp:
     """An application as a proxy shows it at https://tenor.example.com/tenor/."""
-    said = {b"x-forwarded-proto": b"https", b"x-forwarded-host": b"tenor.example.com"}
-    said |= {b"x-forwarded-prefix": b"/tenor"} if names_prefix else {}
+    forwarded = {b"x-forwarded-proto": b"https", b"x-forwarded-host": b"tenor.example.com"}
+    forwarded |= {b"x-forwarded-prefix": b"/tenor"} if names_prefix else {}
 
     async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"]
             assert path.startswith("/tenor/"), f"{path} does not lead to Tenor"
             headers = [header for header in scope["headers"] if header[0] != b"host"]
-            scope["headers"] = [*headers, (b"host", b"api:8000"), *said.items()]
+            scope["headers"] = [*headers, (b"host", b"api:8000"), *forwarded.items()]
             scope["scheme"] = "http"
             scope["path"] = path.removeprefix("/tenor") if removes_prefix else path
         await app(scope, receive, send)
@@ -107,8 +107,8 @@ def test_who_is_no_proxy_changes_no_address(settings: Settings, make_key: MakeKe
 
 def test_the_server_leaves_the_headers_of_proxies_to_the_application(settings: Settings, make_key: MakeKey) -> None:
     """Uvicorn would put the client's address in the place of the proxy's, and nobody would be trusted any more."""
-    said = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/tenor"}
-    headers = said | {"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}"}
+    forwarded = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/tenor"}
+    headers = forwarded | {"Authorization": f"Bearer {make_key('acme', KeyRole.admin)}"}
     with serving(settings) as (url, _):
         created = httpx.post(f"{url}/v1/sessions", json={}, headers=headers, trust_env=False)
     assert created.headers["Location"].startswith("/tenor/v1/sessions/")

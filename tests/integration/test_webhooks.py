@@ -1,4 +1,4 @@
-"""Webhooks: told of every turn that ends, signed, until they have heard it, and nowhere but on the public internet."""
+"""Webhooks: an event for every turn that ends, signed, repeated until it is received, sent to public addresses only."""
 
 import asyncio
 import logging
@@ -91,12 +91,12 @@ def analysis() -> Analysis:
 
 
 @pytest.fixture
-def engine(settings: Settings, database: Database, analysis: Analysis) -> JobRunner:
+def runner(settings: Settings, database: Database, analysis: Analysis) -> JobRunner:
     return JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, analysis))
 
 
 @pytest.fixture
-def make_lane(settings: Settings, database: Database, engine: JobRunner) -> Iterator[MakeLane]:
+def make_lane(settings: Settings, database: Database, runner: JobRunner) -> Iterator[MakeLane]:
     """A delivery lane, as every worker has one, with the settings of webhooks changed as given."""
     lanes = list[DeliveryLane]()
 
@@ -184,7 +184,7 @@ def sweep(settings: Settings, database: Database) -> None:
     ],
 )
 def test_whoever_is_to_be_told_is_told_at_once_how_a_turn_ended_and_nothing_that_was_said(
-    engine: JobRunner,
+    runner: JobRunner,
     analysis: Analysis,
     add_turn: AddTurn,
     deliver: Deliver,
@@ -198,8 +198,8 @@ def test_whoever_is_to_be_told_is_told_at_once_how_a_turn_ended_and_nothing_that
 ) -> None:
     turn = add_turn()
     analysis.error = error
-    engine._settings = settings.updated(jobs={"max_attempts": 1})
-    engine.run(turn.id)
+    runner._settings = settings.updated(jobs={"max_attempts": 1})
+    runner.run(turn.id)
     assert broker.llen(Lane.delivery.value) == 1
     assert deliver() is None
     told = receiver.verified(webhook["secret"])
@@ -208,7 +208,7 @@ def test_whoever_is_to_be_told_is_told_at_once_how_a_turn_ended_and_nothing_that
     assert told["data"].pop("session_id")
     wanted = {"turn_id": str(turn.turn_id), "external_ref": "call-7", "index": 0, "status": status, "error_code": code}
     assert told["data"] == wanted
-    assert SECRET not in str(receiver.heard)
+    assert SECRET not in str(receiver.received)
     with pytest.raises(WebhookVerificationError):
         receiver.verified("whsec_aW52YWxpZA==")
 
@@ -235,7 +235,7 @@ def test_a_turn_that_an_operator_or_the_sweeper_ends_is_told_too(
 def test_each_webhook_of_the_tenant_is_told_and_no_other(
     api: TestClient,
     make_key: MakeKey,
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -244,19 +244,19 @@ def test_each_webhook_of_the_tenant_is_told_and_no_other(
     key, url = {"Authorization": f"Bearer {make_key('globex', KeyRole.admin)}"}, f"http://127.0.0.1:{receiver.port}/"
     for headers in ({}, key):
         assert api.post("/v1/webhooks", json={"url": url}, headers=headers).status_code == 201
-    engine.run(add_turn().id)
+    runner.run(add_turn().id)
     deliver()
-    assert len(set(receiver.ids)) == len(receiver.heard) == 2
+    assert len(set(receiver.ids)) == len(receiver.received) == 2
     assert api.delete(f"/v1/webhooks/{webhook['id']}", headers=key).status_code == 404
     assert len(api.get("/v1/webhooks", headers=key).json()["webhooks"]) == 1
 
 
 @pytest.mark.parametrize("answer", [500, 404, 302])
 def test_a_receiver_is_told_again_under_the_same_id_until_it_has_heard(
-    engine: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any], answer: int
+    runner: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any], answer: int
 ) -> None:
     receiver.answer = answer
-    engine.run(add_turn().id)
+    runner.run(add_turn().id)
     waiting = deliver()
     assert waiting is not None
     assert (waiting.status, waiting.error_message) == (JobStatus.queued, f"the receiver answered {answer}")
@@ -268,7 +268,7 @@ def test_a_receiver_is_told_again_under_the_same_id_until_it_has_heard(
 
 
 def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -276,7 +276,7 @@ def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
     database: Database,
     settings: Settings,
 ) -> None:
-    engine.run(add_turn().id)
+    runner.run(add_turn().id)
     receiver.drips = True
     slow = deliver(timeout_s=0.3)
     receiver.drips = False
@@ -290,7 +290,7 @@ def test_a_receiver_that_is_down_or_never_ends_its_answer_is_told_again(
 
 
 def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_it_is_made_in_time_without_a_message(
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     make_lane: MakeLane,
@@ -301,7 +301,7 @@ def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_it_is_ma
     broker: redis.Redis,
 ) -> None:
     receiver.answer = 503
-    engine.run(add_turn().id)
+    runner.run(add_turn().id)
     for _ in range(settings.jobs.max_attempts + 1):
         deliver()
     sweep(settings, database)
@@ -319,7 +319,7 @@ def test_the_sweeper_leaves_a_delivery_to_its_own_count_of_attempts_and_it_is_ma
 
 def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again(
     api: TestClient,
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -329,7 +329,7 @@ def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again
 ) -> None:
     receiver.answer = 503
     turn = add_turn()
-    engine.run(turn.id)
+    runner.run(turn.id)
     deliver(max_attempts=2)
     stuck = deliver(max_attempts=2)
     assert stuck is not None
@@ -347,18 +347,18 @@ def test_an_event_that_could_never_be_told_is_quarantined_and_can_be_tried_again
 
 
 def test_a_receiver_that_is_gone_is_told_nothing_any_more(
-    api: TestClient, engine: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
+    api: TestClient, runner: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
 ) -> None:
     receiver.answer = 410
     first, second, third = add_turn(), add_turn(), add_turn()
-    engine.run(first.id)
-    engine.run(second.id)
+    runner.run(first.id)
+    runner.run(second.id)
     ended = deliver(in_flight_per_webhook=1)
     assert ended is not None
     assert (ended.status, ended.error_code) == (JobStatus.failed, "webhook_gone")
-    engine.run(third.id)
+    runner.run(third.id)
     deliver()
-    assert len(receiver.heard) == 1
+    assert len(receiver.received) == 1
     (shown,) = api.get("/v1/webhooks").json()["webhooks"]
     assert shown["disabled_at"]
     assert shown["state"] == "disabled"
@@ -368,7 +368,7 @@ def test_a_receiver_that_is_gone_is_told_nothing_any_more(
 @pytest.mark.parametrize("what", ["session", "webhook"])
 def test_with_a_session_or_a_webhook_goes_all_that_has_still_to_be_told(
     api: TestClient,
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     webhook: dict[str, Any],
@@ -376,7 +376,7 @@ def test_with_a_session_or_a_webhook_goes_all_that_has_still_to_be_told(
     what: str,
 ) -> None:
     turn = add_turn()
-    engine.run(turn.id)
+    runner.run(turn.id)
     (waiting,) = deliveries(database)
     gone = {"session": f"/v1/sessions/{waiting.session_id}", "webhook": f"/v1/webhooks/{webhook['id']}"}
     assert api.delete(gone[what]).status_code == 204
@@ -397,13 +397,13 @@ def test_whoever_ends_a_turn_does_not_wait_for_those_who_delete_a_webhook(
 
 def test_a_webhook_may_be_deleted_while_it_is_told(
     api: TestClient,
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     webhook: dict[str, Any],
     database: Database,
     settings: Settings,
 ) -> None:
-    engine.run(add_turn().id)
+    runner.run(add_turn().id)
     told = claim(database, deliveries(database)[0])
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as ending:
@@ -480,11 +480,11 @@ def test_a_receiver_that_does_not_answer_has_few_requests_under_way_and_delays_n
     add_events(webhook, 300)
     lane = make_lane(in_flight=16, in_flight_per_webhook=4, timeout_s=30)
     lane.start()
-    wait_for(lambda: len(receiver.heard) == 4)
+    wait_for(lambda: len(receiver.received) == 4)
     for count in (1, 2, 3):
         add_events(others_webhook, 1)
-        wait_for(lambda count=count: len(other_receiver.heard) == count, 2)
-    assert len(receiver.heard) == 4
+        wait_for(lambda count=count: len(other_receiver.received) == count, 2)
+    assert len(receiver.received) == 4
     assert sum(job.attempts for job in deliveries(database)) == 4
     receiver.answers.set()
     wait_for(lambda: not deliveries(database), 30)
@@ -512,13 +512,13 @@ def test_leases_of_events_under_way_are_renewed(
     )
     for each in (lane, other, sweeper):
         each.start()
-    wait_for(lambda: len(receiver.heard) == 3)
+    wait_for(lambda: len(receiver.received) == 3)
     time.sleep(2)
     sweeper.stop()
-    assert len(receiver.heard) == 3
+    assert len(receiver.received) == 3
     receiver.answers.set()
     wait_for(lambda: not deliveries(database))
-    assert len(receiver.heard) == 3
+    assert len(receiver.received) == 3
 
 
 def test_a_lane_that_stops_ends_what_is_under_way_and_takes_nothing_more_up(
@@ -532,7 +532,7 @@ def test_a_lane_that_stops_ends_what_is_under_way_and_takes_nothing_more_up(
     add_events(webhook, 3)
     lane = make_lane(in_flight_per_webhook=2)
     lane.start()
-    wait_for(lambda: len(receiver.heard) == 2)
+    wait_for(lambda: len(receiver.received) == 2)
     lane.stop()
     assert not lane.wake(uuid4())
     receiver.answers.set()
@@ -543,7 +543,7 @@ def test_a_lane_that_stops_ends_what_is_under_way_and_takes_nothing_more_up(
 
 def test_what_a_lane_gives_back_is_due_at_once_and_has_used_no_attempt(
     make_lane: MakeLane,
-    engine: JobRunner,
+    runner: JobRunner,
     add_events: AddEvents,
     receiver: Receiver,
     webhook: dict[str, Any],
@@ -553,9 +553,9 @@ def test_what_a_lane_gives_back_is_due_at_once_and_has_used_no_attempt(
     add_events(webhook, 1)
     lane = make_lane()
     lane.start()
-    wait_for(lambda: len(receiver.heard) == 1)
+    wait_for(lambda: len(receiver.received) == 1)
     lane.stop()
-    engine.release(lane.running_jobs)
+    runner.release(lane.running_jobs)
     (left,) = claim_deliveries(database)
     assert left.job.attempts == 1
     receiver.answers.set()
@@ -619,15 +619,15 @@ def test_a_webhook_that_keeps_failing_is_paused_for_all_until_one_event_is_recei
     for lane in lanes:
         lane.start()
     wait_for(lambda: state(api)["state"] == "paused" and not any(lane.running_jobs for lane in lanes))
-    shown, tried = state(api), len(receiver.heard)
+    shown, tried = state(api), len(receiver.received)
     assert shown["paused_until"] is not None
     assert shown["consecutive_failures"] == 5
     assert 5 <= tried <= 12
     time.sleep(4 * settings.worker.sweep_interval_s)
-    assert len(receiver.heard) == tried
+    assert len(receiver.received) == tried
     end_pauses(settings)
     wait_for(lambda: state(api)["consecutive_failures"] == 6)
-    assert len(receiver.heard) == tried + 1
+    assert len(receiver.received) == tried + 1
     receiver.answer = 204
     receiver.answers.set()
     end_pauses(settings)
@@ -642,7 +642,7 @@ def test_answers_that_refuse_an_event_pause_nothing(
     receiver.answer = 404
     add_events(webhook, 10)
     make_lane().start()
-    wait_for(lambda: len(receiver.heard) == 10)
+    wait_for(lambda: len(receiver.received) == 10)
     assert state(api)["state"] == "active"
 
 
@@ -719,7 +719,7 @@ def test_a_turn_that_ends_while_the_state_of_a_webhook_changes_is_told(
 
 
 def test_a_connection_is_used_again_and_by_no_other_name(
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     make_lane: MakeLane,
     receiver: Receiver,
@@ -740,23 +740,23 @@ def test_a_connection_is_used_again_and_by_no_other_name(
         transaction.webhooks.create(acme, f"https://receiver.test:{receiver.port}/")
     make_lane().start()
     for count in (1, 2):
-        engine.run(add_turn().id)
-        wait_for(lambda count=count: len(receiver.heard) == count and not deliveries(database))
+        runner.run(add_turn().id)
+        wait_for(lambda count=count: len(receiver.received) == count and not deliveries(database))
     assert receiver.connections == 1
     with database.transaction() as transaction:
         transaction.webhooks.create(acme, f"https://another.test:{receiver.port}/")
-    engine.run(add_turn().id)
-    wait_for(lambda: len(receiver.heard) == 3 and [job.status for job in deliveries(database)] == [JobStatus.queued])
+    runner.run(add_turn().id)
+    wait_for(lambda: len(receiver.received) == 3 and [job.status for job in deliveries(database)] == [JobStatus.queued])
     (refused,) = deliveries(database)
     assert refused.error_message == "the receiver could not be reached (ConnectError)"
-    assert {headers["Host"] for headers, _ in receiver.heard} == {f"receiver.test:{receiver.port}"}
+    assert {headers["Host"] for headers, _ in receiver.received} == {f"receiver.test:{receiver.port}"}
 
 
 def test_of_an_answer_neither_endless_headers_nor_a_long_body_are_read(
-    engine: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
+    runner: JobRunner, add_turn: AddTurn, deliver: Deliver, receiver: Receiver, webhook: dict[str, Any]
 ) -> None:
     receiver.headers = b"X-Header: " + b"a" * 1000 + b"\r\n"
-    engine.run(add_turn().id)
+    runner.run(add_turn().id)
     refused = deliver(timeout_s=30)
     assert refused is not None
     assert refused.error_message == "the receiver could not be reached (RemoteProtocolError)"
@@ -792,7 +792,7 @@ def test_a_name_that_is_not_resolved_in_time_holds_one_thread_and_nobody_else(
     make_lane(timeout_s=0.3).start()
     wait_for(lambda: bool(asked))
     add_events(others_webhook, 1)
-    wait_for(lambda: len(other_receiver.heard) == 1, 2)
+    wait_for(lambda: len(other_receiver.received) == 1, 2)
     wait_for(lambda: sum(job.attempts == 1 and job.status == JobStatus.queued for job in deliveries(database)) >= 5)
     assert asked == ["hangs.test"]
     goes_on.set()
@@ -825,14 +825,14 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 @pytest.fixture
-def tell(engine: JobRunner, add_turn: AddTurn, deliver: Deliver, database: Database) -> Tell:
+def tell(runner: JobRunner, add_turn: AddTurn, deliver: Deliver, database: Database) -> Tell:
     """Tell a URL of a turn, whether or not the API would take it."""
 
     def tell(url: str, *, private: bool = True) -> ListedJob | None:
         turn = add_turn()
         with database.transaction() as transaction:
             transaction.webhooks.create(transaction.accounts.ensure_tenant("acme"), url)
-        engine.run(turn.id)
+        runner.run(turn.id)
         return deliver(allow_private=private)
 
     return tell
@@ -846,7 +846,7 @@ def test_nothing_is_sent_into_ones_own_network_or_in_clear(
     ended = tell(url.format(port=receiver.port), private=False)
     assert ended is not None
     assert (ended.status, ended.error_code) == (JobStatus.failed, "webhook_forbidden")
-    assert receiver.heard == []
+    assert receiver.received == []
 
 
 @pytest.mark.parametrize(
@@ -903,11 +903,11 @@ def test_the_address_that_was_looked_up_is_called_and_has_to_be_certified_for_th
     ended = tell(f"https://receiver.test:{receiver.port}/tenor")
     if certified == "receiver.test":
         assert ended is None
-        assert receiver.heard[0][0]["Host"] == f"receiver.test:{receiver.port}"
+        assert receiver.received[0][0]["Host"] == f"receiver.test:{receiver.port}"
     else:
         assert ended is not None
         assert ended.error_message == "the receiver could not be reached (ConnectError)"
-        assert receiver.heard == []
+        assert receiver.received == []
 
 
 def test_the_next_address_of_a_name_is_called_where_the_first_does_not_answer(
@@ -915,7 +915,7 @@ def test_the_next_address_of_a_name_is_called_where_the_first_does_not_answer(
 ) -> None:
     names("receiver.test", "127.0.0.2", "127.0.0.1")
     assert tell(f"http://receiver.test:{receiver.port}/") is None
-    assert len(receiver.heard) == 1
+    assert len(receiver.received) == 1
 
 
 def test_proxies_are_not_used(tell: Tell, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -926,13 +926,13 @@ def test_proxies_are_not_used(tell: Tell, receiver: Receiver, monkeypatch: pytes
 
 def test_a_user_and_a_password_in_the_url_are_sent_as_http_has_it(tell: Tell, receiver: Receiver) -> None:
     assert tell(f"http://ann:s%40fe@127.0.0.1:{receiver.port}/") is None
-    (headers, _), *_ = receiver.heard
+    (headers, _), *_ = receiver.received
     assert headers["Authorization"] == "Basic YW5uOnNAZmU="
     assert headers["Host"] == f"127.0.0.1:{receiver.port}"
 
 
 def test_a_receiver_that_fails_is_logged_in_one_line_without_a_traceback(
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -940,7 +940,7 @@ def test_a_receiver_that_fails_is_logged_in_one_line_without_a_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     receiver.answer = 500
-    engine.run(add_turn().id)
+    runner.run(add_turn().id)
     caplog.clear()
     deliver()
     told = [record for record in caplog.records if record.getMessage().startswith("attempt ")]
@@ -952,7 +952,7 @@ def test_a_receiver_that_fails_is_logged_in_one_line_without_a_traceback(
 
 @pytest.mark.parametrize("answer", [200, 500, 410])
 def test_neither_secrets_nor_a_urls_query_are_logged(
-    engine: JobRunner,
+    runner: JobRunner,
     add_turn: AddTurn,
     deliver: Deliver,
     receiver: Receiver,
@@ -963,9 +963,9 @@ def test_neither_secrets_nor_a_urls_query_are_logged(
     for package in ("services", "shared", "workers"):
         caplog.set_level(logging.DEBUG, logger=package)
     receiver.answer = answer
-    engine.run(add_turn().id)
+    runner.run(add_turn().id)
     left = deliver()
-    assert receiver.heard
+    assert receiver.received
     assert "job" in caplog.text or "attempt" in caplog.text
     for secret in ("hunter2", webhook["secret"], SECRET):
         assert secret not in caplog.text

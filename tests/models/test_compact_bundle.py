@@ -8,14 +8,14 @@ from shared.audio.decoder import decode
 from shared.domain.emotion import EmotionScores
 from shared.modeling.loading import SHIPPED_BUNDLES
 from shared.modeling.pipeline import Pipeline
-from tests.tiny_models import Heard, pipeline
+from tests.tiny_models import StubTranscriber, pipeline
 
 ENGLISH = Path(__file__).parents[1] / "assets" / "english.ogg"
 
 
 @pytest.fixture(scope="module")
 def compact() -> Pipeline:
-    return pipeline(SHIPPED_BUNDLES / "compact", Heard())
+    return pipeline(SHIPPED_BUNDLES / "compact", StubTranscriber())
 
 
 def numbers(scores: EmotionScores | None) -> list[float]:

@@ -96,10 +96,10 @@ def test_the_gate_weighs_one_modality_against_the_other() -> None:
     fusion = made(CONFIG.model_copy(update={"kind": "gated"})).eval()
     state = fusion.state_dict()
     state["gate.weight"].zero_()
-    for bias, heard, unheard in ((50.0, (4, 1, 5, 0), (4, 0, 5, 1)), (-50.0, (4, 0, 5, 1), (4, 1, 5, 0))):
+    for bias, weighed, ignored in ((50.0, (4, 1, 5, 0), (4, 0, 5, 1)), (-50.0, (4, 0, 5, 1), (4, 1, 5, 0))):
         state["gate.bias"].fill_(bias)
         base = fuse(fusion, [text(4)], [voice(5)]).logits
-        for (t, t_seed, v, v_seed), changes in ((heard, True), (unheard, False)):
+        for (t, t_seed, v, v_seed), changes in ((weighed, True), (ignored, False)):
             other = fuse(fusion, [text(t, t_seed)], [voice(v, v_seed)]).logits
             assert torch.allclose(base, other) is not changes
 
@@ -161,8 +161,8 @@ def relative() -> Fusion:
 
 def known(*turns: int) -> SpeakerBaseline:
     """A baseline of voices `voice(9, seed)`."""
-    heard = [summarize_audio(Tokens.padded([voice(9, seed)]))[0].half().numpy() for seed in turns]
-    return SpeakerBaseline.from_summaries([heard], RELATIVE.summary_shape)
+    summaries = [summarize_audio(Tokens.padded([voice(9, seed)]))[0].half().numpy() for seed in turns]
+    return SpeakerBaseline.from_summaries([summaries], RELATIVE.summary_shape)
 
 
 @torch.inference_mode()

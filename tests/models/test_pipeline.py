@@ -16,7 +16,7 @@ from shared.modeling import predictor
 from shared.modeling.pipeline import Item, Result, Stage
 from shared.modeling.predictor import EncodedTurn, TextInput, incongruence
 from tests.audio_clips import tone
-from tests.tiny_models import FUSION, Heard, pipeline, write_bundle
+from tests.tiny_models import FUSION, StubTranscriber, pipeline, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_analysing_a_text_loads_no_audio_model(folder: Path, monkeypatch: pytest
 
 
 def test_audio_is_analysed_as_transcript_and_as_audio(folder: Path) -> None:
-    analysis = pipeline(folder, Heard()).analyze(samples=tone(), text=None)
+    analysis = pipeline(folder, StubTranscriber()).analyze(samples=tone(), text=None)
     prediction = analysis.prediction
     assert prediction.modalities_used == (Modality.text, Modality.audio)
     assert prediction.text_only is not None
@@ -46,7 +46,7 @@ def test_audio_is_analysed_as_transcript_and_as_audio(folder: Path) -> None:
 
 
 def test_the_scores_of_one_modality_do_not_depend_on_the_other(folder: Path) -> None:
-    subject = pipeline(folder, Heard())
+    subject = pipeline(folder, StubTranscriber())
     both = subject.analyze(samples=tone(), text="I am happy").prediction
     words = subject.analyze(samples=None, text="I am happy").prediction
     assert both.text_only is not None
@@ -55,12 +55,12 @@ def test_the_scores_of_one_modality_do_not_depend_on_the_other(folder: Path) -> 
 
 
 def test_a_provided_text_replaces_the_transcription(folder: Path) -> None:
-    transcript = pipeline(folder, Heard("something else")).analyze(samples=tone(), text="I am sad").transcript
+    transcript = pipeline(folder, StubTranscriber("something else")).analyze(samples=tone(), text="I am sad").transcript
     assert transcript == Transcript.provided("I am sad")
 
 
 def test_audio_is_compared_with_the_baseline_of_earlier_turns(folder: Path) -> None:
-    read = pipeline(folder, Heard()).analyze
+    read = pipeline(folder, StubTranscriber()).analyze
     first, other = read(samples=tone(), text="so what"), read(samples=tone() ** 3, text="so what")
     assert first.prediction.baseline_turns == 0
     assert first.audio_summary is not None
@@ -75,7 +75,7 @@ def test_audio_is_compared_with_the_baseline_of_earlier_turns(folder: Path) -> N
 
 
 def test_a_text_has_no_baseline(folder: Path) -> None:
-    summary = pipeline(folder, Heard()).analyze(samples=tone(), text="so what").audio_summary
+    summary = pipeline(folder, StubTranscriber()).analyze(samples=tone(), text="so what").audio_summary
     assert summary is not None
     analysis = pipeline(folder).analyze(samples=None, text="so what", earlier=[summary])
     assert (analysis.prediction.baseline_turns, analysis.audio_summary) == (0, None)
@@ -83,7 +83,7 @@ def test_a_text_has_no_baseline(folder: Path) -> None:
 
 def test_a_bundle_without_baselines_keeps_none(tmp_path: Path) -> None:
     fusion = FUSION.model_copy(update={"relative": False})
-    analysis = pipeline(write_bundle(tmp_path, fusion=fusion), Heard()).analyze(samples=tone(), text=None)
+    analysis = pipeline(write_bundle(tmp_path, fusion=fusion), StubTranscriber()).analyze(samples=tone(), text=None)
     assert (analysis.prediction.baseline_turns, analysis.audio_summary) == (0, None)
 
 
@@ -97,7 +97,7 @@ def test_text_is_encoded_with_the_turns_before(folder: Path) -> None:
 
 
 def test_audio_without_speech_abstains(folder: Path) -> None:
-    analysis = pipeline(folder, Heard(speaks=False)).analyze(samples=tone(), text=None)
+    analysis = pipeline(folder, StubTranscriber(speaks=False)).analyze(samples=tone(), text=None)
     assert analysis.transcript is not None
     assert analysis.transcript.segments == ()
     assert analysis.prediction.scores is None
@@ -108,7 +108,7 @@ def test_audio_without_speech_abstains(folder: Path) -> None:
 
 @pytest.mark.parametrize("words", ["我很高兴", "...", ""])
 def test_unsupported_text_leaves_the_audio_scores(folder: Path, words: str) -> None:
-    prediction = pipeline(folder, Heard(words)).analyze(samples=tone(), text=None).prediction
+    prediction = pipeline(folder, StubTranscriber(words)).analyze(samples=tone(), text=None).prediction
     assert prediction.modalities_used == (Modality.audio,)
     assert prediction.scores == prediction.audio_only
     assert prediction.text_only is None
@@ -120,18 +120,20 @@ def test_a_text_in_an_unsupported_script_abstains(folder: Path) -> None:
     assert prediction.abstained
 
 
-SAID = [
+TEXT_INPUTS = [
     TextInput("so what"),
     TextInput("I am very happy to see you again", ["it broke", "hello"]),
     TextInput("no", ["yes"]),
 ]
-VOICES = [tone(seconds=seconds, hertz=hertz) for seconds, hertz in ((1.0, 200), (3.1, 250), (0.4, 300), (1.0, 180))]
+CLIPS = [tone(seconds=seconds, hertz=hertz) for seconds, hertz in ((1.0, 200), (3.1, 250), (0.4, 300), (1.0, 180))]
 
 
 def test_encoding_a_batch_equals_encoding_each_item(folder: Path) -> None:
     subject = pipeline(folder)
-    together = [*subject.text.run(SAID), *subject.speech.run(VOICES)]
-    alone = [subject.text.run([said])[0] for said in SAID] + [subject.speech.run([voice])[0] for voice in VOICES]
+    together = [*subject.text.run(TEXT_INPUTS), *subject.speech.run(CLIPS)]
+    alone = [subject.text.run([text_input])[0] for text_input in TEXT_INPUTS] + [
+        subject.speech.run([clip])[0] for clip in CLIPS
+    ]
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
@@ -139,14 +141,14 @@ def test_encoding_a_batch_equals_encoding_each_item(folder: Path) -> None:
 @pytest.mark.parametrize("relative", [True, False])
 def test_fusing_a_batch_equals_fusing_each_turn(tmp_path: Path, relative: bool) -> None:
     subject = pipeline(write_bundle(tmp_path, fusion=FUSION.model_copy(update={"relative": relative})))
-    words, voices = subject.text.run(SAID), subject.speech.run(VOICES)
+    text, audio = subject.text.run(TEXT_INPUTS), subject.speech.run(CLIPS)
     earlier = [np.random.default_rng(seed).normal(size=FUSION.summary_shape).astype(np.float16) for seed in range(3)]
     turns = [
-        EncodedTurn(words[0], voices[0], earlier),
-        EncodedTurn(None, voices[1], earlier[:1]),
-        EncodedTurn(words[1], None),
-        EncodedTurn(words[2], voices[2]),
-        EncodedTurn(None, voices[3]),
+        EncodedTurn(text[0], audio[0], earlier),
+        EncodedTurn(None, audio[1], earlier[:1]),
+        EncodedTurn(text[1], None),
+        EncodedTurn(text[2], audio[2]),
+        EncodedTurn(None, audio[3]),
     ]
     alone = [subject.fuse.run([turn])[0] for turn in turns]
     for (one, summary), (other, its) in zip(subject.fuse.run(turns), alone, strict=True):
@@ -162,7 +164,7 @@ def test_fusing_a_batch_equals_fusing_each_turn(tmp_path: Path, relative: bool) 
 
 
 def test_a_turn_gets_the_same_prediction_with_and_without_batching(folder: Path) -> None:
-    subject, passed = pipeline(folder, Heard()), list[str]()
+    subject, passed = pipeline(folder, StubTranscriber()), list[str]()
 
     def submit(stage: Stage[Item, Result], item: Item, /) -> Callable[[], Result]:
         passed.append(stage.name)

@@ -22,14 +22,14 @@ from shared.modeling.transcriber import Clip, Transcriber
 from shared.settings import Batches, BatchLimits, ModelSettings, Settings
 from tests import checkpoints
 from tests.audio_clips import tone
-from tests.tiny_models import FUSION, Heard, write_bundle
+from tests.tiny_models import FUSION, StubTranscriber, write_bundle
 from workers.stages import Stages
 
 Load = Callable[..., Pipeline]
 
 SHAPES = {"text_width": checkpoints.WIDTH, "audio_width": checkpoints.WIDTH, "audio_layers": checkpoints.LAYERS + 1}
 FEW, ALL = ("XLM-R", "XLS-R"), [*checkpoints.TEXT, *checkpoints.SPEECH]
-SAID = [
+TEXT_INPUTS = [
     TextInput("so what"),
     TextInput("I am so happy that you came to see me today!", ["why did nobody tell me about it", "hello"]),
     TextInput("no", ["yes"]),
@@ -37,14 +37,14 @@ SAID = [
     TextInput(""),
 ]
 LENGTHS = (1.0, 3.1, 0.4, 1.0, 2.2, 0.05)
-VOICES = [tone(seconds, 180 + 20 * number) for number, seconds in enumerate(LENGTHS)]
+CLIPS = [tone(seconds, 180 + 20 * number) for number, seconds in enumerate(LENGTHS)]
 
 
-class Hears(Heard):
+class PickingTranscriber(StubTranscriber):
     """Each clip's words are told by its length."""
 
     def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
-        return [Heard(SAID[clip.samples.size % 4].text).transcribe([clip])[0] for clip in clips]
+        return [StubTranscriber(TEXT_INPUTS[clip.samples.size % 4].text).transcribe([clip])[0] for clip in clips]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
         return bundle
 
     def of(text: str = FEW[0], speech: str = FEW[1], execution: Execution = ON_CPU) -> Pipeline:
-        return Pipeline.load(folder(text, speech), lambda: cast("Transcriber", Hears()), execution)
+        return Pipeline.load(folder(text, speech), lambda: cast("Transcriber", PickingTranscriber()), execution)
 
     return of
 
@@ -77,7 +77,7 @@ def with_checkpoint(folder: Path, make: Callable[[Path], Path], options: dict[st
 @pytest.mark.parametrize("name", ALL)
 def test_encoding_a_batch_of_unequal_lengths_equals_encoding_each_item(name: str, load: Load) -> None:
     stage: Stage[Any, torch.Tensor] = load(text=name).text if name in checkpoints.TEXT else load(speech=name).speech
-    items: Sequence[Any] = SAID if name in checkpoints.TEXT else VOICES
+    items: Sequence[Any] = TEXT_INPUTS if name in checkpoints.TEXT else CLIPS
     alone = [stage.run([item])[0] for item in items]
     for rows in (range(len(items)), range(len(items))[::-1]):
         for row, features in zip(rows, stage.run([items[row] for row in rows]), strict=True):
@@ -87,7 +87,9 @@ def test_encoding_a_batch_of_unequal_lengths_equals_encoding_each_item(name: str
 
 def test_predicting_a_batch_equals_predicting_each_turn(load: Load) -> None:
     subject = load()
-    turns = [(VOICES[row % len(VOICES)], None if row % 3 else SAID[row % len(SAID)].text) for row in range(24)]
+    turns = [
+        (CLIPS[row % len(CLIPS)], None if row % 3 else TEXT_INPUTS[row % len(TEXT_INPUTS)].text) for row in range(24)
+    ]
     alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
     # Long waits, so that batches fill up.
     limits = Batches(**{name: BatchLimits(budget=1e6, wait_s=0.1) for name in Batches.model_fields})
@@ -120,8 +122,10 @@ def assert_like(one: Analysis, other: Analysis, tolerance: float = 1e-4) -> None
 
 def test_half_precision_gives_nearly_the_same_prediction(load: Load) -> None:
     exact, rounded = load(), load(execution=Execution(precision=torch.bfloat16))
-    for voice, said in zip(VOICES, SAID, strict=False):
-        assert_like(*(subject.analyze(samples=voice, text=said.text) for subject in (rounded, exact)), tolerance=0.05)
+    for clip, text_input in zip(CLIPS, TEXT_INPUTS, strict=False):
+        assert_like(
+            *(subject.analyze(samples=clip, text=text_input.text) for subject in (rounded, exact)), tolerance=0.05
+        )
 
 
 def test_a_compiled_pipeline_is_warm_for_every_length_and_reads_the_same(load: Load) -> None:
@@ -134,10 +138,16 @@ def test_a_compiled_pipeline_is_warm_for_every_length_and_reads_the_same(load: L
 
     def later(rows: Sequence[int]) -> list[torch.Tensor]:
         with torch.compiler.set_stance("fail_on_recompile"):
-            return [*subject.text.run([SAID[row] for row in rows]), *subject.speech.run([VOICES[row] for row in rows])]
+            return [
+                *subject.text.run([TEXT_INPUTS[row] for row in rows]),
+                *subject.speech.run([CLIPS[row] for row in rows]),
+            ]
 
     with ThreadPoolExecutor(1) as stage:  # as in a worker, the thread is not the one that warmed up
         for rows in ((0,), (3,), (0, 0), (1, 2, 3), (4, 0, 2, 1)):
-            expected = plain.text.run([SAID[row] for row in rows]), plain.speech.run([VOICES[row] for row in rows])
+            expected = (
+                plain.text.run([TEXT_INPUTS[row] for row in rows]),
+                plain.speech.run([CLIPS[row] for row in rows]),
+            )
             for one, other in zip(stage.submit(later, rows).result(), [*expected[0], *expected[1]], strict=True):
                 torch.testing.assert_close(one, other, atol=1e-4, rtol=0)

@@ -16,7 +16,7 @@ from shared.domain.job import Lane
 from shared.settings import Batches, BatchLimits
 from tests import checkpoints
 from tests.audio_clips import tone, wav
-from tests.tiny_models import Heard, pipeline
+from tests.tiny_models import StubTranscriber, pipeline
 from tests.training.corpus_samples import TEXTS
 from training.__main__ import run_recipe
 from training.data.corpora.meld import CLIPS
@@ -131,7 +131,7 @@ def test_the_full_profile_predicts_the_same_in_batches_as_one_by_one(
     run_recipe(["train", str(config), *places, *few, *sources(options, published), *SMALL, *SHORT])
     export = [f"--data={corpora}", f"--runs=[{run}]", f"--out={bundle}", "--name=full", "--whisper=large-v3-turbo"]
     run_recipe(["export_bundle", *export])
-    subject = pipeline(bundle, Heard("what a day"))
+    subject = pipeline(bundle, StubTranscriber("what a day"))
     turns = [(tone(0.3 + 0.4 * (row % 5), 150 + 10 * row), "so happy" if row % 4 == 0 else None) for row in range(16)]
     alone = [subject.analyze(samples=samples, text=text) for samples, text in turns]
     # Long waits, so that batches fill up.

@@ -32,7 +32,7 @@ from shared.errors import BundleError, WeightsMissing
 from shared.modeling.audio_classifiers import AudioClassifier
 from shared.modeling.loading import load_classifier, read_manifest, verify_files
 from tests.audio_clips import tone
-from tests.tiny_models import Heard, pipeline
+from tests.tiny_models import StubTranscriber, pipeline
 from training import published_checkpoints
 from training.__main__ import run_recipe
 from training.recipes.import_checkpoint import import_checkpoint
@@ -158,7 +158,7 @@ def test_the_logits_are_those_of_transformers_and_clips_side_by_side_change_noth
 def test_a_bundle_of_a_checkpoint_predicts_from_audio_and_transcribes_it(tmp_path: Path) -> None:
     model, extractor = write_checkpoint(tmp_path / "checkpoint")
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "bundle")
-    analysis = pipeline(tmp_path / "bundle", Heard("I am happy")).analyze(samples=tone(), text=None)
+    analysis = pipeline(tmp_path / "bundle", StubTranscriber("I am happy")).analyze(samples=tone(), text=None)
     reading = analysis.prediction
     with torch.inference_mode():
         logits = model(**extractor(tone(), sampling_rate=16_000, return_tensors="pt")).logits[0]
@@ -185,7 +185,7 @@ def test_such_a_bundle_abstains_from_a_text(tmp_path: Path) -> None:
 def test_such_a_bundle_abstains_if_there_is_no_speech(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint")
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "bundle")
-    reading = pipeline(tmp_path / "bundle", Heard(speaks=False)).analyze(samples=tone(), text=None).prediction
+    reading = pipeline(tmp_path / "bundle", StubTranscriber(speaks=False)).analyze(samples=tone(), text=None).prediction
     assert reading.scores is None
     assert reading.abstained
 
@@ -342,7 +342,7 @@ def test_labels_that_map_to_one_category_add_up(tmp_path: Path) -> None:
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "own", name="own")
     import_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "mapped", categories=TO_EKMAN)
     own, joined = (
-        pipeline(tmp_path / name, Heard()).analyze(samples=tone(), text=None).prediction.scores
+        pipeline(tmp_path / name, StubTranscriber()).analyze(samples=tone(), text=None).prediction.scores
         for name in ("own", "mapped")
     )
     assert own is not None
@@ -361,7 +361,7 @@ def test_labels_of_another_language_are_kept_or_mapped(tmp_path: Path) -> None:
     assert (space.name, space.categories, space.dimensions) == ("six", tuple(INDONESIAN), ())
     ekman = ["joy", "disgust", "anger", "neutral", "sadness", "fear"]
     import_checkpoint(str(tmp_path / "six"), tmp_path / "mapped", categories=dict(zip(INDONESIAN, ekman, strict=True)))
-    scores = pipeline(tmp_path / "mapped", Heard()).analyze(samples=tone(), text=None).prediction.scores
+    scores = pipeline(tmp_path / "mapped", StubTranscriber()).analyze(samples=tone(), text=None).prediction.scores
     assert scores is not None
     assert scores.categories["surprise"] == 0
 

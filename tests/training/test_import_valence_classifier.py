@@ -20,7 +20,7 @@ from shared.errors import BundleError
 from shared.modeling.audio_classifiers import PatchTransformer, PatchTransformerConfig
 from shared.modeling.loading import load_classifier, read_manifest
 from tests.audio_clips import tone
-from tests.tiny_models import Heard, pipeline
+from tests.tiny_models import StubTranscriber, pipeline
 from tests.training.test_import_checkpoint import CONVOLUTIONS, change_weights
 from training.__main__ import run_recipe
 from training.recipes.import_valence_classifier import import_valence_classifier
@@ -99,7 +99,7 @@ def test_the_logits_are_those_of_the_published_model_on_scaled_means(
 def test_a_bundle_of_it_predicts_three_valences(tmp_path: Path) -> None:
     write_published(tmp_path / "published")
     write_encoder(tmp_path / "encoder")
-    reading = pipeline(bundle_of(tmp_path), Heard()).analyze(samples=tone(), text=None).prediction
+    reading = pipeline(bundle_of(tmp_path), StubTranscriber()).analyze(samples=tone(), text=None).prediction
     assert reading.scores is not None
     assert reading.scores.label_space == "published"
     assert list(reading.scores.categories) == ["negative", "neutral", "positive"]

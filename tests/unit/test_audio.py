@@ -94,9 +94,9 @@ def test_eight_bit_and_one_sample() -> None:
 def test_any_number_of_channels_is_averaged(channels: int) -> None:
     sound = np.zeros((SAMPLE_RATE, channels), "<i2")
     sound[:, -1] = 16384
-    heard = decode(io.BytesIO(riff(sound.tobytes(), channels=channels)))
-    assert heard.size == SAMPLE_RATE
-    assert heard.mean() == pytest.approx(0.5 / channels, rel=1e-3)
+    decoded = decode(io.BytesIO(riff(sound.tobytes(), channels=channels)))
+    assert decoded.size == SAMPLE_RATE
+    assert decoded.mean() == pytest.approx(0.5 / channels, rel=1e-3)
 
 
 def test_probing_reads_duration_and_channels_from_the_header() -> None:
