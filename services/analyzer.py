@@ -70,7 +70,7 @@ class Analyzer:
     Args:
         pipeline: with the models.
         speaker: name of the speaker.
-        language: ISO 639-1 code; None to detect it.
+        language: BCP 47 tag of the spoken language; None to detect it.
         conversation: whether the turns of all files are one speaker's turns of one conversation, in order. Each turn
             then has the baseline and the context that it would have in a session of the service. Otherwise every turn
             stands alone.

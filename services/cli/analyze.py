@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 from rich.text import Text
 
 from services.cli.extras import require_extras
 from services.cli.output import EXIT_FAILURE, exit_on_error, print_error, print_table, track
-from shared.domain.text import Language
+from shared.domain.language import normalize_tag
 from shared.errors import TenorError
 from shared.settings import get_settings
 
@@ -29,11 +28,11 @@ class AnalyzeFormat(StrEnum):
     jsonl = "jsonl"
 
 
-def _parse_language(code: str) -> str:
+def _parse_language(tag: str) -> str:
     try:
-        return TypeAdapter(Language).validate_python(code)
-    except ValidationError:
-        raise typer.BadParameter(f"{code!r} is not an ISO 639-1 code, such as en") from None
+        return normalize_tag(tag)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @app.command(
@@ -46,7 +45,8 @@ def analyze(
     language: Annotated[
         str | None,
         typer.Option(
-            help="ISO 639-1 code of the language. It is detected if this is unset, or unknown to Whisper.",
+            help="The spoken language as a BCP 47 tag, such as en or pt-BR. It is detected if this is unset, or "
+            "unknown to Whisper.",
             parser=_parse_language,
         ),
     ] = None,

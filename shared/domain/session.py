@@ -31,7 +31,7 @@ class Session(BaseModel):
     Attributes:
         subject_id: the person that it is about, across sessions.
         external_ref: the tenant's own name for it.
-        language_hint: the language to transcribe; None: it is detected in each recording.
+        language_hint: BCP 47 tag of the language to transcribe; None: it is detected in each recording.
         closed_at: since when it takes no more turns.
     """
 

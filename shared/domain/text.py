@@ -1,4 +1,4 @@
-"""Text and names that Postgres can store, and codes of languages."""
+"""Text and names that Postgres can store."""
 
 from typing import Annotated
 
@@ -19,5 +19,3 @@ Text = Annotated[str, AfterValidator(_storable)]
 """Text without null characters and lone surrogates, which Postgres cannot store."""
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_storable)]
 """A name or reference of 1 to 200 characters."""
-Language = Annotated[str, StringConstraints(pattern="^[a-z]{2,3}(-[A-Za-z0-9]{2,6})?$")]
-"""An ISO 639-1 code, which a region may follow: `en`, `pt-BR`."""

@@ -38,7 +38,7 @@ class Transcript(BaseModel):
     """The text of a turn in segments. No segments mean that no speech was found.
 
     Attributes:
-        language: an ISO 639-1 code; None if unknown.
+        language: an ISO 639 code, or the BCP 47 tag that came with provided text; None if unknown.
         language_probability: None for provided text.
     """
 

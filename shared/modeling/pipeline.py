@@ -151,7 +151,7 @@ class Pipeline:
         Args:
             samples: the audio of the turn, 16 kHz mono, shape [samples].
             text: the text of the turn.
-            language: ISO 639-1 code, if it is known.
+            language: BCP 47 tag of the spoken language, if it is known.
             earlier: audio summaries of the speaker's earlier turns, made by the same bundle, in any order.
             context: texts of the session's turns before this one, whoever spoke, the oldest first. Only the last
                 `context_turns` are used.

@@ -11,6 +11,10 @@ window is padded to the length of another, so that the transcript of a clip does
 docs/decisions/0010-short-whisper-windows.md.
 """
 
+# CTranslate2 has no annotations, and those of faster-whisper are incomplete.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownLambdaType=false
+
 import os
 import zlib
 from collections import defaultdict
@@ -30,6 +34,7 @@ from faster_whisper.transcribe import merge_punctuations
 from numpy.typing import NDArray
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.domain.language import standard_code, whisper_code
 from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
 from shared.errors import SetupError
 from shared.modeling.segmentation import split_speech
@@ -61,9 +66,6 @@ TOKENS_PER_SECOND = 25
 """The decoder is stopped beyond this rate, which no speech reaches, even in scripts with several tokens per letter."""
 SPARE_TOKENS = 16
 
-WHISPER_CODES = {"jv": "jw", "nb": "no"}
-"""Whisper's language codes that differ from ISO 639-1: Javanese and Norwegian Bokmål."""
-
 PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 
@@ -74,7 +76,7 @@ class Clip:
 
     Attributes:
         samples: 16 kHz mono, shape [samples].
-        language: the spoken language, if it is known (`en`, or `en-GB`). It is then not detected, and the transcript's
+        language: BCP 47 tag of the spoken language, if it is known. It is then not detected, and the transcript's
             `language_probability` is None. A language that Whisper does not know is detected nevertheless.
         speech: the spans of `detect_speech`, if they are already known.
     """
@@ -382,8 +384,7 @@ class Transcriber:
     def _known_language(self, language: str | None) -> str | None:
         if language is None:
             return None
-        code = language.lower().replace("_", "-").split("-")[0]
-        code = WHISPER_CODES.get(code, code)
+        code = whisper_code(language)
         return code if code in self._languages_known else None
 
     @cached_property
@@ -475,5 +476,8 @@ def _parts(tokens: Sequence[int], tokenizer: Tokenizer, duration: float) -> Iter
 
 def _transcript(language: str | None, probability: float | None, segments: tuple[Segment, ...]) -> Transcript:
     return Transcript(
-        language=language, language_probability=probability, segments=segments, source=TranscriptSource.asr
+        language=None if language is None else standard_code(language),
+        language_probability=probability,
+        segments=segments,
+        source=TranscriptSource.asr,
     )

@@ -3,6 +3,9 @@
 The detector is Silero VAD, in the version that faster-whisper ships.
 """
 
+# The annotations of faster-whisper are incomplete.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
+
 import os
 
 import numpy as np

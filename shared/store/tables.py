@@ -23,6 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from shared.domain.language import MAX_TAG_LENGTH
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -86,7 +88,7 @@ sessions = Table(
     _tenant(),
     Column("subject_id", Uuid, ForeignKey("subjects.id")),
     Column("external_ref", String(200)),
-    Column("language_hint", String(10)),
+    Column("language_hint", String(MAX_TAG_LENGTH)),
     Column("consent", JSONB, nullable=False),
     Column("turn_count", Integer, nullable=False, server_default=text("0")),
     _now(),
@@ -156,7 +158,7 @@ transcripts = Table(
     "transcripts",
     metadata,
     Column("turn_id", Uuid, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
-    Column("language", String(10)),
+    Column("language", String(MAX_TAG_LENGTH)),
     Column("language_probability", Float),
     Column("segments", JSONB, nullable=False),
     Column("source", String(20), nullable=False),

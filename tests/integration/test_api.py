@@ -54,14 +54,14 @@ def test_a_session_is_created_and_read_back(api: TestClient) -> None:
         json={
             "external_ref": "call-1",
             "subject_ref": "p-17",
-            "language_hint": "ur",
+            "language_hint": "UR_arab-pk",
             "consent": {"retain_audio": True},
         },
     )
     assert created.status_code == 201
     session = api.get(created.headers["Location"]).json()
     assert session == created.json()
-    assert session["language_hint"] == "ur"
+    assert session["language_hint"] == "ur-Arab-PK"
     assert session["consent"]["retain_audio"] is True
 
 

@@ -7,8 +7,9 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.api.schemas.turn import TurnOut
+from shared.domain.language import LanguageTag
 from shared.domain.session import Consent, Session
-from shared.domain.text import Language, Name
+from shared.domain.text import Name
 
 
 class SessionIn(BaseModel):
@@ -25,10 +26,10 @@ class SessionIn(BaseModel):
         default=None, description="your name for the person, the same in each of their sessions"
     )
     external_ref: Name | None = Field(default=None, description="your name for this session")
-    language_hint: Language | None = Field(
+    language_hint: LanguageTag | None = Field(
         default=None,
-        description="ISO 639-1, such as en or en-GB; without it, or if Whisper does not know the language, the "
-        "language of every recording is detected",
+        description="the spoken language as a BCP 47 tag, such as en, pt-BR or zh-Hant-TW, in any case; without it, or "
+        "if Whisper does not know the language, the language of every recording is detected",
     )
     consent: Consent = Consent()
 
