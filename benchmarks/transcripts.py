@@ -79,7 +79,7 @@ def compare_transcripts(settings: Settings, clips: Iterable[ReferenceClip]) -> G
     systems = _systems(settings)
     results: dict[tuple[str, str], SystemResult] = defaultdict(SystemResult)
     for number, clip in enumerate(clips):
-        samples = decode(clip.path)
+        samples = decode(clip.path).samples
         for name, transcribe in systems.items():
             if not number:
                 transcribe(samples, clip.language)  # warm up

@@ -10,6 +10,7 @@ from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.emotion import Modality
 from shared.domain.turn import MAX_BASELINE_TURNS, context_of
+from shared.domain.warning import AnalysisWarning
 from shared.errors import NotFound, SetupError, TenorError
 from shared.modeling.baseline import AudioSummary
 from shared.modeling.pipeline import Analysis, Pipeline
@@ -34,6 +35,7 @@ class Row(BaseModel):
     incongruence: float | None
     modalities_used: tuple[Modality, ...]
     baseline_turns: int
+    warnings: tuple[AnalysisWarning, ...]
 
     @classmethod
     def of(
@@ -43,8 +45,9 @@ class Row(BaseModel):
         file: str | None = None,
         start: float | None = None,
         end: float | None = None,
+        warnings: tuple[AnalysisWarning, ...] = (),
     ) -> Self:
-        """Return the row of a turn."""
+        """Return the row of a turn. `warnings` are those about its file."""
         reading = analysis.prediction
         return cls(
             file=file,
@@ -61,6 +64,7 @@ class Row(BaseModel):
             incongruence=reading.incongruence,
             modalities_used=reading.modalities_used,
             baseline_turns=reading.baseline_turns,
+            warnings=(*warnings, *reading.warnings),
         )
 
 
@@ -111,13 +115,13 @@ class Analyzer:
     def _rows(self, file: Path) -> list[Row]:
         if not file.is_file():
             raise NotFound("this is a folder: name its files" if file.is_dir() else "there is no such file")
-        samples = self._sandbox.decode(file)
+        audio = self._sandbox.decode(file)
         # JSON is Unicode, which a file name need not be.
         name = str(file).encode(errors="surrogateescape").decode(errors="backslashreplace")
         rows: list[Row] = []
-        for start, end in _turns(samples):
-            analysis = self._analyze_turn(samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)])
-            rows.append(Row.of(analysis, self._speaker, name, round(start, 3), round(end, 3)))
+        for start, end in _turns(audio.samples):
+            analysis = self._analyze_turn(audio.samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)])
+            rows.append(Row.of(analysis, self._speaker, name, round(start, 3), round(end, 3), audio.warnings))
         return rows
 
     def _analyze_turn(self, samples: Samples) -> Analysis:

@@ -60,7 +60,7 @@ def decode_clip() -> "Samples":
         from shared.audio.decoder import decode, probe
 
         probe(CLIP)
-        samples = decode(CLIP)
+        samples = decode(CLIP).samples
         if not samples.any():
             raise ValueError("a recording was decoded to silence")
     return samples

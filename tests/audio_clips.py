@@ -9,7 +9,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.audio.decoder import Samples, decode
+from shared.audio import decoder
+from shared.audio.decoder import Samples, Source
 
 ASSETS = Path(__file__).parent / "assets"
 RATE = 16_000
@@ -38,6 +39,11 @@ def silence(seconds: float) -> Samples:
 def spoken(name: str) -> Samples:
     """What espeak says in one of the files beside the tests."""
     return decode(ASSETS / f"{name}.ogg")
+
+
+def decode(source: Source, max_duration_s: float | None = None) -> Samples:
+    """The samples of a recording, without the warnings."""
+    return decoder.decode(source, max_duration_s).samples
 
 
 def wav(samples: NDArray[np.float32] | None = None, rate: int = RATE) -> bytes:
@@ -84,6 +90,12 @@ def write(out: io.BytesIO | str, name: str, sound: NDArray[np.floating], rate: i
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
             file.mux(stream.encode(piece))
         file.mux(stream.encode(None))
+
+
+def damaged(data: bytes, place: float = 0.45, size: int = 40) -> bytes:
+    """The bytes of a file of which some, from a share of its length on, were overwritten with random ones."""
+    start = int(place * len(data))
+    return data[:start] + np.random.default_rng(0).bytes(size) + data[start + size :]
 
 
 def large_png(side: int) -> bytes:

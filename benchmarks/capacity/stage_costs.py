@@ -74,7 +74,7 @@ def measure_stages(
     Raises:
         InvalidRequest: no turn enters some stage, because nobody speaks or the language has no text encoder.
     """
-    turns = list(_record_turns(pipeline, [decode(file) for file in files]))
+    turns = list(_record_turns(pipeline, [decode(file).samples for file in files]))
     path = max((turn.path for turn in turns), key=len)
     if missing := Batches.model_fields.keys() - set(stage_names(path)):
         names = ", ".join(sorted(missing))
@@ -188,8 +188,8 @@ def _stage_runs(turns: Sequence[RecordedTurn], name: str, batches: Sequence[int]
 
 def _decode_runs(files: Sequence[Path], rounds: int) -> Iterator[Run]:
     for file in files:
-        wall_s, cpu_s = _median_times(lambda file=file: decode(file), rounds)
-        yield Run(1, decode(file).size / SAMPLE_RATE, wall_s, cpu_s)
+        wall_s, cpu_s = _median_times(lambda file=file: decode(file).samples, rounds)
+        yield Run(1, decode(file).samples.size / SAMPLE_RATE, wall_s, cpu_s)
 
 
 def _store_runs(settings: Settings, bundle_id: str, turns: Sequence[RecordedTurn], rounds: int) -> Iterator[Run]:

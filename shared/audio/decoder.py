@@ -11,19 +11,20 @@ them for trusted files only. `shared.audio.sandbox` has the same functions for f
 import io
 import math
 import struct
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import av
 import av.error
 import numpy as np
+from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from shared.domain.warning import AnalysisWarning, WarningCode
 from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable
 
 SAMPLE_RATE = 16_000
@@ -85,6 +86,32 @@ class AudioInfo:
     channels: int
 
 
+@dataclass(frozen=True)
+class DecodedAudio:
+    """A decoded recording.
+
+    Attributes:
+        samples: 16 kHz mono, shape [samples].
+        warnings: what was lost or changed in decoding.
+    """
+
+    samples: Samples
+    warnings: tuple[AnalysisWarning, ...] = ()
+
+
+@dataclass(frozen=True)
+class AudioPart:
+    """A part of a long recording, which begins where the part before ended.
+
+    Attributes:
+        channels: 16 kHz samples of each channel, shape [samples].
+        warnings: what was lost or changed in decoding, up to the end of the part; the last part has all warnings.
+    """
+
+    channels: list[Samples]
+    warnings: tuple[AnalysisWarning, ...] = ()
+
+
 def probe(source: Source, max_duration_s: float | None = None) -> AudioInfo:
     """Returns a recording's duration and channels, without decoding it.
 
@@ -103,23 +130,23 @@ def probe(source: Source, max_duration_s: float | None = None) -> AudioInfo:
         return AudioInfo(container.duration / av.time_base if container.duration else None, channels)
 
 
-def decode(source: Source, max_duration_s: float | None = None) -> Samples:
-    """Returns a recording as 16 kHz mono float32, shape [samples], the mean of its channels.
+def decode(source: Source, max_duration_s: float | None = None) -> DecodedAudio:
+    """Returns a recording as 16 kHz mono float32, the mean of its channels.
 
     Decoding stops at `max_duration_s` seconds, which also limits the memory that it takes.
 
     Raises:
         AudioEmpty: the recording has no bytes or no samples, or up to 3 ms of them, too few to resample.
-        AudioUndecodable: the file is not a recording, or is damaged or truncated.
+        AudioUndecodable: the file is not a recording, is truncated, or is so damaged that hardly anything is left.
         AudioNotFinite: a sample is NaN or infinite.
         AudioTooLong: the recording is longer than `max_duration_s`.
     """
-    return np.concatenate([frame.mean(axis=1) for frame in _frames(source, max_duration_s)])
+    return join_parts(decode_parts(source, 1, math.inf, max_duration_s))
 
 
 def decode_parts(
     source: Source, channels: int, part_s: float, max_duration_s: float | None = None
-) -> Iterator[list[Samples]]:
+) -> Iterator[AudioPart]:
     """Decodes a long recording in parts, so that it is never in memory as a whole.
 
     Args:
@@ -128,31 +155,35 @@ def decode_parts(
         part_s: least length of a part, in seconds. The last part may be shorter.
         max_duration_s: longest recording that is decoded, in seconds.
 
-    Yields:
-        For each part, the samples of each channel, shape [samples].
-
     Raises:
         AudioEmpty, AudioNotFinite, AudioTooLong: as `decode` does, but perhaps after some parts.
         AudioUndecodable: as `decode` does, or the number of channels differs from `channels`.
     """
+    losses = _Losses()
     pending: list[Samples] = []
     count = 0
-    for frame in _frames(source, max_duration_s):
+    for frame in _frames(source, max_duration_s, losses):
+        if count >= part_s * SAMPLE_RATE:
+            yield AudioPart(_split_channels(pending), losses.warnings())
+            pending, count = [], 0
         pending.append(frame.mean(axis=1, keepdims=True) if channels == 1 else frame)
         if pending[-1].shape[1] != channels:
             raise AudioUndecodable(f"the recording has {frame.shape[1]} channels where it should have {channels}")
         count += len(frame)
-        if count >= part_s * SAMPLE_RATE:
-            yield _split_channels(pending)
-            pending, count = [], 0
-    if pending:
-        yield _split_channels(pending)
+    yield AudioPart(_split_channels(pending), losses.warnings())
+
+
+def join_parts(parts: Iterable[AudioPart]) -> DecodedAudio:
+    """Returns the first channel of all parts of a recording, of which there is at least one."""
+    known = list(parts)
+    return DecodedAudio(np.concatenate([part.channels[0] for part in known]), known[-1].warnings)
 
 
 def encode(samples: Samples) -> bytes:
     """Returns 16 kHz mono audio, shape [samples], as a FLAC file with 16 bits per sample."""
     file = io.BytesIO()
-    with av.open(file, "w", format="flac") as container:
+    # PyAV does not annotate what streams encode.
+    with closing(cast("Any", av.open(file, "w", format="flac"))) as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE)
         stream.layout, stream.format = "mono", "s16"
         whole = np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)[None]
@@ -164,12 +195,30 @@ def encode(samples: Samples) -> bytes:
     return file.getvalue()
 
 
-def _frames(source: Source, max_duration_s: float | None) -> Iterator[Samples]:
+@dataclass
+class _Losses:
+    """Counts the seconds of a recording that cannot be decoded."""
+
+    spans: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+
+    @property
+    def total_s(self) -> float:
+        return sum(duration_s for _, duration_s in self.spans)
+
+    def warnings(self) -> tuple[AnalysisWarning, ...]:
+        if not self.spans:
+            return ()
+        total_s, first_s = max(0.1, self.total_s), self.spans[0][0]
+        message = f"{total_s:.1f} s of the recording are damaged and were skipped, the first at {first_s:.1f} s"
+        return (AnalysisWarning(WarningCode.audio_skipped, message),)
+
+
+def _frames(source: Source, max_duration_s: float | None, losses: _Losses) -> Iterator[Samples]:
     """Yields the recording at 16 kHz in frames of shape [samples, channels]: at least one, and none of them empty."""
     count = 0
     with _open(source) as container:
         stated_s = _stated_duration_s(container)
-        for frame in _resampled(container):
+        for frame in _resampled(container, losses):
             if not np.isfinite(frame).all():
                 bad = count + int(np.flatnonzero(~np.isfinite(frame).all(axis=1))[0])
                 raise AudioNotFinite(f"the sample at {bad / SAMPLE_RATE:.3f} s is not a finite number")
@@ -177,7 +226,9 @@ def _frames(source: Source, max_duration_s: float | None) -> Iterator[Samples]:
             if max_duration_s is not None and count > max_duration_s * SAMPLE_RATE:
                 raise AudioTooLong(f"the recording is longer than the {max_duration_s:g} s allowed")
             yield frame
-    if count < SAMPLE_RATE * (0.99 * stated_s - 0.1):
+    if count < SAMPLE_RATE * losses.total_s / 9:
+        raise AudioUndecodable("hardly any of the recording can be decoded")
+    if count + SAMPLE_RATE * losses.total_s < SAMPLE_RATE * (0.99 * stated_s - 0.1):
         raise AudioUndecodable(
             f"the recording is cut off: it has {count / SAMPLE_RATE:.1f} of the {stated_s:.1f} s that its header states"
         )
@@ -185,12 +236,26 @@ def _frames(source: Source, max_duration_s: float | None) -> Iterator[Samples]:
         raise AudioEmpty("the recording holds no samples")
 
 
-def _resampled(container: InputContainer) -> Iterator[Samples]:
+def _decoded(container: InputContainer, losses: _Losses) -> Iterator[AudioFrame | None]:
+    """Yields the frames of the first audio stream, then None. Packets that cannot be decoded are skipped."""
+    stream = container.streams.audio[0]
+    end_s = 0.0
+    for packet in container.demux(stream):
+        duration_s = float((packet.duration or 0) * packet.time_base)
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            losses.spans.append((end_s, duration_s))
+        end_s += duration_s
+    yield None
+
+
+def _resampled(container: InputContainer, losses: _Losses) -> Iterator[Samples]:
     # The channels are kept, because FFmpeg's own downmix makes two equal channels 3 dB louder than one. They are
     # interleaved, because PyAV miscounts the planes of eight and more channels.
     resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
     try:
-        for frame in chain(container.decode(audio=0), [None]):
+        for frame in _decoded(container, losses):
             if frame is not None:
                 _check_work(frame.sample_rate, frame.layout.nb_channels)
             for resampled in resampler.resample(frame):

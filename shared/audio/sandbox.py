@@ -24,8 +24,9 @@ from typing import IO, Any, cast
 import numpy as np
 
 from shared.audio import sandbox_process
-from shared.audio.decoder import SAMPLE_RATE, AudioInfo, Samples, Source, open_source
-from shared.audio.sandbox_process import HEADER, JSON, LENGTH, PART
+from shared.audio.decoder import SAMPLE_RATE, AudioInfo, AudioPart, DecodedAudio, Source, join_parts, open_source
+from shared.audio.sandbox_process import LENGTH
+from shared.domain.warning import AnalysisWarning, WarningCode
 from shared.errors import AudioDecoderFailed, AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class AudioSandbox:
                     return child.probe(file, max_duration_s)
         raise _failed()
 
-    def decode(self, source: Source, max_duration_s: float | None = None) -> Samples:
+    def decode(self, source: Source, max_duration_s: float | None = None) -> DecodedAudio:
         """Returns a recording as 16 kHz mono float32, as `shared.audio.decoder.decode` does.
 
         Raises:
@@ -104,11 +105,11 @@ class AudioSandbox:
             AudioDecoderFailed: two children died while they decoded the recording, or it took too much CPU time.
             Unavailable: no child can be started.
         """
-        return np.concatenate([part[0] for part in self._parts(source, 1, max_duration_s)])
+        return join_parts(self._parts(source, 1, max_duration_s))
 
     def decode_parts(
         self, source: Source, channels: int, part_s: float, max_duration_s: float | None = None
-    ) -> Iterator[list[Samples]]:
+    ) -> Iterator[AudioPart]:
         """Decodes a long recording in parts, as `shared.audio.decoder.decode_parts` does.
 
         The child waits until the caller takes the next part.
@@ -116,10 +117,10 @@ class AudioSandbox:
         Raises:
             AudioError: as `decode` does, but perhaps after some parts.
         """
-        pending: list[Samples] = []
+        pending: list[AudioPart] = []
         for part in self._parts(source, channels, max_duration_s):
             pending.append(part)
-            if sum(samples.shape[1] for samples in pending) >= part_s * SAMPLE_RATE:
+            if sum(part.channels[0].size for part in pending) >= part_s * SAMPLE_RATE:
                 yield _joined(pending)
                 pending = []
         if pending:
@@ -133,8 +134,8 @@ class AudioSandbox:
         for child in idle:
             child.end()
 
-    def _parts(self, source: Source, channels: int, max_duration_s: float | None) -> Iterator[Samples]:
-        """Yields parts of shape [channels, samples]. A second child starts over and skips what was yielded."""
+    def _parts(self, source: Source, channels: int, max_duration_s: float | None) -> Iterator[AudioPart]:
+        """Yields the parts that a child sends. A second child starts over and skips what was yielded."""
         yielded = 0
         with open_source(source) as file:
             for _ in range(_ATTEMPTS):
@@ -230,22 +231,25 @@ class _Child:
         self._busy = False
         return info
 
-    def decode(self, file: IO[bytes], channels: int, max_duration_s: float | None) -> Iterator[Samples]:
+    def decode(self, file: IO[bytes], channels: int, max_duration_s: float | None) -> Iterator[AudioPart]:
         """Raises _ChildDied."""
         self._send({"operation": "decode", "channels": channels, "max_duration_s": max_duration_s}, file)
         longest = math.inf if max_duration_s is None else max_duration_s * SAMPLE_RATE
         count = 0
         while True:
-            kind, first, second = HEADER.unpack(self._receive(HEADER.size))
-            if kind == JSON and self._result(self._receive_object(first)) == {"samples": count} and count:
-                self._busy = False
-                return
-            count += second
-            if kind != PART or first != channels or first * second * 4 > self._limits.memory_bytes or count > longest:
-                raise _ChildDied(_INVALID_ANSWER)
-            samples = np.empty((first, second), np.float32)
-            self._receive_into(samples.data.cast("B"))
-            yield samples
+            match self._result(self._receive_json()):
+                case {"channels": int(sent), "samples": int(size), "warnings": warnings} if sent == channels:
+                    count += size
+                    if not 0 < size * channels * 4 <= self._limits.memory_bytes or count > longest:
+                        raise _ChildDied(_INVALID_ANSWER)
+                    samples = np.empty((channels, size), np.float32)
+                    self._receive_into(samples.data.cast("B"))
+                    yield AudioPart(list(samples), _warnings(warnings))
+                case {"ended_after": int(size)} if size == count > 0:
+                    self._busy = False
+                    return
+                case _:
+                    raise _ChildDied(_INVALID_ANSWER)
 
     def end(self) -> None:
         """Kill the process."""
@@ -268,12 +272,7 @@ class _Child:
             raise self._death() from None
 
     def _receive_json(self) -> dict[str, Any]:
-        kind, length, _ = HEADER.unpack(self._receive(HEADER.size))
-        if kind != JSON:
-            raise _ChildDied(_INVALID_ANSWER)
-        return self._receive_object(length)
-
-    def _receive_object(self, length: int) -> dict[str, Any]:
+        (length,) = LENGTH.unpack(self._receive(LENGTH.size))
         try:
             answer = json.loads(self._receive(min(length, _MAX_JSON_BYTES)))
         except (ValueError, RecursionError):
@@ -318,10 +317,18 @@ class _Child:
         return death
 
 
-def _joined(parts: Sequence[Samples]) -> list[Samples]:
-    """Returns each channel, shape [samples], of consecutive parts of shape [channels, samples]."""
-    joined: Samples = np.concatenate(parts, axis=1)
-    return list(joined)
+def _joined(parts: Sequence[AudioPart]) -> AudioPart:
+    """Returns consecutive parts as one."""
+    channels = zip(*(part.channels for part in parts), strict=True)
+    return AudioPart([np.concatenate(channel) for channel in channels], parts[-1].warnings)
+
+
+def _warnings(sent: Any) -> tuple[AnalysisWarning, ...]:  # noqa: ANN401
+    """Raises _ChildDied if a child sent anything but warnings."""
+    try:
+        return tuple(AnalysisWarning(WarningCode(code), f"{message!s:.500}") for code, message in sent)
+    except (TypeError, ValueError):
+        raise _ChildDied(_INVALID_ANSWER) from None
 
 
 def _start(theirs: socket.socket, limits: Limits, ours: socket.socket) -> subprocess.Popen[bytes]:

@@ -7,10 +7,12 @@ decoder.
 
 A request is 4 bytes with the length of the JSON that follows, such as
 `{"operation": "probe", "max_duration_s": null, "size": 0}`. The recording is either a file descriptor, sent with the 4
-bytes, or `size` bytes after the JSON. An answer begins with `HEADER`: its kind and two numbers. After the kind `JSON`
-and its length comes an object; after the kind `PART` and the numbers of channels and samples come float32 samples, one
-channel after the other. The last answer to a request is of kind `JSON`: a result, an error as `code` and `detail`, or
-`died` with the name of the exception that ends the child.
+bytes, or `size` bytes after the JSON.
+
+An answer is 4 bytes with the length of a JSON object, and the object. It may be a part of a decoded recording, with the
+numbers of its `channels` and `samples` and with `warnings`; float32 samples follow, one channel after the other. The
+last answer to a request is a result, an error as `code` and `detail`, or `died` with the name of the exception that
+ends the child.
 """
 
 import io
@@ -22,18 +24,15 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any, cast
 
 import numpy as np
 
-from shared.audio.decoder import Samples, decode_parts, probe
+from shared.audio.decoder import AudioPart, decode_parts, probe
 from shared.errors import AudioError, AudioTooLong
 
 LENGTH = struct.Struct("!I")
-HEADER = struct.Struct("!cII")
-JSON, PART = b"J", b"P"
 
 PART_S = 10.0
 """Least length of a part that is sent, in seconds; the last part may be shorter."""
@@ -93,8 +92,8 @@ class Child:
                 for part in decode_parts(recording, request["channels"], PART_S, request["max_duration_s"]):
                     self._send_part(part)
                     self._renew_cpu_time()
-                    count += part[0].size
-                self._send_json({"samples": count})
+                    count += part.channels[0].size
+                self._send_json({"ended_after": count})
             except (AudioError, AudioTooLong) as error:
                 if isinstance(error.__cause__, MemoryError):  # the recording is not to blame
                     raise error.__cause__ from None
@@ -106,11 +105,12 @@ class Child:
 
     def _send_json(self, answer: dict[str, Any]) -> None:
         data = json.dumps(answer).encode()
-        self._connection.sendall(HEADER.pack(JSON, len(data), 0) + data)
+        self._connection.sendall(LENGTH.pack(len(data)) + data)
 
-    def _send_part(self, channels: Sequence[Samples]) -> None:
-        self._connection.sendall(HEADER.pack(PART, len(channels), channels[0].size))
-        for samples in channels:
+    def _send_part(self, part: AudioPart) -> None:
+        warnings = [(warning.code, warning.message) for warning in part.warnings]
+        self._send_json({"channels": len(part.channels), "samples": part.channels[0].size, "warnings": warnings})
+        for samples in part.channels:
             self._connection.sendall(np.ascontiguousarray(samples).data)
 
     def _exactly(self, size: int) -> bytes:

@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from shared.domain.emotion import EmotionScores, Modality, Probability, Valence
+from shared.domain.warning import AnalysisWarning
 
 
 class Prediction(BaseModel):
@@ -32,6 +33,9 @@ class Prediction(BaseModel):
     modalities_used: tuple[Modality, ...]
     baseline_turns: int = Field(
         default=0, ge=0, description="how many earlier turns of the speaker are the baseline of its audio"
+    )
+    warnings: tuple[AnalysisWarning, ...] = Field(
+        default=(), description="what a client should know about the analysis, such as seconds that were skipped"
     )
 
     @computed_field

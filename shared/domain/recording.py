@@ -9,6 +9,7 @@ from shared.domain.job import Job, JobStatus, TurnLane
 from shared.domain.session import Consent
 from shared.domain.speaker import SpeakerRole
 from shared.domain.text import Name
+from shared.domain.warning import AnalysisWarning
 
 
 class Recording(BaseModel):
@@ -20,6 +21,7 @@ class Recording(BaseModel):
         channel_count: the number of its audio channels; None if unknown.
         expires_at: when the audio is deleted at the latest; None: after its turn's analysis.
         source_id: the long recording that it was cut from, if so.
+        warnings: of a long recording, once it was split.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -33,6 +35,7 @@ class Recording(BaseModel):
     channel_count: int | None
     expires_at: datetime | None
     source_id: UUID | None = None
+    warnings: tuple[AnalysisWarning, ...] = ()
 
 
 class Channel(BaseModel):

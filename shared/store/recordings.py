@@ -5,6 +5,7 @@ recording, called a part here, whose `source_id` is the long one.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, delete, func, insert, select, union, update
 
 from shared.domain.job import OPEN, Job, JobStatus, TurnLane
 from shared.domain.recording import Channel, Recording, RecordingProgress, RecordingWork
+from shared.domain.warning import AnalysisWarning
 from shared.errors import RecordingNotFound
 from shared.store.pending_deletions import PendingDeletions, insert_due
 from shared.store.tables import jobs, long_recordings, recordings, sessions, turns
@@ -75,6 +77,11 @@ class Recordings:
         values = {"recording_id": recording_id, "channels": [channel.model_dump(mode="json") for channel in channels]}
         started = {} if started_at is None else {"started_at": started_at}
         self._connection.execute(insert(long_recordings).values(**values, lane=lane.value, **started))
+
+    def warn(self, recording_id: UUID, warnings: Sequence[AnalysisWarning]) -> None:
+        """Store the warnings about a recording, in place of earlier ones."""
+        values = [asdict(warning) for warning in warnings]
+        self._connection.execute(update(recordings).where(recordings.c.id == recording_id).values(warnings=values))
 
     def read_work(self, job: Job) -> RecordingWork:
         """Return the long recording of a job, and all that a worker needs to split it."""

@@ -45,6 +45,10 @@ def _tenant() -> Column[object]:
     return Column("tenant_id", Uuid, ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False)
 
 
+def _warnings() -> Column[object]:
+    return Column("warnings", JSONB, nullable=False, server_default=text("'[]'::jsonb"))
+
+
 def _now(name: str = "created_at") -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
 
@@ -114,6 +118,7 @@ recordings = Table(
         ForeignKey("recordings.id", ondelete="CASCADE"),
         comment="the long recording that it was cut from",
     ),
+    _warnings(),
     _now(),
     Index(None, "session_id"),
     Index(None, "source_id", postgresql_where=text("source_id IS NOT NULL")),
@@ -179,6 +184,7 @@ predictions = Table(
     Column("incongruence", Float),
     Column("modalities_used", ARRAY(String(10)), nullable=False),
     Column("baseline_turns", Integer, nullable=False, server_default=text("0")),
+    _warnings(),
     _now(),
     UniqueConstraint("turn_id", "bundle_id"),
 )

@@ -35,8 +35,9 @@ FIELDS = [
     "incongruence",
     "modalities_used",
     "baseline_turns",
+    "warnings",
 ]
-ENGLISH = decode(ASSETS / "english.ogg")
+ENGLISH = decode(ASSETS / "english.ogg").samples
 
 
 def tenor(

@@ -232,7 +232,7 @@ def test_a_run_becomes_ready_on_ipv6_and_calls_itself_through_no_proxy(tmp_path:
 
 
 def test_stopping_names_what_it_waits_for_and_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    recording = encode(np.tile(decode(ASSETS / "english.ogg"), 60))
+    recording = encode(np.tile(decode(ASSETS / "english.ogg").samples, 60))
     with running(tmp_path / "data", TENOR_WORKER_DRAIN_S="600") as (tenor, client):
         files = {"audio": ("a.flac", recording, "audio/flac")}
         turns = f"/v1/sessions/{client.post('/v1/sessions', json={}).json()['id']}/turns"

@@ -97,7 +97,7 @@ def test_a_worker_whose_threads_hang_exits_and_other_workers_run_its_jobs(tenor:
 
 
 def test_a_recording_of_a_killed_worker_is_split_by_a_worker_of_the_recording_lane(tenor: Tenor) -> None:
-    sounds = [sound for path in sorted(ASSETS.glob("*.ogg")) for sound in (decode(path), silence(1.5))]
+    sounds = [sound for path in sorted(ASSETS.glob("*.ogg")) for sound in (decode(path).samples, silence(1.5))]
     files = {"audio": ("call.flac", encode(np.concatenate(sounds * 25)), "audio/flac")}
     light = {"worker_interactive_threads": 0, "worker_bulk_threads": 0}
     with killed_at_the_end(tenor.start_worker(**light)):

@@ -27,7 +27,7 @@ from services.api.ingest import Ingest
 from shared.audio import decoder as audio
 from shared.audio.decoder import SAMPLE_RATE, AudioInfo
 from shared.audio.sandbox import AudioSandbox, Limits
-from shared.audio.sandbox_process import HEADER, JSON
+from shared.audio.sandbox_process import LENGTH
 from shared.errors import (
     AudioDecoderFailed,
     AudioEmpty,
@@ -115,13 +115,13 @@ def test_every_source_is_decoded_as_in_this_process(kind: str, sandbox: AudioSan
         "on disk": lambda: spooled(data, 1),
     }[kind]()
     assert sandbox.probe(source) == audio.probe(io.BytesIO(data))
-    np.testing.assert_array_equal(sandbox.decode(source), audio.decode(io.BytesIO(data)))
+    np.testing.assert_array_equal(sandbox.decode(source).samples, audio.decode(io.BytesIO(data)).samples)
     parts = list(sandbox.decode_parts(source, 2, 12))
     assert len(parts) == 2
-    assert all(channel.size >= 12 * SAMPLE_RATE for channel in parts[0])
+    assert all(channel.size >= 12 * SAMPLE_RATE for channel in parts[0].channels)
     (whole,) = audio.decode_parts(io.BytesIO(data), 2, 100)
-    for number, channel in enumerate(whole):
-        np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), channel)
+    for number, channel in enumerate(whole.channels):
+        np.testing.assert_array_equal(np.concatenate([part.channels[number] for part in parts]), channel)
     if not isinstance(source, Path):
         with source:
             assert source.read() == data, "the position in the file is this process's alone"
@@ -175,7 +175,7 @@ def test_a_file_that_takes_too_much_memory_fails_alone(
     with pytest.raises(AudioDecoderFailed):
         list(sandbox.decode_parts(io.BytesIO(large), 64, 10))
     assert caplog.text.count("a process that decodes recordings died") == 2
-    assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
+    assert sandbox.decode(io.BytesIO(wav())).samples.size == SAMPLE_RATE
 
 
 def test_a_file_that_takes_too_much_cpu_time_fails_alone(
@@ -185,7 +185,7 @@ def test_a_file_that_takes_too_much_cpu_time_fails_alone(
     with pytest.raises(AudioDecoderFailed, match="too much CPU time"):
         sandbox.decode(dense)
     assert caplog.text.count("killed by SIGXCPU") == 1  # a second child would do the same work
-    assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
+    assert sandbox.decode(io.BytesIO(wav())).samples.size == SAMPLE_RATE
 
 
 def test_the_cpu_time_is_counted_for_each_part_alone(dense: Path, open_sandbox: OpenSandbox) -> None:
@@ -193,7 +193,7 @@ def test_the_cpu_time_is_counted_for_each_part_alone(dense: Path, open_sandbox: 
     child = started(sandbox)
     parts = sandbox.decode_parts(dense, 8, 10)
     while sum(child.cpu_times()[:2]) < 2.5:
-        assert len(next(parts)) == 8
+        assert len(next(parts).channels) == 8
     assert child.is_running()
 
 
@@ -203,7 +203,7 @@ def test_a_recording_that_crashes_the_decoder_once_is_decoded_whole(sandbox: Aud
     parts = sandbox.decode_parts(io.BytesIO(audio.encode(sound)), 1, 10)
     first = next(parts)
     child.send_signal(signal.SIGSEGV)
-    whole = np.concatenate([part[0] for part in [first, *parts]])
+    whole = np.concatenate([part.channels[0] for part in [first, *parts]])
     assert np.abs(whole - sound).max() <= 1 / 32768
 
 
@@ -233,7 +233,7 @@ def test_a_child_that_hangs_is_killed_and_another_does_its_work(
     sandbox = open_sandbox(1, Limits(timeout_s=3))
     child = started(sandbox)
     child.suspend()
-    assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
+    assert sandbox.decode(io.BytesIO(wav())).samples.size == SAMPLE_RATE
     assert "it did not answer for 3 s" in caplog.text
     assert not child.is_running()
 
@@ -244,7 +244,7 @@ def test_a_child_that_died_while_idle_is_replaced_without_an_error(
     child = started(sandbox)
     child.kill()
     wait_for(lambda: child.status() == psutil.STATUS_ZOMBIE)
-    assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
+    assert sandbox.decode(io.BytesIO(wav())).samples.size == SAMPLE_RATE
     assert not caplog.records
 
 
@@ -306,7 +306,7 @@ def test_threads_share_the_children(open_sandbox: OpenSandbox) -> None:
 
     def decode(hertz: int) -> None:
         for _ in range(5):
-            samples = sandbox.decode(io.BytesIO(sounds[hertz]))
+            samples = sandbox.decode(io.BytesIO(sounds[hertz])).samples
             assert np.argmax(np.abs(np.fft.rfft(samples))) / 2 == pytest.approx(hertz, abs=1)
 
     with ThreadPoolExecutor(8) as threads:
@@ -318,14 +318,14 @@ def test_threads_share_the_children(open_sandbox: OpenSandbox) -> None:
 def test_a_child_decodes_no_further_than_its_parent_takes(long: Path, sandbox: AudioSandbox) -> None:
     child = started(sandbox)
     parts = sandbox.decode_parts(long, 1, 60)
-    count = next(parts)[0].size
+    count = next(parts).channels[0].size
     time.sleep(0.3)  # it fills the socket
     before = sum(child.cpu_times()[:2])
     time.sleep(0.5)
     assert sum(child.cpu_times()[:2]) - before < 0.1
     memory = []
-    for (part,) in parts:
-        count += part.size
+    for part in parts:
+        count += part.channels[0].size
         memory.append(child.memory_info().rss)
     assert count == 1200 * SAMPLE_RATE
     assert max(memory) < 100 * 2**20
@@ -338,7 +338,7 @@ def test_decoding_that_is_abandoned_leaves_no_child_running(long: Path, open_san
     next(parts)
     del parts
     assert not child.is_running()
-    assert sandbox.decode(io.BytesIO(wav())).size == SAMPLE_RATE
+    assert sandbox.decode(io.BytesIO(wav())).samples.size == SAMPLE_RATE
 
 
 def test_a_child_is_replaced_after_so_many_requests(open_sandbox: OpenSandbox) -> None:
@@ -369,16 +369,27 @@ def test_a_child_that_cannot_be_started_is_not_an_error_of_the_audio(
             sandbox.decode(io.BytesIO(wav()))
 
 
+def message(answer: bytes) -> bytes:
+    return LENGTH.pack(len(answer)) + answer
+
+
+def part(channels: int, samples: int, warnings: str = "[]") -> bytes:
+    return message(f'{{"channels": {channels}, "samples": {samples}, "warnings": {warnings}}}'.encode())
+
+
 ANSWERS = {
     "bytes": os.urandom(1000),
-    "no object": HEADER.pack(JSON, 2, 0) + b"[]",
-    "no result": HEADER.pack(JSON, 2, 0) + b"{}",
-    "endless text": HEADER.pack(JSON, 2**32 - 1, 0) + b"[" * 2**17,
-    "no number": HEADER.pack(JSON, 36, 0) + b'{"duration_s": NaN, "channels": 1}  ',
-    "no samples": HEADER.pack(JSON, 14, 0) + b'{"samples": 0}',
-    "more than its memory": HEADER.pack(b"P", 1, 2**32 - 1),
-    "other channels": HEADER.pack(b"P", 2, 1) + bytes(8),
-    "too much": HEADER.pack(b"P", 1, 2 * SAMPLE_RATE) + bytes(8 * SAMPLE_RATE),
+    "no object": message(b"[]"),
+    "no result": message(b"{}"),
+    "endless text": LENGTH.pack(2**32 - 1) + b"[" * 2**17,
+    "no number": message(b'{"duration_s": NaN, "channels": 1}'),
+    "no samples": message(b'{"ended_after": 0}'),
+    "more than its memory": part(1, 2**32 - 1),
+    "fewer than no samples": part(1, -1),
+    "other channels": part(2, 1) + bytes(8),
+    "too much": part(1, 2 * SAMPLE_RATE) + bytes(8 * SAMPLE_RATE),
+    "unknown warning": part(1, 1, '[["hello", ""]]') + bytes(4),
+    "no warning": part(1, 1, "3") + bytes(4),
 }
 
 
@@ -387,7 +398,7 @@ def test_the_answer_of_a_compromised_child_is_validated(
     answer: bytes, monkeypatch: pytest.MonkeyPatch, open_sandbox: OpenSandbox
 ) -> None:
     def start(theirs: socket.socket, *_: object) -> subprocess.Popen[bytes]:
-        ready = HEADER.pack(JSON, 2, 0) + b"{}"
+        ready = message(b"{}")
         program = (
             f"import os, signal, sys; os.write({theirs.fileno()}, {ready!r} + sys.stdin.buffer.read()); signal.pause()"
         )
@@ -419,7 +430,7 @@ def test_a_child_cannot_raise_its_limits(sandbox: AudioSandbox) -> None:
 
 def test_a_large_embedded_picture_is_not_decoded(sandbox: AudioSandbox) -> None:
     child = started(sandbox)
-    assert sandbox.decode(io.BytesIO(flac_with_picture(tone(2), 16_000))).size == 2 * SAMPLE_RATE
+    assert sandbox.decode(io.BytesIO(flac_with_picture(tone(2), 16_000))).samples.size == 2 * SAMPLE_RATE
     assert child.memory_info().rss < 150 * 2**20
 
 

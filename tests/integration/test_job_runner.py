@@ -41,7 +41,7 @@ from shared.modeling.transcriber import Clip, Transcriber
 from shared.settings import Settings
 from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
-from tests.audio_clips import riff, tone, wav
+from tests.audio_clips import damaged, encoded, riff, tone, wav
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent, read_turn
 from tests.integration.test_full_disk import full_disk
@@ -134,6 +134,12 @@ def test_a_text_turn_and_an_audio_turn_get_a_prediction(say: Say) -> None:
     assert written["prediction"]["modalities_used"] == ["text"]
     assert spoken["prediction"]["modalities_used"] == ["text", "audio"]
     assert spoken["transcript"]["segments"][0]["text"] == SECRET
+
+
+def test_a_prediction_warns_of_damaged_audio(say: Say) -> None:
+    prediction = say(recording=damaged(encoded("m4a", tone(4))))["prediction"]
+    assert [warning["code"] for warning in prediction["warnings"]] == ["audio_skipped"]
+    assert say(recording=wav())["prediction"]["warnings"] == []
 
 
 def test_a_full_disk_retries_the_job_without_using_an_attempt(

@@ -26,7 +26,7 @@ from shared.messaging.broker import Broker
 from shared.settings import Settings
 from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
-from tests.audio_clips import encoded, silence, spoken, tone, wav
+from tests.audio_clips import damaged, encoded, silence, spoken, tone, wav
 from tests.integration.conftest import MakeKey
 from workers.job_runner import JobRunner
 from workers.sweeper import Sweeper
@@ -139,14 +139,14 @@ def test_each_turn_of_a_recording_has_its_own_audio_unchanged(
         recording = recordings[turn["id"]]
         assert recording is not None
         assert recording.uri is not None
-        cut = decode(settings.blob_dir / recording.uri)
+        cut = decode(settings.blob_dir / recording.uri).samples
         assert cut.size / 16_000 == pytest.approx(turn["end"] - turn["start"], abs=1e-3)
         assert np.abs(cut).max() > 0.1
     started = round(turns[0]["start"] * 16_000)
     first = recordings[turns[0]["id"]]
     assert first is not None
     assert first.uri is not None
-    cut = decode(settings.blob_dir / first.uri)
+    cut = decode(settings.blob_dir / first.uri).samples
     left = np.concatenate([silence(1), spoken("english"), silence(6)])
     assert np.abs(cut - left[started : started + cut.size]).max() < 1e-3
 
@@ -265,7 +265,19 @@ def test_the_audio_of_a_turn_is_kept_until_the_recording_is_split(
         assert transaction.pending_deletions.due() == []
 
 
-def damaged() -> bytes:
+def test_a_damaged_recording_is_split_and_has_a_warning(
+    api: TestClient, session_id: str, work: Callable[[], None]
+) -> None:
+    sound = damaged(encoded("m4a", np.concatenate([spoken("english"), silence(3), spoken("german")])))
+    location = post(api, session_id, sound, "call.m4a").headers["Location"]
+    assert api.get(location).json()["warnings"] == []
+    work()
+    split = api.get(location).json()
+    assert (split["status"], sum(split["turns"].values())) == ("succeeded", 2)
+    assert [warning["code"] for warning in split["warnings"]] == ["audio_skipped"]
+
+
+def truncated() -> bytes:
     """A call that shows only when it is decoded that it is cut off."""
     whole = encoded("flac", np.concatenate([spoken("english"), silence(3), spoken("german")] * 4))
     return whole[: len(whole) * 3 // 4]
@@ -276,7 +288,7 @@ def test_a_truncated_recording_gives_no_turns_and_leaves_no_audio(
 ) -> None:
     monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
     monkeypatch.setattr("workers.tasks.split_recording.MAX_UTTERANCE_S", 2)
-    location = post(api, session_id, damaged()).headers["Location"]
+    location = post(api, session_id, truncated()).headers["Location"]
     upkeep()
     failed = api.get(location).json()
     assert (failed["status"], failed["error"]["code"]) == ("failed", "audio_undecodable")
@@ -291,7 +303,7 @@ def test_a_recording_that_cannot_be_split_leaves_no_audio_of_turns(
     monkeypatch.setattr("workers.tasks.split_recording._PART_S", 5)
     monkeypatch.setattr("workers.tasks.split_recording.MAX_UTTERANCE_S", 2)
     session = api.post("/v1/sessions", json={"consent": {"retain_audio": True}}).json()["id"]
-    post(api, session, damaged())
+    post(api, session, truncated())
     upkeep()
     upkeep()
     assert len(blobs(settings)) == 1

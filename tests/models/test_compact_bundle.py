@@ -32,7 +32,7 @@ def test_the_compact_bundle_predicts_the_stored_scores_of_a_text(compact: Pipeli
 
 def test_the_compact_bundle_predicts_the_stored_scores_of_a_clip(compact: Pipeline) -> None:
     # The words are in a script that the text encoder does not know.
-    prediction = compact.analyze(samples=decode(ENGLISH), text="我很高兴").prediction
+    prediction = compact.analyze(samples=decode(ENGLISH).samples, text="我很高兴").prediction
     golden = [0.4940, 0.0050, 0.0242, 0.0327, 0.4137, 0.0277, 0.0027, -0.4717]
     assert prediction.text_only is None
     assert numbers(prediction.scores) == pytest.approx(golden, abs=5e-3)
@@ -40,7 +40,7 @@ def test_the_compact_bundle_predicts_the_stored_scores_of_a_clip(compact: Pipeli
 
 def test_joyful_text_in_flat_audio_is_incongruent(compact: Pipeline) -> None:
     words = "I am so happy to see you again after all these years."
-    prediction = compact.analyze(samples=decode(ENGLISH), text=words).prediction
+    prediction = compact.analyze(samples=decode(ENGLISH).samples, text=words).prediction
     golden = [0.4130, 0.0015, 0.0083, 0.1666, 0.3943, 0.0152, 0.0011, 0.4461]
     assert numbers(prediction.scores) == pytest.approx(golden, abs=5e-3)
     assert prediction.incongruence == pytest.approx(0.889, abs=5e-3)

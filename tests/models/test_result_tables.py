@@ -29,6 +29,7 @@ def analysis() -> Table:
         incongruence=0.1,
         modalities_used=(Modality.text, Modality.audio),
         baseline_turns=3,
+        warnings=(),
     )
     return results_table([row], conversation=True)
 

@@ -1,6 +1,7 @@
 """Sound in: every format that counts, and everything that can be wrong with one."""
 
 import io
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.audio.decoder import SAMPLE_RATE, decode, decode_parts, encode, probe
+from shared.audio import decoder
+from shared.audio.decoder import SAMPLE_RATE, decode_parts, encode, probe
+from shared.domain.warning import WarningCode
 from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable
-from tests.audio_clips import FORMATS, encoded, riff, write
+from tests.audio_clips import FORMATS, damaged, decode, encoded, riff, write
 
 LOSSLESS = ("wav", "float wav", "flac")
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
@@ -174,7 +177,7 @@ def test_a_file_that_is_not_audio_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "mp3"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("mp3", "aac")])
 def test_a_cut_off_recording_is_refused(name: str, share: float) -> None:
     data = encoded(name, tone(4, 48_000), 48_000)
     with pytest.raises(AudioUndecodable):
@@ -195,9 +198,22 @@ def test_a_live_stream_without_a_length_is_decoded(promised: int) -> None:
     assert decode(io.BytesIO(riff(sound, promised))).size == SAMPLE_RATE
 
 
-def test_a_truncated_mp3_is_decoded_up_to_its_end() -> None:
-    data = encoded("mp3", tone(4))
+@pytest.mark.parametrize("name", ["mp3", "aac"])
+def test_a_truncated_file_without_a_stated_length_is_decoded_up_to_its_end(name: str) -> None:
+    data = encoded(name, tone(4))
     assert decode(io.BytesIO(data[: len(data) // 2])).size == pytest.approx(2 * SAMPLE_RATE, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["aac", "m4a"])
+def test_damaged_bytes_cost_their_frames_and_give_a_warning(name: str) -> None:
+    audio = decoder.decode(io.BytesIO(damaged(encoded(name, tone(4)))))
+    assert audio.samples.size == pytest.approx(4 * SAMPLE_RATE, abs=0.2 * SAMPLE_RATE)
+    (warning,) = audio.warnings
+    assert warning.code is WarningCode.audio_skipped
+    assert re.fullmatch(
+        r"0\.[12] s of the recording are damaged and were skipped, the first at 1\.\d s", warning.message
+    )
+    assert decoder.decode(io.BytesIO(encoded(name, tone(4)))).warnings == ()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -241,16 +257,16 @@ def test_the_parts_of_a_recording_join_to_the_whole_with_separate_channels(part_
     left = tone(3, rate)
     data = io.BytesIO(encoded(name, np.stack([left, 0.2 * left]), rate))
     parts = list(decode_parts(data, 2, part_s))
-    lengths = [{channel.size for channel in part} for part in parts]
+    lengths = [{channel.size for channel in part.channels} for part in parts]
     assert all(len(of_part) == 1 and max(of_part) >= part_s * SAMPLE_RATE for of_part in lengths[:-1])
-    first, second = (np.concatenate(of_channel) for of_channel in zip(*parts, strict=True))
+    first, second = (np.concatenate(of_channel) for of_channel in zip(*(part.channels for part in parts), strict=True))
     assert np.allclose((first + second) / 2, decode(data), atol=1e-6)
     assert rms(second) == pytest.approx(0.2 * rms(first), rel=0.05)
 
 
 def test_parts_of_a_recording_with_one_speaker_are_averaged_over_channels() -> None:
     data = io.BytesIO(encoded("wav", np.stack([tone(2), 0 * tone(2)])))
-    (whole,) = zip(*decode_parts(data, 1, 0.5), strict=True)
+    (whole,) = zip(*(part.channels for part in decode_parts(data, 1, 0.5)), strict=True)
     assert np.array_equal(np.concatenate(whole), decode(data))
 
 

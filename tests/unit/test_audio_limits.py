@@ -15,9 +15,9 @@ import pytest
 from av.codec.codec import UnknownCodecError
 from av.container import OutputContainer
 
-from shared.audio.decoder import CODECS, MAX_RATE, SAMPLE_RATE, decode, probe
+from shared.audio.decoder import CODECS, MAX_RATE, SAMPLE_RATE, probe
 from shared.errors import AudioUndecodable
-from tests.audio_clips import encoded, flac_with_picture, large_png, picture_block, riff, tone
+from tests.audio_clips import decode, encoded, flac_with_picture, large_png, picture_block, riff, tone
 
 SIDE = 16_000
 """Pixels; such a picture takes a gigabyte when it is decoded."""
@@ -115,7 +115,7 @@ import resource, sys
 from pathlib import Path
 from shared.audio.decoder import decode, probe
 probe(Path(sys.argv[1]))
-samples = decode(Path(sys.argv[1])).size
+samples = decode(Path(sys.argv[1])).samples.size
 try:  # of this process alone; the other figure may begin with its parent's
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -77,7 +77,7 @@ class RawInputs:
         if utterance.audio is None:
             return None
         rng = random_generator(augmentation, utterance) if augmentation in OTHER_VOICES else self._rng
-        return AUGMENTATIONS[augmentation](decode(utterance.audio), rng)
+        return AUGMENTATIONS[augmentation](decode(utterance.audio).samples, rng)
 
 
 InputSource = CachedFeatures | RawInputs
@@ -98,4 +98,4 @@ def preceding_texts(utterances: Sequence[Utterance], count: int) -> dict[tuple[s
 
 
 def _tensor(array: FeatureArray) -> Tensor:
-    return torch.as_tensor(np.array(array, dtype=np.float32))
+    return torch.from_numpy(np.array(array, dtype=np.float32))

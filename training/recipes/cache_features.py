@@ -76,5 +76,5 @@ def _audio_features(
 ) -> Iterator[tuple[str, FeatureArray]]:
     for utterance in utterances:
         assert utterance.audio is not None
-        tokens = encoder([AUGMENTATIONS[name](decode(utterance.audio), random_generator(name, utterance))])
+        tokens = encoder([AUGMENTATIONS[name](decode(utterance.audio).samples, random_generator(name, utterance))])
         yield utterance.id, tokens.features[0].half().numpy()

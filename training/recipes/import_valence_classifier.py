@@ -164,8 +164,7 @@ def _layer(name: str, shape: tuple[int, ...], width: int) -> str:
             return "patch_in"
         case (_, _):
             return "head.3"
-        case _:
-            raise BundleError(f"a patch transformer has no place for {name}, of shape {list(shape)}")
+    raise BundleError(f"a patch transformer has no place for {name}, of shape {list(shape)}")
 
 
 def _scaler_in(folder: Path) -> Scaler:

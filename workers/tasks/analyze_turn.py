@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from shared.audio.decoder import Samples
+from shared.audio.decoder import DecodedAudio
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import Job, Message
 from shared.domain.turn import TurnWork
@@ -54,24 +54,27 @@ class AnalyzeTurn:
             RequestError: the audio cannot be used, or was deleted.
         """
         with self._stages.turn(job.lane) as submit:
+            audio = self._decode(work, on_stage)
             analysis = self._pipeline.analyze(
-                samples=self._decode(work, on_stage),
+                samples=None if audio is None else audio.samples,
                 text=work.turn.text,
                 language=work.language_hint,
                 earlier=[np.frombuffer(stored, _SUMMARY_TYPE).astype(np.float16) for stored in work.earlier_summaries],
                 context=work.context,
                 submit=_with_stage(on_stage, submit),
             )
+        warnings = (*(() if audio is None else audio.warnings), *analysis.prediction.warnings)
+        prediction = analysis.prediction.model_copy(update={"warnings": warnings})
         summary = None if analysis.audio_summary is None else analysis.audio_summary.astype(_SUMMARY_TYPE).tobytes()
 
         def write(transaction: Transaction) -> Sequence[Message]:
-            result = (analysis.transcript, analysis.prediction, summary)
+            result = (analysis.transcript, prediction, summary)
             transaction.turn_results.write(work.turn.id, self._pipeline.bundle.id, *result)
             return ()
 
         return write
 
-    def _decode(self, work: TurnWork, on_stage: StageEntered) -> Samples | None:
+    def _decode(self, work: TurnWork, on_stage: StageEntered) -> DecodedAudio | None:
         if work.recording is None:
             return None
         on_stage("decode")

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from shared.audio.decoder import SAMPLE_RATE, Samples, encode
+from shared.audio.decoder import SAMPLE_RATE, AudioPart, Samples, encode
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import Job, Message, NewJob
 from shared.domain.recording import Channel, RecordingWork
 from shared.domain.turn import NewTurn, Turn
+from shared.domain.warning import AnalysisWarning
 from shared.errors import ClaimLost, RecordingGone, TenorError
 from shared.modeling.segmentation import MAX_UTTERANCE_S, UtteranceSplitter
 from shared.settings import Settings
@@ -63,31 +64,35 @@ class SplitRecording:
             ClaimLost: another worker took the job over, or the recording was deleted.
         """
         self._delete_earlier_parts(work)
-        utterances = [self._store(work, *found) for found in self._find_utterances(work, on_stage)]
+        splitters = [UtteranceSplitter() for _ in work.channels]
+        utterances: list[Utterance] = []
+        warnings: tuple[AnalysisWarning, ...] = ()
+        for part in self._decode_parts(work, on_stage):
+            ended = [splitter.add(samples) for splitter, samples in zip(splitters, part.channels, strict=True)]
+            utterances += self._store_all(work, ended)
+            warnings = part.warnings
+        utterances += self._store_all(work, [splitter.finish() for splitter in splitters])
         utterances.sort(key=lambda utterance: (utterance.start, utterance.end))
 
         def write(transaction: Transaction) -> Sequence[Message]:
+            transaction.recordings.warn(work.recording.id, warnings)
             turns = transaction.turns.add_all([_turn(work, utterance) for utterance in utterances])
             new = [_analysis_job(work, turn) for turn in turns]
             return [message for _, message in transaction.jobs.enqueue(new, lease=self._settings.jobs.lease) if message]
 
         return write
 
-    def _find_utterances(self, work: RecordingWork, on_stage: StageEntered) -> Iterator[tuple[Channel, float, Samples]]:
-        """Yield the channel, the start in seconds and the samples of each utterance."""
+    def _decode_parts(self, work: RecordingWork, on_stage: StageEntered) -> Iterator[AudioPart]:
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was split into turns")
-        splitters = [UtteranceSplitter() for _ in work.channels]
+        channels = len(work.channels)
         on_stage("fetch")
         with self._blobs.open(work.recording.uri) as recording:
-            part_s = max(2 * MAX_UTTERANCE_S, _PART_S / len(splitters))
-            parts = self._audio.decode_parts(recording, len(splitters), part_s, self._settings.audio.max_recording_s)
-            for number, channels in enumerate(parts):
+            part_s = max(2 * MAX_UTTERANCE_S, _PART_S / channels)
+            parts = self._audio.decode_parts(recording, channels, part_s, self._settings.audio.max_recording_s)
+            for number, part in enumerate(parts):
                 on_stage(f"part {number}")
-                for channel, splitter, samples in zip(work.channels, splitters, channels, strict=True):
-                    yield from ((channel, *utterance) for utterance in splitter.add(samples))
-        for channel, splitter in zip(work.channels, splitters, strict=True):
-            yield from ((channel, *utterance) for utterance in splitter.finish())
+                yield part
 
     def _delete_earlier_parts(self, work: RecordingWork) -> None:
         with self._claimed(work) as transaction:
@@ -104,6 +109,11 @@ class SplitRecording:
             if not transaction.jobs.lock_claim(work.job):
                 raise ClaimLost("the recording was deleted, or another worker splits it")
             yield transaction
+
+    def _store_all(self, work: RecordingWork, ended: Sequence[Sequence[tuple[float, Samples]]]) -> list[Utterance]:
+        """Store the utterances of each channel, which are given as their starts in seconds and their samples."""
+        channels = zip(work.channels, ended, strict=True)
+        return [self._store(work, channel, *utterance) for channel, spoken in channels for utterance in spoken]
 
     def _store(self, work: RecordingWork, channel: Channel, start: float, samples: Samples) -> Utterance:
         uri, duration = new_uri(work.tenant_id, work.recording.session_id), samples.size / SAMPLE_RATE

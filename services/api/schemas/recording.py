@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json
 from services.api.schemas.common import ErrorOut, Time
 from shared.domain.job import JobStatus, Lane, TurnLane
 from shared.domain.recording import Channel, RecordingProgress
+from shared.domain.warning import AnalysisWarning
 
 
 class RecordingIn(BaseModel):
@@ -34,10 +35,11 @@ class RecordingOut(BaseModel):
     status: JobStatus
     error: ErrorOut | None
     turns: dict[JobStatus, int]
+    warnings: tuple[AnalysisWarning, ...]
 
     @classmethod
     def of(cls, progress: RecordingProgress) -> Self:
         """Return the response for a stored recording."""
         job = progress.job
-        fields = progress.recording.model_dump(include={"id", "session_id", "duration_s", "channel_count"})
+        fields = progress.recording.model_dump(include={"id", "session_id", "duration_s", "channel_count", "warnings"})
         return cls(**fields, status=job.status, error=ErrorOut.of(job), turns=progress.turns)

@@ -1,0 +1,28 @@
+"""Warnings: what a client should know about an analysis that succeeded."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class WarningCode(StrEnum):
+    """The kinds of warnings. They are stable, so that programs can act on them.
+
+    Attributes:
+        audio_skipped: a part of the recording is damaged, and was replaced by silence or left out.
+    """
+
+    audio_skipped = "audio_skipped"
+
+
+# A standard dataclass, because the child process that decodes recordings does not import pydantic.
+@dataclass(frozen=True)
+class AnalysisWarning:
+    """A warning about one analysis.
+
+    Attributes:
+        code: the kind of warning.
+        message: one plain sentence for people, with seconds where it concerns a place in the recording.
+    """
+
+    code: WarningCode
+    message: str
