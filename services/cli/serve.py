@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -44,7 +45,8 @@ def run(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # like Ctrl-C, which stops the servers
     with exit_on_error(), EmbeddedServers(settings.data_dir) as servers:
-        key = _prepare_database(Database(servers.database_url), settings.data_dir / "api-key")
+        with closing(Database(servers.database_url, pool_size=1)) as database:
+            key = _prepare_database(database, settings.data_dir / "api-key")
         stderr.print("Starting the API and the worker ...")
         supervisor = Supervisor(settings, servers, host, port)
         supervisor.run(on_ready=lambda: _print_welcome(settings, supervisor.url, host, key))
@@ -110,7 +112,6 @@ def _prepare_database(database: Database, key_file: Path) -> str:
     key = _embedded_key(database, key_file)
     with database.transaction() as transaction:
         transaction.workers.remove_unseen(timedelta(0))  # a run that was killed left them
-    database.close()
     return key
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -83,10 +84,8 @@ def hears() -> Hears:
 def task(settings: Settings, tmp_path: Path, hears: Hears) -> Iterator[AnalyzeTurn]:
     pipeline = Pipeline.load(write_bundle(tmp_path / "bundle"), lambda: cast("Transcriber", hears))
     stages = Stages(pipeline, settings.batches, settings.worker.bulk_throttle_s)
-    task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages)
-    yield task
-    task._audio.close()
-    stages.close()
+    with closing(AudioSandbox(children=1)) as audio, closing(stages):
+        yield AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages, audio)
 
 
 @pytest.fixture

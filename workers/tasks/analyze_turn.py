@@ -26,7 +26,7 @@ class AnalyzeTurn:
     """Analyses turns.
 
     Args:
-        audio: decodes the recordings; by default a pool of this task's own.
+        audio: decodes the recordings.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class AnalyzeTurn:
         blobs: Blobs,
         pipeline: Pipeline,
         stages: Stages,
-        audio: AudioSandbox | None = None,
+        audio: AudioSandbox,
     ) -> None:
         self._settings = settings
         self._blobs = blobs
         self._pipeline = pipeline
         self._stages = stages
-        self._audio = audio or AudioSandbox()
+        self._audio = audio
 
     def read(self, transaction: Transaction, job: Job) -> TurnWork:
         """Return the turn, the texts of the turns before it, and the audio summaries of its speaker's earlier turns."""

@@ -41,14 +41,14 @@ class SplitRecording:
     """Splits recordings into turns.
 
     Args:
-        audio: decodes the recordings; by default a pool of this task's own.
+        audio: decodes the recordings.
     """
 
-    def __init__(self, settings: Settings, database: Database, blobs: Blobs, audio: AudioSandbox | None = None) -> None:
+    def __init__(self, settings: Settings, database: Database, blobs: Blobs, audio: AudioSandbox) -> None:
         self._settings = settings
         self._database = database
         self._blobs = blobs
-        self._audio = audio or AudioSandbox()
+        self._audio = audio
 
     def read(self, transaction: Transaction, job: Job) -> RecordingWork:
         """Return the recording, and who speaks on its channels."""
