@@ -13,6 +13,7 @@ TenorError
 │   │   ├── JobNotFound               job_not_found
 │   │   ├── WebhookNotFound           webhook_not_found
 │   │   └── TenantNotFound            tenant_not_found
+│   ├── MethodNotAllowed        405   method_not_allowed
 │   ├── SessionClosed           409   session_closed
 │   ├── WrongJobStatus          409   job_status_wrong: the job's status does not allow this
 │   ├── TooManyWebhooks         409   webhooks_too_many
@@ -24,6 +25,7 @@ TenorError
 │   ├── TextTooLong             413   text_too_long
 │   ├── AudioTooLong            413   audio_too_long
 │   ├── UnsupportedMediaType    415   media_type_unsupported
+│   ├── UnsupportedEncoding     415   content_encoding_unsupported: the body is compressed in another way than gzip
 │   └── AudioError              422   the audio itself cannot be used
 │       ├── AudioEmpty                audio_empty
 │       ├── AudioUndecodable          audio_undecodable
@@ -46,6 +48,8 @@ TenorError
 ├── JobDropped                  500   job_dropped: a person ended it without a result
 └── BenchmarkFailed             500   benchmark_failed: nothing was measured
 """
+
+from collections.abc import Sequence
 
 EX_TEMPFAIL = 75
 """The exit status of a worker that ends because its threads hang (sysexits.h): starting it again helps."""
@@ -104,6 +108,16 @@ class NotFound(RequestError):
     code = "not_found"
     status = 404
     title = "Not found"
+
+
+class MethodNotAllowed(RequestError):
+    code = "method_not_allowed"
+    status = 405
+    title = "The path does not take this method"
+
+    def __init__(self, method: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"{method[:20]!r} is not a method of this path: send {' or '.join(allowed)}")
+        self.allowed = allowed
 
 
 class SessionNotFound(NotFound):
@@ -200,6 +214,12 @@ class UnsupportedMediaType(RequestError):
     code = "media_type_unsupported"
     status = 415
     title = "Unsupported media type"
+
+
+class UnsupportedEncoding(RequestError):
+    code = "content_encoding_unsupported"
+    status = 415
+    title = "Unsupported content encoding"
 
 
 class AudioError(RequestError):

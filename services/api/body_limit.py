@@ -1,5 +1,9 @@
-"""ASGI middleware that limits request bodies: who may send one, how large it is, and how many are received at once."""
+"""ASGI middleware that limits request bodies: who may send one, how large it is, and how many are received at once.
 
+A body with `Content-Encoding: gzip` is decompressed here, because the limits hold for what it expands to.
+"""
+
+import asyncio
 from collections import Counter
 from uuid import UUID
 
@@ -8,10 +12,11 @@ from fastapi.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.dependencies import authenticate
+from services.api.gzip_body import Gunzip, gunzip_for
 from services.api.problems import ProblemResponse
 from services.api.refusals import refusals
 from shared.domain.access import ApiKey
-from shared.errors import BodyTooLarge, Busy, TenorError
+from shared.errors import BodyTooLarge, Busy, RequestError, TenorError
 
 _MAX_JSON_BYTES = 2 * 2**20
 """Parsed JSON takes up to twenty times the memory of its text, and no JSON body needs more than this."""
@@ -46,9 +51,10 @@ class BodyLimit:
             return
         is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
         limit = self._limit if is_form else min(self._limit, _MAX_JSON_BYTES)
-        body = _Body(self, Request(scope, receive), limit, counts=is_form)
-        if body.is_too_large:
-            await ProblemResponse(body.too_large())(scope, receive, send)
+        try:
+            body = _Body(self, Request(scope, receive), limit, counts=is_form)
+        except RequestError as error:
+            await ProblemResponse(error)(scope, receive, send)
             return
         await self._run_application(body, scope, send)
         if body.refusal is not None:
@@ -99,6 +105,10 @@ class _Body:
     Args:
         counts: whether its bytes count as in flight.
 
+    Raises:
+        BodyTooLarge: it declares too great a length.
+        UnsupportedEncoding: it is encoded in another way than gzip.
+
     Attributes:
         reserved: the number of its bytes that count as in flight.
         tenant_id: the tenant who sends it; None while no bytes are reserved.
@@ -112,20 +122,15 @@ class _Body:
         self._limit = limit
         declared = request.headers.get("content-length", "")
         self._declared = int(declared) if declared.isdecimal() else 0
+        self._check_size(self._declared)
+        self._gunzip = gunzip_for(request.headers)
+        self._last: Message = {"type": "http.request", "body": b"", "more_body": True}
+        self._sent = 0
         self._received = 0
         self.reserved = 0
         self.tenant_id: UUID | None = None
         self._key: ApiKey | None = None
         self.refusal: TenorError | None = None
-
-    @property
-    def is_too_large(self) -> bool:
-        """Whether the declared or the received length exceeds the limit."""
-        return max(self._declared, self._received) > self._limit
-
-    def too_large(self) -> BodyTooLarge:
-        """Return the error for a body that is too large."""
-        return BodyTooLarge(f"the request body is larger than the {self._limit} bytes allowed")
 
     async def receive(self) -> Message:
         """Return the next ASGI message, or raise the TenorError that `refusal` then holds."""
@@ -139,12 +144,36 @@ class _Body:
         if self._key is None:
             self._key = await authenticate(self._request)
             self._reserve(self._key, min(self._declared, _RESERVED_BYTES))
-        message = await self._request.receive()
+        message = await (self._receive_raw() if self._gunzip is None else self._receive_gunzipped(self._gunzip))
         self._received += len(message.get("body", b""))
-        if self.is_too_large:
-            raise self.too_large()
+        self._check_size(self._received)
         self._reserve(self._key, self._received)
         return message
+
+    async def _receive_raw(self) -> Message:
+        message = await self._request.receive()
+        self._sent += len(message.get("body", b""))
+        self._check_size(self._sent)  # a gzip body may expand to less
+        return message
+
+    async def _receive_gunzipped(self, gunzip: Gunzip) -> Message:
+        """Return the next ASGI message, with a piece of the decompressed body in place of the compressed one."""
+        if not gunzip.has_more:
+            self._last = await self._receive_raw()
+            if self._last["type"] != "http.request":  # the client has disconnected
+                return self._last
+            gunzip.feed(self._last.get("body", b""))
+        else:
+            await asyncio.sleep(0)  # other requests go on while a large body is decompressed
+        body = gunzip.read() if gunzip.has_more else b""
+        more = gunzip.has_more or self._last.get("more_body", False)
+        if not more:
+            gunzip.finish()
+        return self._last | {"body": body, "more_body": more}
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limit:
+            raise BodyTooLarge(f"the request body is larger than the {self._limit} bytes allowed")
 
     def _reserve(self, key: ApiKey, total: int) -> None:
         if self._counts and total > self.reserved:

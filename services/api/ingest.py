@@ -6,20 +6,24 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from uuid import UUID
 
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from services.api.idempotency import identify, read_key
+from services.api.multipart import parse_audio_form
 from services.api.publisher import Publisher
 from services.api.schemas.recording import RecordingIn, RecordingOut
 from services.api.schemas.turn import TurnIn, TurnOut
 from shared.audio.decoder import AudioInfo
 from shared.audio.sandbox import AudioSandbox
+from shared.domain.access import ApiKey
 from shared.domain.idempotency import Answer, IdempotentRequest
 from shared.domain.job import Job, JobStatus, Lane, Message, NewJob
 from shared.domain.recording import Recording, RecordingProgress
 from shared.domain.session import LockedSession
 from shared.domain.turn import AnalyzedTurn, NewTurn, Turn
-from shared.errors import AudioTooLong, IdempotencyKeyInProgress, InvalidRequest, TenorError
+from shared.errors import AudioTooLong, IdempotencyKeyInProgress, InvalidRequest, TenorError, TextTooLong
 from shared.observability.logging import current_context
 from shared.observability.tracing import current_traceparent
 from shared.settings import Settings
@@ -78,11 +82,6 @@ class Ingest:
         self._probe_slots = asyncio.Semaphore(audio.children)
         self._publisher = publisher
 
-    def check_session(self, tenant_id: UUID, session_id: UUID) -> None:
-        """Raise SessionNotFound if the tenant has no such session. Called before an upload is received."""
-        with self._database.transaction() as transaction:
-            transaction.sessions.get(tenant_id, session_id)
-
     def accept(self, requests: Sequence[IngestRequest]) -> list[Answer | TenorError]:
         """Store turns and recordings with their jobs in one transaction, then publish the jobs.
 
@@ -102,18 +101,41 @@ class Ingest:
         remaining = iter(answers)
         return [next(remaining) if answer is None else answer for answer in earlier]
 
-    async def accept_upload(self, request: IngestRequest, upload: UploadFile) -> Answer:
-        """Probe and stage an audio file, then accept the turn or the recording that it belongs to.
+    async def accept_form(
+        self, request: Request, key: ApiKey, session_id: UUID, model: type[TurnIn] | type[RecordingIn]
+    ) -> Answer:
+        """Receive a form with an audio file, probe and stage the file, and accept its turn or recording.
 
         Raises:
+            SessionNotFound: the tenant has no such session. The form is then not received.
+            InvalidRequest: the `Idempotency-Key` is malformed, the form is cut off, a field is not valid, or the
+                recording names another number of channels than the file has.
+            UnsupportedMediaType: the body is not a form, or its file is declared as something else than audio.
             AudioTooLong: the audio is longer than the settings allow.
+            TextTooLong: likewise, for the text of a turn.
             AudioError: the file is empty, or it is not audio.
-            InvalidRequest: the recording names another number of channels than the file has.
             IdempotencyKeyInProgress: the same request is being carried out.
             TenorError: whatever else `accept` or the blob store refuses it with; the file is then deleted.
         """
-        info = await self._probe_upload(upload, request.body)
-        return await run_in_threadpool(self._stage_and_accept, request, upload, info)
+        read_key(request)
+        await run_in_threadpool(self._check_session, key.tenant_id, session_id)
+        async with parse_audio_form(request, model) as (body, upload):
+            if isinstance(body, TurnIn):
+                self.check_text(body)
+            idempotent = await run_in_threadpool(identify, request, key, body, upload)
+            ingest_request = IngestRequest(key.tenant_id, session_id, body, idempotent)
+            info = await self._probe_upload(upload, body)
+            return await run_in_threadpool(self._stage_and_accept, ingest_request, upload, info)
+
+    def check_text(self, body: TurnIn) -> None:
+        """Raise TextTooLong if the text of a turn is longer than the settings allow."""
+        allowed = self._settings.api.max_text_chars
+        if body.text is not None and len(body.text) > allowed:
+            raise TextTooLong(f"the text has {len(body.text)} characters; {allowed} are allowed")
+
+    def _check_session(self, tenant_id: UUID, session_id: UUID) -> None:
+        with self._database.transaction() as transaction:
+            transaction.sessions.get(tenant_id, session_id)
 
     async def _probe_upload(self, upload: UploadFile, body: TurnIn | RecordingIn) -> AudioInfo:
         """Return the duration and the number of channels of an audio file."""

@@ -11,6 +11,7 @@ from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.problems import METHODS
 from shared.observability.logging import log_context
 from shared.observability.metrics import DURATION_BUCKETS
 from shared.observability.tracing import start_as_current_span
@@ -23,7 +24,6 @@ HTTP_REQUEST_SECONDS = Histogram(
     buckets=DURATION_BUCKETS,
 )
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PROBES = ("/healthz", "/readyz")
 """Supervisors ask for these every few seconds, so they are not traced, and logged at DEBUG only."""
 _CLIENT_CLOSED_REQUEST = 499
@@ -99,4 +99,4 @@ def _record_request(scope: Scope, status: int, seconds: float, span: Span) -> No
 
 
 def _method(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in _METHODS else "other"
+    return scope["method"] if scope["method"] in METHODS else "other"

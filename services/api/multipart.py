@@ -8,16 +8,18 @@ from typing import TypeVar
 
 from fastapi import Request
 from fastapi.datastructures import Headers
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from services.api.problems import describe
 from services.api.schemas.turn import TurnIn
+from services.validation import validate
 from shared.errors import InvalidRequest, StorageFull, UnsupportedMediaType
 
-_AUDIO_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg")
+_AUDIO_TYPES = ("audio/", "video/", "application/", "binary/")
+"""The content of a file with such a type decides whether it is a recording. Clients declare the same MP4 file as
+`audio/mp4`, `video/mp4`, `application/mp4`, `application/octet-stream` or `binary/octet-stream`."""
 _MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+( *;[ -~]*)?")
 _MAX_MEDIA_TYPE = 100
 _MAX_FIELDS = 16
@@ -35,7 +37,7 @@ async def parse_json_turn(request: Request) -> TurnIn | None:
 
     Raises:
         UnsupportedMediaType: the body is neither JSON nor a form.
-        InvalidRequest: a field is missing or not valid, the text is empty, or it is not UTF-8.
+        InvalidRequest: the JSON or a field is not valid, or there is no visible text.
     """
     media_type, _ = parse_options_header(request.headers.get("content-type", ""))
     if media_type == b"multipart/form-data":
@@ -44,9 +46,10 @@ async def parse_json_turn(request: Request) -> TurnIn | None:
         raise UnsupportedMediaType(
             f"a turn is sent as application/json or multipart/form-data, not as {media_type.decode('latin-1')!r}"
         )
-    turn = _validate(TurnIn, await request.body())
-    if turn.text is None or not turn.text.strip():
-        raise InvalidRequest("text: a turn without a recording needs a text")
+    turn = validate(TurnIn, await request.json())
+    if turn.text is None:
+        found = "this one has no visible character" if "text" in turn.model_fields_set else "this one has none"
+        raise InvalidRequest(f"text: a turn without a recording needs a text; {found}")
     return turn
 
 
@@ -66,18 +69,11 @@ async def parse_audio_form(request: Request, model: type[Fields]) -> AsyncGenera
         )
     fields, audio = await _read_form(request, parameters.get(b"boundary", b""))
     try:
-        body = _validate(model, fields)
+        body = validate(model, fields)
         _check_media_type(audio)
         yield body, audio
     finally:
         await audio.close()
-
-
-def _validate(model: type[Fields], body: bytes | dict[str, str]) -> Fields:
-    try:
-        return model.model_validate_json(body) if isinstance(body, bytes) else model.model_validate(body)
-    except ValidationError as error:
-        raise InvalidRequest(describe(error.errors(include_url=False, include_input=False), model)) from None
 
 
 def _check_media_type(audio: UploadFile) -> None:
@@ -98,13 +94,15 @@ class _FormParser(MultiPartParser):
 
 async def _read_form(request: Request, boundary: bytes) -> tuple[dict[str, str], UploadFile]:
     """Receive a form; return its text fields and its audio file."""
+    if not boundary:
+        raise InvalidRequest("the Content-Type names no boundary of the form: multipart/form-data; boundary=...")
     # Latin-1 keeps the bytes of a field as they are; the parser would replace the bytes that are not UTF-8.
     content_type = f'multipart/form-data; boundary="{boundary.decode("latin-1")}"; charset=latin-1'
     parser = _FormParser(Headers({"content-type": content_type}), request.stream(), max_files=1, max_fields=_MAX_FIELDS)
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise InvalidRequest(f"the form cannot be read: {error.message}") from None
+        raise InvalidRequest(f"the form does not fit the boundary of its Content-Type: {error.message}") from None
     except OSError as error:  # of the temporary file that holds a large upload
         raise StorageFull(f"the recording cannot be received: {error.strerror}") from error
     try:
@@ -133,6 +131,6 @@ def _audio_file(form: FormData) -> UploadFile:
 
 def _utf8(name: str, value: str) -> str:
     try:
-        return value.encode("latin-1").decode("utf-8")
+        return value.encode("latin-1").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name}: the text is not valid UTF-8 at byte {error.start}") from None

@@ -1,10 +1,8 @@
 """Renders every error as an RFC 9457 problem document with a stable `code`."""
 
 import logging
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,9 +10,19 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import InvalidRequest, NotFound, RequestError, TenorError
+from services.validation import describe
+from shared.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    TenorError,
+    Unauthenticated,
+    UnsupportedEncoding,
+)
 from shared.observability.logging import current_context, type_and_traceback
 
 _log = logging.getLogger(__name__)
@@ -37,7 +45,8 @@ class Problem(BaseModel):
 
 PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
 RESPONSES: dict[int | str, dict[str, Any]] = {"default": PROBLEM | {"description": "A problem document"}}
-_MAX_NAME_LENGTH = 50
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""The methods that metrics tell apart."""
 
 
 class ProblemResponse(JSONResponse):
@@ -58,9 +67,17 @@ class ProblemResponse(JSONResponse):
 
 
 def _headers(error: TenorError) -> dict[str, str]:
-    if error.status == HTTPStatus.UNAUTHORIZED:
-        return {"WWW-Authenticate": "Bearer"}
-    return {"Retry-After": "2"} if error.retryable else {}
+    match error:
+        case Unauthenticated():
+            return {"WWW-Authenticate": "Bearer"}
+        case MethodNotAllowed(allowed=allowed):
+            return {"Allow": ", ".join(allowed)}
+        case UnsupportedEncoding():
+            return {"Accept-Encoding": "gzip"}
+        case TenorError(retryable=True):
+            return {"Retry-After": "2"}
+        case _:
+            return {}
 
 
 def install(app: FastAPI) -> None:
@@ -76,8 +93,8 @@ def install(app: FastAPI) -> None:
         return ProblemResponse(InvalidRequest(describe(error.errors(), body and body.field_info.annotation)))
 
     @app.exception_handler(HTTPException)
-    def http_error(_: Request, error: HTTPException) -> ProblemResponse:
-        return ProblemResponse(_from_http(error))
+    def http_error(request: Request, error: HTTPException) -> ProblemResponse:
+        return ProblemResponse(_from_http(request, error))
 
 
 class UnexpectedErrors:
@@ -110,54 +127,24 @@ class UnexpectedErrors:
                 await ProblemResponse(TenorError("an unexpected error on the server"))(scope, receive, send)
 
 
-def describe(errors: Sequence[Any], model: type[BaseModel] | None) -> str:
-    """Describe where each value is not valid and why, without the value, which may be what a person said.
-
-    Args:
-        errors: the errors of pydantic.
-        model: the model that the body was validated against.
-    """
-    lines: list[str] = []
-    for error in errors:
-        place = [part for part in error["loc"] if part not in ("body", "query", "path")]
-        message = error["msg"]
-        if error["type"] == "extra_forbidden":
-            name = str(place.pop())
-            message = unknown("field", name, _fields_at(model, place))
-        where = ".".join(map(str, place))
-        lines.append(f"{where}: {message}" if where else message)
-    return "; ".join(lines)
-
-
-def unknown(kind: str, name: str, known: Collection[str]) -> str:
-    """Describe an unknown field or parameter, and suggest the known one with the most similar name."""
-    wrong = f"there is no {kind} {name[:_MAX_NAME_LENGTH]!r}"
-    nearest = get_close_matches(name[:_MAX_NAME_LENGTH], known, n=1)
-    if nearest:
-        return f"{wrong}: did you mean {nearest[0]!r}?"
-    return f"{wrong}: " + (f"the {kind}s are {', '.join(sorted(known))}" if known else "this request takes none")
-
-
-def _fields_at(model: Any, place: Sequence[int | str]) -> list[str]:  # noqa: ANN401 - a type, or a part of one
-    """Return the field names of the model that is nested in `model` at a place."""
-    for part in place:
-        if isinstance(part, str) and model is not None:
-            field = model.model_fields.get(part)
-            model = field and _model_in(field.annotation)
-    return [] if model is None else list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - as above
-    """Return the first pydantic model among a type and its arguments."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
-
-
-def _from_http(error: HTTPException) -> TenorError:
-    known = NotFound if error.status_code == HTTPStatus.NOT_FOUND else RequestError
-    problem = known(str(error.detail))
-    if known is RequestError:
-        status = HTTPStatus(error.status_code)
-        problem.status, problem.title, problem.code = status.value, status.phrase, status.name.lower()
+def _from_http(request: Request, error: HTTPException) -> TenorError:
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return NotFound("there is nothing at this path: /docs lists the paths")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowed(request.method, _allowed_methods(request))
+    if isinstance(error.__cause__, TenorError):  # FastAPI turns every error of reading a body into one of HTTP
+        return error.__cause__
+    problem = RequestError(str(error.detail))
+    status = HTTPStatus(error.status_code)
+    problem.status, problem.title, problem.code = status.value, status.phrase, status.name.lower()
     return problem
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes that match the path of a request."""
+    app: FastAPI = request.app
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]

@@ -1,4 +1,4 @@
-"""The route class of `/v1`: unknown query parameters are refused, and errors are in the OpenAPI document."""
+"""The route classes: all answer HEAD, and those of `/v1` refuse what they do not know and document their errors."""
 
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -6,14 +6,36 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from python_multipart.multipart import parse_options_header
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from services.api.idempotency import HEADER_PARAMETER
-from services.api.problems import PROBLEM, unknown
-from shared.errors import InvalidRequest
+from services.api.problems import PROBLEM
+from services.validation import parse_json, unknown
+from shared.errors import InvalidRequest, UnsupportedMediaType
 
 
-class ApiRoute(APIRoute):
-    """A route that refuses undeclared query parameters, and adds its errors to the OpenAPI document.
+class Route(APIRoute):
+    """A route that answers HEAD as it answers GET. The server leaves out the content."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return super().matches(_head_as_get(scope))
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().handle(_head_as_get(scope), receive, send)
+
+
+class JsonRequest(Request):
+    """A request whose JSON has each key once, and may begin with a byte order mark."""
+
+    async def json(self) -> object:
+        """Return the value of the body. Raises InvalidRequest if it is not valid JSON or has a key twice."""
+        return parse_json(await self.body())
+
+
+class ApiRoute(Route):
+    """A route that refuses undeclared query parameters and ambiguous JSON, and documents its errors in OpenAPI.
 
     For a POST the document also has the header `Idempotency-Key`, which the endpoint reads by `identify`.
     """
@@ -34,14 +56,29 @@ class ApiRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        known = sorted(_query_parameters(self.dependant))
+        known, takes_json = sorted(_query_parameters(self.dependant)), self.body_field is not None
 
         async def handle_strictly(request: Request) -> Response:
             if request.scope["query_string"]:
                 _check_query(request, known)
+            request = JsonRequest(request.scope, request.receive)
+            if takes_json and await request.body():
+                _check_is_json(request)
             return await handle(request)
 
         return handle_strictly
+
+
+def _check_is_json(request: Request) -> None:
+    """Raise UnsupportedMediaType if a request does not declare that its body is JSON."""
+    media_type, _ = parse_options_header(request.headers.get("content-type", ""))
+    if media_type != b"application/json":
+        declared = f"not as {media_type[:50].decode('latin-1')!r}" if media_type else "and name this in Content-Type"
+        raise UnsupportedMediaType(f"send the body as application/json, {declared}")
+
+
+def _head_as_get(scope: Scope) -> Scope:
+    return {**scope, "method": "GET"} if scope["type"] == "http" and scope["method"] == "HEAD" else scope
 
 
 def _check_query(request: Request, known: list[str]) -> None:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from shared.domain.text import Name
+from shared.domain.text import Reference
 
 
 class Consent(BaseModel):
@@ -22,7 +22,7 @@ class Consent(BaseModel):
 
     retain_audio: bool = False
     keep_audio_summary: bool = True
-    basis: Name | None = None
+    basis: Reference | None = None
 
 
 class Session(BaseModel):

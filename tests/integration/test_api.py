@@ -1,5 +1,6 @@
 """The API as its callers see it: what it accepts, how it answers, who may see what."""
 
+import gzip
 import json
 import logging
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import UUID, uuid4
 
+import numpy as np
 import psycopg
 import pytest
 import redis
@@ -20,12 +22,13 @@ from httpx2 import Response
 
 from services.api.app import create_app
 from services.api.auth import CACHE_S
+from shared.audio.decoder import SAMPLE_RATE
 from shared.domain.access import KeyRole
 from shared.domain.job import Message
 from shared.settings import Settings
 from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
-from tests.audio_clips import riff, tone, wav
+from tests.audio_clips import encoded, riff, tone, wav
 from tests.integration.conftest import AllSent, MakeKey
 
 
@@ -240,6 +243,39 @@ def test_an_upload_that_is_not_usable_audio_is_refused(
     assert blobs(settings) == []
 
 
+def test_the_content_of_an_upload_decides_whether_it_is_a_recording(api: TestClient, session_id: str) -> None:
+    recording = encoded("m4a", np.stack([tone(0.5)]), SAMPLE_RATE)
+    for media_type in ("application/mp4", "audio/x-wav", "application/octet-stream", "binary/octet-stream"):
+        assert send_audio(api, session_id, recording, media_type).status_code == 202
+        assert problem(send_audio(api, session_id, b"%PDF-1.7" * 99, media_type)) == (422, "audio_undecodable")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\u200b\u202e"])
+def test_a_blank_text_beside_audio_is_no_text(api: TestClient, session_id: str, text: str) -> None:
+    assert send_audio(api, session_id, wav(), text=text).json()["text"] is None
+
+
+def test_gzip_bodies_and_byte_order_marks_are_read(api: TestClient, session_id: str) -> None:
+    url = f"/v1/sessions/{session_id}/turns"
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    for body in (b'{"text": "one"}', '\ufeff{"text": "one"}'.encode()):
+        assert api.post(url, content=gzip.compress(body), headers=headers).json()["text"] == "one"
+    form = api.build_request("POST", url, files={"audio": ("a.wav", wav())}, data={"text": "two"})
+    headers["content-type"] = form.headers["content-type"]
+    assert api.post(url, content=gzip.compress(form.read()), headers=headers).json()["text"] == "two"
+
+
+def test_every_read_may_be_a_head_request(api: TestClient, session_id: str) -> None:
+    turn = api.post(f"/v1/sessions/{session_id}/turns", json={"text": "x"}).headers["Location"]
+    for path in (turn, f"/v1/sessions/{session_id}", f"/v1/sessions/{session_id}/history", "/v1/webhooks", "/readyz"):
+        got, head = api.get(path), api.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == got.headers["content-length"]
+    assert api.head(f"/v1/turns/{uuid4()}").status_code == 404
+    del api.headers["Authorization"]
+    assert api.head(turn).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("body", "media_type", "expected"),
     [
@@ -257,6 +293,8 @@ def test_an_upload_that_is_not_usable_audio_is_refused(
         (b'{"text": "' + b"x" * 3 * 2**20 + b'"}', "application/json", (413, "body_too_large")),
         (json.dumps({"text": "x" * 2**20}).encode(), "application/json", (413, "text_too_long")),
         (b"x", "text/plain", (415, "media_type_unsupported")),
+        (b'{"text": "x", "occurred_at": 1700000000}', "application/json", (422, "request_invalid")),
+        (b'{"text": "x", "text": "y"}', "application/json", (422, "request_invalid")),
         (b"x", "multipart/form-data", (422, "request_invalid")),
         (b"x", "multipart/form-data; boundary=b", (422, "request_invalid")),
         (wav(), "audio/wav", (415, "media_type_unsupported")),

@@ -3,11 +3,12 @@
 from fastapi import APIRouter
 
 from services.api.dependencies import ResourcesDep
+from services.api.routing import Route
 from services.api.schemas.health import Health, Readiness
 from shared.errors import StorageFull, Unavailable
 from shared.store.database import Database
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Route)
 
 
 @router.get("/healthz", summary="Check whether the API process is alive")

@@ -5,15 +5,13 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from services.api.dependencies import ReadKey, ResourcesDep, WriteKey
-from services.api.idempotency import identify, read_key, respond
+from services.api.idempotency import identify, respond
 from services.api.ingest import IngestRequest
-from services.api.multipart import AUDIO_FIELD, parse_audio_form, parse_json_turn
+from services.api.multipart import AUDIO_FIELD, parse_json_turn
 from services.api.routing import ApiRoute
 from services.api.schemas.turn import TurnIn, TurnOut
-from shared.errors import TextTooLong
 
 router = APIRouter(prefix="/v1", tags=["turns"], route_class=ApiRoute)
 
@@ -38,18 +36,11 @@ _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _CONTENT}}
 )
 async def add_turn(session_id: UUID, request: Request, resources: ResourcesDep, key: WriteKey) -> Response:
     body = await parse_json_turn(request)
-    if body is not None:
-        _check_text_length(body, resources.settings.api.max_text_chars)
-        turn = IngestRequest(key.tenant_id, session_id, body, identify(request, key, body))
-        return respond(request, await resources.turn_batcher.submit(turn))
-    read_key(request)  # a malformed key is refused before the recording is received
-    await run_in_threadpool(resources.ingest.check_session, key.tenant_id, session_id)
-    async with parse_audio_form(request, TurnIn) as (body, upload):
-        _check_text_length(body, resources.settings.api.max_text_chars)
-        idempotent = await run_in_threadpool(identify, request, key, body, upload)
-        turn = IngestRequest(key.tenant_id, session_id, body, idempotent)
-        answer = await resources.ingest.accept_upload(turn, upload)
-    return respond(request, answer)
+    if body is None:
+        return respond(request, await resources.ingest.accept_form(request, key, session_id, TurnIn))
+    resources.ingest.check_text(body)
+    turn = IngestRequest(key.tenant_id, session_id, body, identify(request, key, body))
+    return respond(request, await resources.turn_batcher.submit(turn))
 
 
 @router.get("/turns/{turn_id}", summary="Read a turn and its prediction")
@@ -66,8 +57,3 @@ async def read_turn(
         await resources.turn_reader.wait(turn_id, deadline, request.is_disconnected)
         found = await resources.turn_reader.read_again(key, turn_id)
     return TurnOut.of(found)
-
-
-def _check_text_length(body: TurnIn, max_chars: int) -> None:
-    if body.text is not None and len(body.text) > max_chars:
-        raise TextTooLong(f"the text has {len(body.text)} characters; {max_chars} are allowed")

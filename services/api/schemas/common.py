@@ -1,11 +1,23 @@
 """Types that the schemas of several resources use."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from shared.domain.job import Job
+
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_MAX_QUOTED = 40
+
+
+def _check_is_written_out(time: object) -> object:
+    """Refuse what pydantic would take for seconds or milliseconds since 1970, whichever fits."""
+    if not (isinstance(time, str) and _DATE.match(time)):
+        found = f", not {str(time)[:_MAX_QUOTED]!r}" if isinstance(time, str | int | float) else ""
+        raise ValueError(f"should be a time with a time zone, such as '2026-11-28T17:09:53Z'{found}")
+    return time
 
 
 def _check_year(time: datetime) -> datetime:
@@ -14,7 +26,7 @@ def _check_year(time: datetime) -> datetime:
     return time
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_check_year)]
+Time = Annotated[AwareDatetime, BeforeValidator(_check_is_written_out), AfterValidator(_check_year)]
 
 
 class ErrorOut(BaseModel):

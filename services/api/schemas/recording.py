@@ -3,12 +3,30 @@
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, Json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from services.api.schemas.common import ErrorOut, Time
+from services.validation import parse_json
 from shared.domain.job import JobStatus, Lane, TurnLane
 from shared.domain.recording import Channel, RecordingProgress
 from shared.domain.warning import AnalysisWarning
+from shared.errors import InvalidRequest
+
+
+def _parsed(field: object) -> object:
+    try:
+        return parse_json(field) if isinstance(field, str) else field
+    except InvalidRequest as error:
+        raise ValueError(error.detail) from None
+
+
+Channels = Annotated[
+    tuple[Channel, ...],
+    Field(min_length=1, max_length=32),
+    BeforeValidator(_parsed),
+    WithJsonSchema({"type": "string", "contentMediaType": "application/json"}),
+]
+"""The channels of a recording, which a form holds as JSON."""
 
 
 class RecordingIn(BaseModel):
@@ -16,7 +34,7 @@ class RecordingIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    channels: Json[Annotated[tuple[Channel, ...], Field(min_length=1, max_length=32)]] = Field(
+    channels: Channels = Field(
         default=(Channel(),),
         description="who speaks, as a JSON list: one entry for each channel, or one for all channels together",
         examples=['[{"speaker": "Tom", "role": "agent"}, {"speaker": "caller", "role": "customer"}]'],

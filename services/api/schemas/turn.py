@@ -4,13 +4,13 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from services.api.schemas.common import ErrorOut, Time
 from shared.domain.job import JobStatus, Lane, TurnLane
 from shared.domain.prediction import StoredPrediction
 from shared.domain.speaker import SpeakerRole
-from shared.domain.text import Name, Text
+from shared.domain.text import Name, Text, is_blank
 from shared.domain.transcript import Transcript
 from shared.domain.turn import AnalyzedTurn
 
@@ -24,7 +24,9 @@ class TurnIn(BaseModel):
     )
 
     text: Text | None = Field(
-        default=None, description="what was said; with audio it is taken as the transcript, and no other is made"
+        default=None,
+        description="what was said; with audio it is taken as the transcript, and no other is made. A text without a "
+        "visible character is no text: with audio, the spoken words are transcribed",
     )
     speaker: Name = Field(
         default="speaker",
@@ -39,6 +41,11 @@ class TurnIn(BaseModel):
     lane: TurnLane = Field(
         default=Lane.interactive, description="interactive: a caller waits for it; bulk: interactive turns go first"
     )
+
+    @field_validator("text")
+    @classmethod
+    def _none_if_blank(cls, text: str | None) -> str | None:
+        return None if text is None or is_blank(text) else text
 
 
 class TurnOut(BaseModel):
