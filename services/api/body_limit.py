@@ -169,7 +169,7 @@ class _Body:
         more = gunzip.has_more or self._last.get("more_body", False)
         if not more:
             gunzip.finish()
-        return self._last | {"body": body, "more_body": more}
+        return {**self._last, "body": body, "more_body": more}
 
     def _check_size(self, size: int) -> None:
         if size > self._limit:
