@@ -1,8 +1,12 @@
 """`python -m training RECIPE FILE --option value`: runs a recipe, whose arguments are those of its function."""
 
 import sys
+from collections.abc import Callable
 
-from jsonargparse import auto_cli, set_parsing_settings
+from jsonargparse import (
+    auto_cli,  # pyright: ignore[reportUnknownVariableType] - its Callable is bare
+    set_parsing_settings,
+)
 
 from training.recipes.build_encoders import build_encoders
 from training.recipes.cache_features import cache_features
@@ -15,7 +19,7 @@ from training.recipes.import_valence_classifier import import_valence_classifier
 from training.recipes.train import train
 from training.recipes.transfer import transfer
 
-RECIPES = {
+RECIPES: dict[str, Callable[..., None]] = {
     "build_encoders": build_encoders,
     "cache_features": cache_features,
     "train": train,
@@ -36,7 +40,7 @@ def run_recipe(arguments: list[str]) -> None:
     # The help texts of the argument groups are the docstrings of their attributes.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     auto_cli(
-        RECIPES,
+        {**RECIPES},
         args=arguments,
         as_positional=False,
         prog="python -m training",

@@ -1,5 +1,8 @@
 """Fitting how reliable a speaker's baseline is: turns of one emotion vary less than turns of several."""
 
+# scikit-learn has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from collections import Counter
 from collections.abc import Iterator, Sequence
 

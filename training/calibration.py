@@ -1,5 +1,8 @@
 """Calibration on validation data: the temperatures, and the confidence below which Tenor abstains."""
 
+# SciPy has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from collections.abc import Mapping
 from math import ceil, log2
 from typing import Any, Literal

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 from torch import Tensor
 
 from shared.modeling.quantization import Bits, quantize

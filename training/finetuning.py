@@ -1,6 +1,9 @@
 """Fine-tuning of encoders: freezing, LoRA and gradient checkpointing."""
 
-from typing import Literal
+# transformers has no complete types.
+# pyright: reportUnknownMemberType=false
+
+from typing import Literal, cast
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -71,7 +74,7 @@ def add_lora(encoder: nn.Module, lora: Lora) -> None:
 
 def merge_lora(encoder: nn.Module) -> None:
     """Add the low-rank weights to the plain ones, so that the encoder can be exported without PEFT."""
-    for name, module in list(encoder.named_modules()):
+    for name, module in _modules(encoder):
         if isinstance(module, LoraLayer):
             module.merge()
             encoder.set_submodule(name, module.get_base_layer())
@@ -92,20 +95,25 @@ def checkpoint_gradients(encoder: nn.Module) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def _modules(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
+    # PyTorch does not annotate what `named_modules` yields.
+    return cast("list[tuple[str, nn.Module]]", [*encoder.named_modules()])
+
+
 def _freeze_front_end(encoder: nn.Module) -> None:
-    for name, module in encoder.named_modules():
+    for name, module in _modules(encoder):
         if name.rpartition(".")[2] in FRONT_END:
             module.requires_grad_(False)
             # The front end of wav2vec 2.0 requires gradients of its input until this is set.
             if isinstance(module, Wav2Vec2FeatureEncoder | HubertFeatureEncoder | WavLMFeatureEncoder):
-                module._requires_grad = False
+                module._requires_grad = False  # pyright: ignore[reportPrivateUsage] - it has no public name
 
 
 def _targets(encoder: nn.Module) -> set[str]:
     # WavLM's attention uses its projections' weights without calling the modules, so LoRA there would have no effect.
     if any(isinstance(module, WavLMAttention) for module in encoder.modules()):
         return FEED_FORWARD
-    names = {name.rpartition(".")[2] for name, _ in encoder.named_modules()}
+    names = {name.rpartition(".")[2] for name, _ in _modules(encoder)}
     for targets in ATTENTION:
         if targets <= names:
             return targets

@@ -1,13 +1,15 @@
 """The Lightning module that trains a fusion: loss, optimizer and validation."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler  # pyright: ignore[reportUnknownVariableType] - its dict is bare
 
 from shared.modeling.baseline import summarize_audio
 from shared.modeling.fusion import FusionConfig, FusionOutput, build_fusion
@@ -111,7 +113,7 @@ class FusionModule(lightning.LightningModule):
         groups += [] if self.branches is None else self.branches.parameter_groups()
         optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_scheduler(args.schedule, optimizer, int(args.warmup * steps), steps)
+        schedule = cast("LRScheduler", get_scheduler(args.schedule, optimizer, int(args.warmup * steps), steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _update_summaries(self, batch: UnencodedBatch, encoded: Batch) -> None:

@@ -1,5 +1,8 @@
 """Metrics: classification scores, calibration, concordance, risk and coverage, and bootstrap intervals."""
 
+# scikit-learn has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -149,7 +152,7 @@ def concordance(true: ArrayLike, predicted: ArrayLike) -> float:
         return float("nan")
     x, y = x[known], y[known]
     apart = x.var() + y.var() + (x.mean() - y.mean()) ** 2
-    return float(2 * np.mean((x - x.mean()) * (y - y.mean())) / apart) if apart > 0 else 1.0
+    return float(2 * ((x - x.mean()) * (y - y.mean())).mean() / apart) if apart > 0 else 1.0
 
 
 def reliability(true: NDArray[np.integer], probabilities: NDArray[np.floating], bins: int = 15) -> Reliability:

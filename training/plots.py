@@ -1,5 +1,8 @@
 """The plots of a report, as PNG files."""
 
+# Matplotlib's methods have keyword arguments without types.
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,5 +1,8 @@
 """Predictions of trained runs on held-out utterances, by view and by the number of earlier turns."""
 
+# SciPy has no types.
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] - its transport's root error
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from shared.errors import BundleError, WeightsMissing
+from shared.modeling import hub
 
 SMALL_FILES = ("*.json", "README.md", "*.pkl", "*.joblib")
 SAFE_WEIGHTS = "*.safetensors"
@@ -35,13 +34,8 @@ def checkpoint_folder(source: str) -> Path:
             f"{source!r} is not a folder, and a repository of the hub needs a commit of 40 hex digits as its revision, "
             f"not {revision!r}: a branch can change"
         )
-    try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*SMALL_FILES, SAFE_WEIGHTS]))
-        if not any(folder.glob(SAFE_WEIGHTS)):
-            snapshot_download(repository, revision=revision, allow_patterns=[PICKLED_WEIGHTS])
-    except (OSError, HTTPError) as error:
-        raise WeightsMissing(f"cannot download {source} from the hub: {error}") from error
-    return folder
+    remedy = "connect to it once, or name a folder that holds the files"
+    return hub.download(repository, revision, SMALL_FILES, ((SAFE_WEIGHTS,), (PICKLED_WEIGHTS,)), remedy=remedy)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -52,7 +46,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         BundleError: there are no weights, those of several models, or something other than tensors.
     """
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, object] = {}
     for path in _weight_files(folder):
         try:
             safe = path.suffix == ".safetensors"
@@ -67,9 +61,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             EOFError,
         ) as error:
             raise BundleError(f"{path} is not a file of tensors only: {error}") from error
-    if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    if len(tensors) < len(weights):
         raise BundleError(f"the weights in {folder} are not named tensors")
-    return weights
+    return tensors
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -91,7 +86,7 @@ def with_weights(model: type[PreTrainedModel], config: PreTrainedConfig, weights
         BundleError: a weight is missing, has another shape, or does not belong to the model's head. Transformers would
             initialize the former at random and ignore the latter.
     """
-    loaded: Any = model.from_pretrained(
+    loaded: Any = model.from_pretrained(  # pyright: ignore[reportUnknownMemberType] - its PathLike is bare
         None, config=config, state_dict=dict(weights), output_loading_info=True, ignore_mismatched_sizes=True
     )
     instance, report = loaded

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import lightning
 from pydantic import BaseModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 
 from shared.audio.decoder import probe
 from shared.modeling.fusion import AnyFusion, FusionOutput, build_fusion

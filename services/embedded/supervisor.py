@@ -183,7 +183,7 @@ class Supervisor:
             SetupError: A process is set up wrongly.
         """
         ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, lambda *_: self.stop()) for number in ends}
+        before = {number: signal.signal(number, lambda _number, _frame: self.stop()) for number in ends}
         ready = False
         # trust_env=False: requests to the API on this machine must not go through a proxy of the environment.
         with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as http:

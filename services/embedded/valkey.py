@@ -4,6 +4,9 @@ The program comes from the wheel. If there is no wheel for the machine, such as 
 or Redis is used.
 """
 
+# redis-py has no complete types.
+# pyright: reportUnknownMemberType=false
+
 import secrets
 import shutil
 import signal

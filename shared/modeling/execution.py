@@ -1,5 +1,8 @@
 """Execution of models: their device, their precision, and whether they are compiled."""
 
+# torch.compile has no complete types.
+# pyright: reportUnknownMemberType=false
+
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

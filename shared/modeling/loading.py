@@ -1,18 +1,29 @@
 """Loading of bundles: manifests, checksums, and models with their weights, from safetensors and never from pickles."""
 
+# transformers and PyYAML have no complete types.
+# pyright: reportUnknownMemberType=false
+
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    FeatureExtractionMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from shared.domain.bundle import Component, ModelBundle
 from shared.domain.emotion import LabelSpace
@@ -204,8 +215,13 @@ def load_classifier(folder: Path, component: Component, label_space: LabelSpace)
         if name not in component.files:
             raise BundleError(f"a component of kind {component.kind!r} needs the file {name}")
     try:
-        shape = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        shape = cast(
+            "PreTrainedConfig", AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        )
+        extractor = cast(
+            "FeatureExtractionMixin",
+            AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+        )
         config, network = _network(component, shape)
         outputs = [label_space.index(category) for category in config.outputs]
     except (OSError, ValueError) as error:
@@ -217,9 +233,11 @@ def load_classifier(folder: Path, component: Component, label_space: LabelSpace)
 def _network(component: Component, shape: PreTrainedConfig) -> tuple[ClassifierConfig, nn.Module]:
     if component.kind == "patch_transformer":
         config = _options(component, "patch_transformer", PatchClassifierConfig.model_validate)
-        return config, PooledClassifier(AutoModel.from_config(shape), PatchTransformer(config.network))
+        model = cast("PreTrainedModel", AutoModel.from_config(shape))
+        return config, PooledClassifier(model, PatchTransformer(config.network))
     config = _options(component, "audio_classification", ClassifierConfig.model_validate)
-    return config, SequenceClassifier(AutoModelForAudioClassification.from_config(shape), config.head_activation)
+    model = cast("PreTrainedModel", AutoModelForAudioClassification.from_config(shape))
+    return config, SequenceClassifier(model, config.head_activation)
 
 
 def _options(component: Component, kind: str, validate: Callable[[object], Config]) -> Config:

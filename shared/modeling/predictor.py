@@ -269,9 +269,9 @@ def _predict(
 
 
 def _scores(space: LabelSpace, logits: Tensor, dimensions: dict[str, float], temperature: float) -> EmotionScores:
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1).tolist()
+    probabilities = torch.softmax(logits.double() / temperature, dim=-1).numpy(force=True)
     return EmotionScores(
         label_space=space.name,
-        categories=dict(zip(space.categories, probabilities, strict=True)),
+        categories=dict(zip(space.categories, map(float, probabilities), strict=True)),
         dimensions=dimensions,
     )

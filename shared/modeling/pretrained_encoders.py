@@ -5,18 +5,21 @@ read from safetensors. If a checkpoint has only a pickle, PyTorch's restricted u
 refuses everything else, because a pickle can run code.
 """
 
+# PyTorch and transformers have no complete types.
+# pyright: reportUnknownMemberType=false
+
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -256,14 +259,14 @@ class PretrainedSpeechEncoder(nn.Module):
     def _padded_states(self, waves: Sequence[Samples]) -> list[Tensor]:
         """Returns for each wave a tensor of shape [frames, layers, width]."""
         device = self.model.device
-        padded = pad_sequence([torch.from_numpy(wave).to(device, self.model.dtype) for wave in waves], batch_first=True)
-        lengths = torch.tensor([wave.size for wave in waves], device=device)
-        mask = length_mask(lengths, padded.shape[1]).long() if len(lengths.unique()) > 1 else None
+        padded = pad_sequence([torch.as_tensor(wave).to(device, self.model.dtype) for wave in waves], batch_first=True)
+        sizes = [wave.size for wave in waves]
+        mask = length_mask(torch.tensor(sizes, device=device), padded.shape[1]).long() if len(set(sizes)) > 1 else None
         hidden = self.model(padded, attention_mask=mask, output_hidden_states=True).hidden_states
         stacked = torch.stack([hidden[layer] for layer in self.layers], dim=2)
         for kernel, stride in zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True):
-            lengths = (lengths - kernel) // stride + 1
-        return [states[:count] for states, count in zip(stacked, lengths.tolist(), strict=True)]
+            sizes = [(size - kernel) // stride + 1 for size in sizes]
+        return [states[:size] for states, size in zip(stacked, sizes, strict=True)]
 
 
 def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
@@ -272,9 +275,10 @@ def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
     Raises:
         ValueError: the encoder does not have exactly one list of layers.
     """
+    modules = cast("Iterable[tuple[str, nn.Module]]", encoder.named_modules())
     found = [
         module
-        for name, module in encoder.named_modules()
+        for name, module in modules
         if name.rpartition(".")[2] in LAYER_LISTS and isinstance(module, nn.ModuleList)
     ]
     if len(found) != 1:
@@ -297,7 +301,7 @@ def _has(folder: Path, names: Sequence[str]) -> bool:
 
 def _settings(folder: Path, known: Sequence[str]) -> PreTrainedConfig:
     try:
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        settings = cast("PreTrainedConfig", AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise BundleError(f"transformers cannot read the config.json of {folder}: {error}") from error
     if settings.model_type not in known:
@@ -339,7 +343,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise BundleError(f"{folder} has no vocabulary; it must hold one of {', '.join(VOCABULARIES)}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise BundleError(f"transformers cannot read the tokenizer of {folder}: {error}") from error
     if None in (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id):
@@ -349,7 +353,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 def _extractor(folder: Path) -> FeatureExtractionMixin:
     try:
-        return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        return cast("FeatureExtractionMixin", AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise BundleError(f"transformers cannot read the preprocessor_config.json of {folder}: {error}") from error
 
@@ -363,7 +367,7 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Silences transformers' warning that the weights of a checkpoint's head or decoder are not used."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()

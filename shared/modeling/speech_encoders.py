@@ -59,7 +59,7 @@ class SpeechEncoder(nn.Module):
             num_mel_bins=config.mels,
             max_source_positions=config.positions,
         )
-        whisper._attn_implementation = "sdpa"
+        whisper._attn_implementation = "sdpa"  # pyright: ignore[reportPrivateUsage] - not an argument
         self.conv1 = nn.Conv1d(config.mels, config.width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.width, config.width, kernel_size=3, stride=2, padding=1)
         self.embed_positions = nn.Embedding(config.positions, config.width)
@@ -130,7 +130,7 @@ def whisper_hidden_states(
 
 def pool_frames(states: Tensor, size: int) -> Tensor:
     """Returns the mean of every `size` frames, and of the fewer frames that remain at the end."""
-    return torch.stack([part.mean(dim=0) for part in states.float().split(size)])
+    return torch.stack([part.mean(dim=0) for part in torch.split(states.float(), size)])
 
 
 def _windows(clip: Samples, size: int) -> list[Samples]:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,11 @@ from transformers import (
 
 from shared.domain.emotion import EKMAN7, Modality
 from shared.errors import BundleError, WeightsMissing
+from shared.modeling import hub
 from shared.modeling.audio_classifiers import AudioClassifier
 from shared.modeling.loading import load_classifier, read_manifest, verify_files
 from tests.audio_clips import tone
 from tests.tiny_models import StubTranscriber, pipeline
-from training import published_checkpoints
 from training.__main__ import run_recipe
 from training.recipes.import_checkpoint import import_checkpoint
 
@@ -407,7 +408,7 @@ def test_the_licence_is_that_of_the_model_card_or_must_be_given(tmp_path: Path) 
 def test_a_repository_without_a_commit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None
 ) -> None:
-    monkeypatch.setattr(published_checkpoints, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
     with pytest.raises(WeightsMissing, match="40 hex digits"):
         import_checkpoint("somebody/emotions", tmp_path / "bundle", revision)
 
@@ -418,12 +419,20 @@ def test_a_repository_at_a_commit_comes_from_the_hub_and_is_named_in_the_manifes
     write_checkpoint(tmp_path / "snapshot")
     asked: list[tuple[str, str]] = []
 
-    def download(repository: str, *, revision: str, allow_patterns: list[str]) -> str:
+    def download(
+        repository: str, *, revision: str, allow_patterns: Sequence[str] = (), local_files_only: bool = False
+    ) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
         asked.append((repository, revision))
+        assert "*.safetensors" in allow_patterns
         assert not any(pattern.endswith(".bin") for pattern in allow_patterns), "safetensors are there"
         return str(tmp_path / "snapshot")
 
-    monkeypatch.setattr(published_checkpoints, "snapshot_download", download)
+    names = ["config.json", "model.safetensors", "pytorch_model.bin"]
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info))
+    monkeypatch.setattr(hub, "snapshot_download", download)
     import_checkpoint("somebody/emotions", tmp_path / "bundle", "a" * 40)
     manifest = read_manifest(tmp_path / "bundle")
     assert asked == [("somebody/emotions", "a" * 40)]
@@ -433,10 +442,14 @@ def test_a_repository_at_a_commit_comes_from_the_hub_and_is_named_in_the_manifes
 
 
 def test_the_error_says_that_the_hub_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: object, **__: object) -> str:
-        raise LocalEntryNotFoundError("no connection")
+    def absent(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("not in the cache")
 
-    monkeypatch.setattr(published_checkpoints, "snapshot_download", download)
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no connection")
+
+    monkeypatch.setattr(hub, "snapshot_download", absent)
+    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=unreachable))
     with pytest.raises(WeightsMissing, match=r"somebody/emotions.*no connection"):
         import_checkpoint("somebody/emotions", tmp_path / "bundle", "a" * 40)
 

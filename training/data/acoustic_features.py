@@ -3,6 +3,9 @@
 openSMILE (Eyben et al. 2010) is free for research and education only, see https://github.com/audeering/opensmile.
 """
 
+# openSMILE has no types, and pandas has no complete ones.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -95,8 +98,8 @@ def _vector(smile: opensmile.Smile, utterance: Utterance, features: str) -> NDAr
         raise ValueError(f"{utterance.corpus}'s {utterance.id} has no recording")
     found = smile.process_signal(np.clip(decode(utterance.audio).samples, -1, FULL_SCALE), SAMPLE_RATE)
     if features == "prosody":
-        found = found[[name for name in found.columns if name.startswith(PROSODY)]]
-    vector = found.to_numpy(np.float32)[0]
+        found = found.filter(items=[name for name in found.columns if name.startswith(PROSODY)])
+    vector: NDArray[np.float32] = found.to_numpy(np.float32)[0]
     if not np.isfinite(vector).all():
         raise ValueError(f"{utterance.audio} is too short for the features {features}")
     return vector

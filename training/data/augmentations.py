@@ -1,5 +1,8 @@
 """Augmentations of audio: each returns the samples as they might have been recorded in other circumstances."""
 
+# SciPy has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from collections.abc import Callable
 from fractions import Fraction
 from zlib import crc32
@@ -20,7 +23,7 @@ def original(samples: Samples, rng: np.random.Generator) -> Samples:
 
 def speed(samples: Samples, rng: np.random.Generator) -> Samples:
     """Plays the samples 8 to 15 % faster or slower, which changes the pitch by the same factor."""
-    factor = 1 + rng.choice([-1, 1]) * rng.uniform(0.08, 0.15)
+    factor = 1 + float(rng.choice([-1, 1])) * rng.uniform(0.08, 0.15)
     positions = np.arange(0, samples.size - 1, factor)
     return np.interp(positions, np.arange(samples.size), samples).astype(np.float32)
 

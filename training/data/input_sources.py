@@ -98,4 +98,4 @@ def preceding_texts(utterances: Sequence[Utterance], count: int) -> dict[tuple[s
 
 
 def _tensor(array: FeatureArray) -> Tensor:
-    return torch.from_numpy(np.array(array, dtype=np.float32))
+    return torch.as_tensor(np.array(array, dtype=np.float32))

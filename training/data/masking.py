@@ -12,7 +12,7 @@ def drop_spans(tokens: Tensor, share: float, rng: np.random.Generator, count: in
         length = int(rng.random() * share * len(tokens))
         start = rng.integers(len(tokens) - length + 1)
         kept[start : start + length] = False
-    return tokens[torch.from_numpy(kept)]
+    return tokens[torch.as_tensor(kept)]
 
 
 def mask_bands(

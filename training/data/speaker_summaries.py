@@ -56,7 +56,7 @@ class SpeakerSummaries:
             emotion: a label; utterances that have it come before all others. None prefers none.
         """
         others = [u for u in self._speaker(utterance) if u.id != utterance.id] if count else []
-        drawn = [others[i] for i in rng.permutation(len(others))]
+        drawn: list[Utterance] = [others[i] for i in rng.permutation(len(others))]
         if emotion is not None:
             drawn.sort(key=lambda other: other.label != emotion)
         return [self._summary(other, augmentation) for other in drawn[:count]]
@@ -69,7 +69,7 @@ class SpeakerSummaries:
         """Returns every speaker's summaries, of shape [utterances, 2, layers, width], and labels."""
         return [
             (
-                torch.from_numpy(np.stack([self._summary(u, "original") for u in utterances]).astype(np.float32)),
+                torch.as_tensor(np.stack([self._summary(u, "original") for u in utterances]).astype(np.float32)),
                 [u.label for u in utterances],
             )
             for utterances in self._utterances.values()

@@ -29,7 +29,7 @@ def log_mel_image(samples: Samples, size: int) -> Tensor:
     Returns:
         Shape [1, size, size]: frequency bands from low to high, and time.
     """
-    padded = functional.pad(torch.from_numpy(samples), (0, max(0, WINDOW - samples.size)))
+    padded = functional.pad(torch.as_tensor(samples), (0, max(0, WINDOW - samples.size)))
     spectrum = torch.stft(padded, WINDOW, HOP, window=torch.hann_window(WINDOW), return_complex=True)
     mels = _filters() @ spectrum.abs().square()
     decibels = (10 * torch.log10(mels / mels.max().clamp(min=1e-30))).clamp(min=-RANGE_DB)
@@ -42,4 +42,4 @@ def _filters() -> Tensor:
     """Returns the filters, of shape [BANDS, frequencies], on Slaney's mel scale, as librosa has them."""
     count = WINDOW // 2 + 1
     filters = mel_filter_bank(count, BANDS, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-    return torch.from_numpy(filters.T).float()
+    return torch.as_tensor(filters.T).float()

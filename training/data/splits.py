@@ -1,5 +1,8 @@
 """Splitting utterances for training, validation and test; only the random strategy may share a speaker."""
 
+# scikit-learn and SciPy have no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -180,7 +183,7 @@ def _stratified(utterances: Sequence[Utterance], seed: int, shares: tuple[float,
 
     scikit-learn's stratified splitters refuse a label with fewer utterances than splits, which some corpora have.
     """
-    shuffled = np.random.default_rng(seed).permutation(len(utterances))
+    shuffled: list[int] = np.random.default_rng(seed).permutation(len(utterances)).tolist()
     strata = [(u.corpus, u.label_names[0]) for u in utterances]
     order = np.array(sorted(shuffled, key=lambda i: strata[i]), np.intp)
     validation, test = shares
@@ -239,7 +242,7 @@ def _components(utterances: Sequence[Utterance], attributes: Sequence[str]) -> I
     first = [numbers[names[0]] for names in keys for _ in names]
     other = [numbers[name] for names in keys for name in names]
     graph = coo_array((np.ones(len(first)), (first, other)), shape=(len(numbers), len(numbers)))
-    _, component = connected_components(graph, directed=False)
+    component: Indexes = connected_components(graph, directed=False)[1]
     return component[[numbers[names[0]] for names in keys]]
 
 

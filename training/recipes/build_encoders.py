@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 
 from shared.modeling.speech_encoders import SpeechEncoderConfig
 from shared.modeling.text_encoders import TextEncoderConfig

@@ -1,11 +1,15 @@
 """The recipe `classical`: support vector machine, random forest and small network on acoustic feature vectors."""
 
+# scikit-learn has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
@@ -13,7 +17,7 @@ from rich.table import Table
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
@@ -157,12 +161,17 @@ def _common_labels(table: AcousticTable, other: AcousticTable) -> Fold:
     return table[np.isin(table.labels, names)], other[np.isin(other.labels, names)]
 
 
+def _predict(pipeline: Pipeline, trained: AcousticTable, tested: AcousticTable) -> NDArray[np.str_]:
+    """Returns the label of each tested clip, by the pipeline fitted to the other clips."""
+    # fit() discards what was fitted before, the scaler's statistics too, so folds do not affect one another.
+    return pipeline.fit(trained.features, trained.labels).predict(tested.features)
+
+
 def _result(features: str, classifier: Classifier, model: ClassifierMixin, parts: Sequence[Fold]) -> Result:
     pipeline = make_pipeline(StandardScaler(), model)
     names = np.unique(np.concatenate([table.labels for part in parts for table in part]))
     pairs = [
-        # fit() discards what was fitted before, the scaler's statistics too, so folds do not affect one another.
-        (tested.labels, pipeline.fit(trained.features, trained.labels).predict(tested.features))
+        (tested.labels, _predict(pipeline, trained, tested))
         for trained, tested in track(parts, f"{features}, {classifier}")
     ]
     indexes = [(np.searchsorted(names, true), np.searchsorted(names, predicted)) for true, predicted in pairs]

@@ -1,11 +1,14 @@
 """The recipe `import_checkpoint`: makes a bundle of a published audio classifier."""
 
+# transformers has no complete types.
+# pyright: reportUnknownMemberType=false
+
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from huggingface_hub import ModelCard
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
@@ -115,7 +118,9 @@ def config_of(folder: Path) -> PreTrainedConfig:
         BundleError: there is no such file, or its model is unknown.
     """
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return cast(
+            "PreTrainedConfig", AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        )
     except (OSError, ValueError) as error:
         raise BundleError(f"{folder} has no config.json of a model that transformers knows: {error}") from error
 
@@ -127,7 +132,8 @@ def extractor_of(folder: Path) -> FeatureExtractionMixin:
         BundleError: there is none, or it does not take audio at 16 kHz.
     """
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        kind: Any = AutoFeatureExtractor
+        extractor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BundleError(
             f"{folder} has no preprocessor_config.json: name a folder or repository that has it with --extractor"

@@ -164,7 +164,8 @@ def _layer(name: str, shape: tuple[int, ...], width: int) -> str:
             return "patch_in"
         case (_, _):
             return "head.3"
-    raise BundleError(f"a patch transformer has no place for {name}, of shape {list(shape)}")
+        case _:
+            raise BundleError(f"a patch transformer has no place for {name}, of shape {list(shape)}")
 
 
 def _scaler_in(folder: Path) -> Scaler:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -191,7 +191,7 @@ def _callbacks(out: Path, patience: int, *, validated: bool) -> list[Callback]:
 
 def _load_best(trainer: lightning.Trainer, module: FusionModule) -> None:
     assert isinstance(trainer.checkpoint_callback, ModelCheckpoint)
-    best = trainer.checkpoint_callback.best_model_path
+    best = cast("str", trainer.checkpoint_callback.best_model_path)  # pyright: ignore[reportUnknownMemberType] - inferred
     module.load_state_dict(trainer.strategy.load_checkpoint(best, weights_only=True)["state_dict"])
 
 
@@ -220,7 +220,7 @@ def _fit_standardization(module: FusionModule, source: InputSource, utterances: 
 def _sample(utterances: Sequence[Utterance], seed: int, count: int) -> Iterator[Utterance]:
     """Yields up to `count` random utterances of every corpus."""
     taken: Counter[str] = Counter()
-    for i in np.random.default_rng(seed).permutation(len(utterances)):
+    for i in map(int, np.random.default_rng(seed).permutation(len(utterances))):
         taken[utterances[i].corpus] += 1
         if taken[utterances[i].corpus] <= count:
             yield utterances[i]

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from pydantic import BaseModel
 from rich.progress import track
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType] - its PathLike is bare
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ResNetConfig, ResNetModel
@@ -182,15 +182,16 @@ def _scores(trainer: lightning.Trainer, module: ResNetModule, part: CorpusParts,
 
 def _parts(utterances: Sequence[Utterance], size: int, split: Folding, count: int, seed: int) -> CorpusParts:
     labels, classes = np.unique([utterance.label_name for utterance in utterances], return_inverse=True)
-    speakers = speaker_groups(utterances)
-    train, test = next(folds(classes, speakers, split, count, seed))
+    groups = speaker_groups(utterances)
+    speakers = None if groups is None else np.array(groups)
+    train, test = next(folds(classes, groups, split, count, seed))
     images = torch.stack([_image(utterance, size) for utterance in track(utterances, utterances[0].corpus)])
-    clips = TensorDataset(images, torch.from_numpy(classes))
+    clips = TensorDataset(images, torch.as_tensor(classes))
     return CorpusParts(
         labels=labels.tolist(),
         train=TensorDataset(*clips[train]),
         test=TensorDataset(*clips[test]),
-        speakers_in_both=None if speakers is None else len({speakers[i] for i in train} & {speakers[i] for i in test}),
+        speakers_in_both=None if speakers is None else np.intersect1d(speakers[train], speakers[test]).size,
     )
 
 

@@ -10,7 +10,11 @@ MATLAB file for each recording, named by its label and a number, which holds the
 The names do not identify the speakers, so the same speaker may be on both sides of any split.
 """
 
+# SciPy has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +77,9 @@ def _stacked(paths: list[Path]) -> NDArray[np.float32]:
 
 def _vector(path: Path) -> NDArray[np.float32]:
     """Returns the file's largest numeric array; its name differs between feature sets."""
-    arrays = [array for array in loadmat(path).values() if isinstance(array, np.ndarray) and array.dtype.kind in "fiu"]
+    content: dict[str, Any] = loadmat(path)
+    values: list[NDArray[Any]] = [value for value in content.values() if isinstance(value, np.ndarray)]
+    arrays = [array for array in values if array.dtype.kind in "fiu"]
     if not arrays:
         raise ValueError(f"{path} holds no numeric array")
     return max(arrays, key=lambda array: array.size).astype(np.float32).ravel()
