@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.emotion import Modality
+from shared.domain.prediction import AbstentionReason
 from shared.domain.turn import MAX_BASELINE_TURNS, context_of
 from shared.domain.warning import AnalysisWarning
 from shared.errors import NotFound, SetupError, TenorError
@@ -35,6 +36,8 @@ class Row(BaseModel):
     incongruence: float | None
     modalities_used: tuple[Modality, ...]
     baseline_turns: int
+    context_turns: int
+    reason: AbstentionReason | None
     warnings: tuple[AnalysisWarning, ...]
 
     @classmethod
@@ -64,6 +67,8 @@ class Row(BaseModel):
             incongruence=reading.incongruence,
             modalities_used=reading.modalities_used,
             baseline_turns=reading.baseline_turns,
+            context_turns=reading.context_turns,
+            reason=reading.reason,
             warnings=(*warnings, *reading.warnings),
         )
 
@@ -78,14 +83,23 @@ class Analyzer:
         conversation: whether the turns of all files are one speaker's turns of one conversation, in order. Each turn
             then has the baseline and the context that it would have in a session of the service. Otherwise every turn
             stands alone.
+        context: whether the turns of a conversation are read with the texts before them.
     """
 
-    def __init__(self, pipeline: Pipeline, speaker: str, language: str | None, conversation: bool = False) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        speaker: str,
+        language: str | None,
+        conversation: bool = False,
+        context: bool = True,
+    ) -> None:
         self._pipeline = pipeline
         self._sandbox = AudioSandbox()
         self._speaker = speaker
         self._language = language
         self._conversation = conversation
+        self._context_turns = pipeline.context_turns if context else 0
         self._summaries: list[AudioSummary] = []
         self._texts: list[str] = []
 
@@ -130,7 +144,7 @@ class Analyzer:
             text=None,
             language=self._language,
             earlier=self._summaries[-MAX_BASELINE_TURNS:],
-            context=context_of(self._texts, self._pipeline.context_turns),
+            context=context_of(self._texts, self._context_turns),
         )
         if self._conversation:
             self._texts.append(_text(analysis))

@@ -75,6 +75,7 @@ def write_bundle(folder: Path, abstain_below: float = 0.0, fusion: FusionConfig 
         text_encoder=component("xlmr_vocabulary_bert", TEXT.model_dump(), "text_encoder.safetensors", "tokenizer.json"),
         speech_encoder=component("whisper_encoder", SPEECH.model_dump(), "speech_encoder.safetensors"),
         fusion=component("cross_attention", fusion.model_dump(), "fusion.safetensors"),
+        context_turns=TEXT.context_turns,
         calibration=Calibration(abstain_below=abstain_below),
         metrics={},
         training_data=[],

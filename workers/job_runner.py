@@ -70,13 +70,25 @@ class RunningJob:
 
 
 class JobRunner:
-    """Runs jobs, each by the task of its lane. Many threads may call `run` at once."""
+    """Runs jobs, each by the task of its lane. Many threads may call `run` at once.
 
-    def __init__(self, settings: Settings, database: Database, broker: Broker, tasks: Mapping[Lane, Task[Any]]) -> None:
+    Args:
+        context_turns: how many turns before a turn the tasks read as its context.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        broker: Broker,
+        tasks: Mapping[Lane, Task[Any]],
+        context_turns: int = 0,
+    ) -> None:
         self._settings = settings
         self._database = database
         self._broker = broker
         self._tasks = tasks
+        self._context_turns = context_turns
         self._running: dict[int, RunningJob] = {}
         self._calls = 0
         self._closed = False
@@ -173,7 +185,7 @@ class JobRunner:
 
     def _claim_and_do(self, job_id: UUID) -> None:
         with self._database.transaction() as transaction:
-            job = transaction.jobs.claim(job_id, self._settings.jobs.lease)
+            job = transaction.jobs.claim(job_id, self._settings.jobs.lease, self._context_turns)
             if job is None:
                 return
             task = self._tasks[job.lane]

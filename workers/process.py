@@ -53,7 +53,8 @@ def run(settings: Settings) -> NoReturn:
         serve_metrics(settings.observability.metrics_port)
     audio = _start_decoders(settings)
     broker = Broker(settings.broker.url)
-    runner = JobRunner(settings, database, broker, _tasks(settings, database, blobs, audio, pipeline))
+    tasks = _tasks(settings, database, blobs, audio, pipeline)
+    runner = JobRunner(settings, database, broker, tasks, 0 if pipeline is None else pipeline.context_turns)
     deliveries = DeliveryLane(settings, database, runner)
     consumers = _consumers(settings, runner, deliveries)
     sweeper = Sweeper(

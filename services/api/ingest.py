@@ -223,6 +223,7 @@ def _new_turn(request: IngestRequest, body: TurnIn, recording: Recording | None)
         body.text,
         recording_id=None if recording is None else recording.id,
         occurred_at=body.occurred_at,
+        context=body.context,
     )
 
 

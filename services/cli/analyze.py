@@ -55,6 +55,10 @@ def analyze(
         bool,
         typer.Option("--conversation", help="The files are the turns of one speaker in one conversation, in order."),
     ] = False,
+    context: Annotated[
+        bool,
+        typer.Option("--context/--no-context", help="In a conversation, read the texts of the turns before too."),
+    ] = True,
     output: Annotated[
         AnalyzeFormat, typer.Option("--format", help="`table` for people, `jsonl` for programs.")
     ] = AnalyzeFormat.table,
@@ -62,8 +66,8 @@ def analyze(
     """Transcribe audio files and predict their emotions, without a server.
 
     A file of up to 30 s is one turn; a longer one is split into turns at its pauses. With `--conversation`, the
-    prediction of a turn uses the speaker's earlier turns as the baseline and the texts of the turns before as context,
-    as in a session of the service. Without it, every turn stands alone.
+    prediction of a turn uses the speaker's earlier turns as the baseline and, if the bundle does so, the texts of the
+    turns before as context, as in a session of the service. Without it, every turn stands alone.
     """
     if bool(files) == (text is not None):
         raise typer.BadParameter("give either FILE... or --text", param_hint="FILE...")
@@ -76,7 +80,7 @@ def analyze(
         from services.analyzer import Analyzer
         from shared.modeling.model_selection import load_pipeline
 
-        with closing(Analyzer(load_pipeline(get_settings()), speaker, language, conversation)) as analyzer:
+        with closing(Analyzer(load_pipeline(get_settings()), speaker, language, conversation, context)) as analyzer:
             for source, result in _results(analyzer, files or [], text):
                 if isinstance(result, TenorError):
                     failed = True
@@ -99,13 +103,17 @@ def results_table(rows: "Sequence[Row]", conversation: bool = False) -> Table:
         table.add_row(
             "" if row.file is None else Path(row.file).name,
             "" if row.start is None or row.end is None else f"{row.start:.1f}-{row.end:.1f} s",
-            f"{row.emotion} {row.confidence:.0%}" if row.emotion else "[dim]abstained[/]",
+            f"{row.emotion} {row.confidence:.0%}" if row.emotion else f"[dim]{_abstained(row)}[/]",
             "" if row.valence is None else f"{row.valence:+.2f}",
             "" if row.incongruence is None else f"{row.incongruence:.2f}",
             *([str(row.baseline_turns)] if conversation else []),
             Text(row.text),
         )
     return table
+
+
+def _abstained(row: "Row") -> str:
+    return "abstained" if row.reason is None else f"abstained: {row.reason.replace('_', ' ')}"
 
 
 def _results(

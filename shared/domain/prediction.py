@@ -1,12 +1,29 @@
 """Predictions: the emotion of a turn, by the models of a bundle."""
 
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from shared.domain.emotion import EmotionScores, Modality, Probability, Valence
 from shared.domain.warning import AnalysisWarning
+
+
+class AbstentionReason(StrEnum):
+    """Why a prediction names no emotion.
+
+    Attributes:
+        no_speech: nobody speaks in the audio, and there is no text.
+        no_letters: the text has neither letters nor digits.
+        unread_script: the text encoder knows too few characters of the text's script.
+        too_uncertain: the confidence is below the bundle's threshold, or the transcript is too doubtful to be read.
+    """
+
+    no_speech = "no_speech"
+    no_letters = "no_letters"
+    unread_script = "unread_script"
+    too_uncertain = "too_uncertain"
 
 
 class Prediction(BaseModel):
@@ -34,6 +51,10 @@ class Prediction(BaseModel):
     baseline_turns: int = Field(
         default=0, ge=0, description="how many earlier turns of the speaker are the baseline of its audio"
     )
+    context_turns: int = Field(
+        default=0, ge=0, description="how many turns before, of any speaker, were read together with its text"
+    )
+    reason: AbstentionReason | None = Field(default=None, description="why `emotion` is null; null if it is not")
     warnings: tuple[AnalysisWarning, ...] = Field(
         default=(), description="what a client should know about the analysis, such as seconds that were skipped"
     )

@@ -32,6 +32,7 @@ class Session(BaseModel):
         subject_id: the person that it is about, across sessions.
         external_ref: the tenant's own name for it.
         language_hint: BCP 47 tag of the language to transcribe; None: it is detected in each recording.
+        context: False: the text of each of its turns is read without the turns before it.
         closed_at: since when it takes no more turns.
     """
 
@@ -43,6 +44,7 @@ class Session(BaseModel):
     external_ref: str | None
     language_hint: str | None
     consent: Consent
+    context: bool = True
     created_at: datetime
     closed_at: datetime | None
 

@@ -38,6 +38,7 @@ class NewTurn:
         occurred_at: when it was said; None: now.
         start: seconds within the long recording that it was cut from, if so.
         end: likewise.
+        context: False: its text is read without the turns before it.
     """
 
     tenant_id: UUID
@@ -49,6 +50,7 @@ class NewTurn:
     occurred_at: datetime | None = None
     start: float | None = None
     end: float | None = None
+    context: bool = True
 
 
 class Turn(BaseModel):
@@ -58,6 +60,7 @@ class Turn(BaseModel):
         index: its number within the session, from 0, in the order of arrival.
         start: seconds within the long recording that it was cut from, if so; its own recording holds only the turn.
         end: likewise.
+        context: False: its text is read without the turns before it.
     """
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
@@ -72,6 +75,7 @@ class Turn(BaseModel):
     start: float | None
     end: float | None
     occurred_at: datetime
+    context: bool = True
 
 
 class AnalyzedTurn(BaseModel):
@@ -90,8 +94,7 @@ class TurnWork(BaseModel):
 
     Attributes:
         earlier_summaries: the audio summaries of the speaker's earlier turns, oldest first.
-        context: the texts of the turns just before in the session, whoever spoke, oldest first. A turn without audio
-            waits for no other turn, so its context leaves out transcripts and holds provided texts only.
+        context: the texts and transcripts of the turns just before in the session, whoever spoke, oldest first.
     """
 
     model_config = ConfigDict(frozen=True)

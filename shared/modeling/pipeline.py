@@ -11,17 +11,23 @@ from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.domain.bundle import Component, ModelBundle
-from shared.domain.prediction import Prediction
+from shared.domain.prediction import AbstentionReason, Prediction
 from shared.domain.transcript import Transcript
 from shared.modeling.baseline import AudioSummary
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.lazy_model import LazyModel
 from shared.modeling.loading import read_manifest, verify_files
-from shared.modeling.predictor import NO_PREDICTION, EmotionPredictor, EncodedTurn, TextInput, load_predictor
+from shared.modeling.predictor import (
+    EmotionPredictor,
+    EncodedText,
+    EncodedTurn,
+    TextInput,
+    load_predictor,
+    no_prediction,
+)
 from shared.modeling.transcriber import MARGIN_S, Clip, Transcriber
 from shared.modeling.vad import TimeSpan
 from shared.self_check import TEXT, check_step, decode_clip
@@ -68,7 +74,7 @@ class Analysis:
 
     Attributes:
         transcript: None if the turn has no text and nobody speaks in its audio.
-        prediction: the emotion; `NO_PREDICTION` if there was nothing to predict from.
+        prediction: the emotion, or the reason why there is none.
         audio_summary: what later turns of the speaker need for their baseline. None if no audio was encoded, or the
             bundle keeps no baselines.
     """
@@ -169,7 +175,7 @@ class Pipeline:
         if transcript is not None and self._predictor.can_encode(transcript.text):
             encoded_text = submit(self.text, TextInput(transcript.text, context))
         if encoded_text is None and audio is None:
-            return Analysis(transcript, NO_PREDICTION, None)
+            return Analysis(transcript, no_prediction(_reason(transcript)), None)
         turn = EncodedTurn(
             None if encoded_text is None else encoded_text(), None if audio is None else audio(), earlier
         )
@@ -187,7 +193,7 @@ class Pipeline:
         # PyTorch compiles separately for one item, for items of equal length, and for items of different lengths.
         for lengths in ((1,), (1, 1), (1, 2, 3)):
             audio = self._predictor.encode_audio([np.zeros(size * SAMPLE_RATE, np.float32) for size in lengths])
-            text: list[Tensor | None] = [None for _ in lengths]
+            text: list[EncodedText | None] = [None for _ in lengths]
             if self._predictor.can_encode("warm"):
                 text = [*self._predictor.encode_text([TextInput("warm " * size) for size in lengths])]
             self._predictor.fuse([EncodedTurn(*of) for of in zip(text, audio, strict=True)])
@@ -202,7 +208,7 @@ class Pipeline:
             (spans,) = self.vad.run([samples])
         with check_step("transcribe", "faster-whisper", "ctranslate2"):
             self.transcribe.run([Clip(samples, speech=spans or whole)])
-        text: list[Tensor | None] = [None]
+        text: list[EncodedText | None] = [None]
         if self._predictor.can_encode(TEXT):
             with check_step("encode text", "torch", "transformers", "tokenizers"):
                 text = [*self.text.run([TextInput(TEXT)])]
@@ -219,6 +225,15 @@ class Pipeline:
         return self._transcriber.get().transcribe(clips)
 
 
+def _reason(transcript: Transcript | None) -> AbstentionReason:
+    """Why a turn without audio has no prediction, whose transcript the text encoder cannot encode."""
+    if transcript is None or not transcript.segments:
+        return AbstentionReason.no_speech
+    if not any(character.isalnum() for character in transcript.text):
+        return AbstentionReason.no_letters
+    return AbstentionReason.unread_script
+
+
 def _seconds(samples: Samples) -> float:
     return samples.size / SAMPLE_RATE
 
@@ -228,4 +243,5 @@ def _text_tokens(turn: TextInput) -> float:
 
 
 def _encoded_tokens(turn: EncodedTurn) -> float:
-    return MIN_TOKENS + sum(len(features) for features in (turn.text, turn.audio) if features is not None)
+    text = 0 if turn.text is None else len(turn.text.features)
+    return MIN_TOKENS + text + (0 if turn.audio is None else len(turn.audio))

@@ -17,7 +17,7 @@ from torch import Tensor
 from shared.audio.decoder import Samples
 from shared.domain.bundle import Component, ModelBundle
 from shared.domain.emotion import EmotionScores, LabelSpace, Modality
-from shared.domain.prediction import Prediction
+from shared.domain.prediction import AbstentionReason, Prediction
 from shared.errors import BundleError
 from shared.modeling.audio_classifiers import AudioClassifier
 from shared.modeling.baseline import AudioSummary, SpeakerBaseline, summarize_audio
@@ -34,17 +34,19 @@ from shared.modeling.loading import (
 )
 from shared.modeling.tokens import Tokens
 
-NO_PREDICTION = Prediction(
-    scores=None,
-    text_only=None,
-    audio_only=None,
-    confidence=0.0,
-    abstained=True,
-    incongruence=None,
-    modalities_used=(),
-    baseline_turns=0,
-)
-"""The prediction for a turn in which nobody speaks and whose text, if any, cannot be encoded."""
+
+def no_prediction(reason: AbstentionReason) -> Prediction:
+    """Returns the prediction for a turn that has no input for the models."""
+    return Prediction(
+        scores=None,
+        text_only=None,
+        audio_only=None,
+        confidence=0.0,
+        abstained=True,
+        incongruence=None,
+        modalities_used=(),
+        reason=reason,
+    )
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,19 @@ class TextInput:
 
     text: str
     context: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """The text of a turn after encoding.
+
+    Attributes:
+        features: of the text's tokens without those of its context, shape [tokens, width].
+        context_turns: how many turns before were read together with the text.
+    """
+
+    features: Tensor
+    context_turns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +80,7 @@ class EncodedTurn:
         earlier: audio summaries of the speaker's earlier turns, made by the same bundle, in any order.
     """
 
-    text: Tensor | None
+    text: EncodedText | None
     audio: Tensor | None
     earlier: Sequence[AudioSummary] = ()
 
@@ -82,8 +97,8 @@ class EmotionPredictor(Protocol):
         """Whether `encode_text` accepts this text."""
         ...
 
-    def encode_text(self, turns: Sequence[TextInput]) -> list[Tensor]:
-        """Returns features of each turn's text without those of its context, shape [tokens, ...]."""
+    def encode_text(self, turns: Sequence[TextInput]) -> list[EncodedText]:
+        """Returns each turn's text, encoded."""
         ...
 
     def encode_audio(self, clips: Sequence[Samples]) -> list[Tensor]:
@@ -99,7 +114,8 @@ def load_predictor(folder: Path, bundle: ModelBundle, execution: Execution) -> E
     """Returns the predictor of the bundle in `folder`. Models of audio are loaded when the first audio is encoded.
 
     Raises:
-        BundleError: a model is of an unknown kind, or does not fit its manifest.
+        BundleError: a model is of an unknown kind, or does not fit its manifest, or the bundle reads more turns as
+            context than its text encoder was trained with.
     """
     match bundle:
         case ModelBundle(classifier=Component() as classifier):
@@ -108,9 +124,15 @@ def load_predictor(folder: Path, bundle: ModelBundle, execution: Execution) -> E
         case ModelBundle(
             text_encoder=Component() as text, speech_encoder=Component() as speech, fusion=Component() as fusion
         ):
+            text_encoder = load_text_encoder(folder, text)
+            if bundle.context_turns > text_encoder.config.context_turns:
+                raise BundleError(
+                    f"the bundle {bundle.name!r} reads {bundle.context_turns} turns as context, but its text encoder "
+                    f"was trained with {text_encoder.config.context_turns}"
+                )
             return FusionPredictor(
                 bundle,
-                execution.place(load_text_encoder(folder, text)),
+                execution.place(text_encoder),
                 execution.place(load_fusion(folder, fusion)),
                 lambda: execution.place(load_speech_encoder(folder, speech)),
                 execution.device,
@@ -138,15 +160,16 @@ class FusionPredictor:
 
     @property
     def context_turns(self) -> int:
-        return self._text_encoder.config.context_turns
+        return self._bundle.context_turns
 
     def can_encode(self, text: str) -> bool:
         return self._text_encoder.can_encode(text)
 
     @torch.inference_mode()
-    def encode_text(self, turns: Sequence[TextInput]) -> list[Tensor]:
-        texts = [turn.text for turn in turns]
-        return self._text_encoder(texts, [self._usable(turn.context) for turn in turns]).unpadded()
+    def encode_text(self, turns: Sequence[TextInput]) -> list[EncodedText]:
+        contexts = [self._usable(turn.context) for turn in turns]
+        features = self._text_encoder([turn.text for turn in turns], contexts).unpadded()
+        return [EncodedText(row, len(context)) for row, context in zip(features, contexts, strict=True)]
 
     @torch.inference_mode()
     def encode_audio(self, clips: Sequence[Samples]) -> list[Tensor]:
@@ -157,7 +180,8 @@ class FusionPredictor:
         config = self._fusion.config
         rows_of_turns = [_rows(turn) for turn in turns]
         rows = [row for rows in rows_of_turns for row in rows]
-        text = self._tokens([row.text for row in rows], (config.text_width,))
+        features = [None if row.text is None else row.text.features for row in rows]
+        text = self._tokens(features, (config.text_width,))
         audio = self._tokens([row.audio for row in rows], (config.audio_layers, config.audio_width))
         earlier = [row.earlier if config.relative else () for row in rows]
         baseline = SpeakerBaseline.from_summaries(earlier, config.summary_shape, self._device)
@@ -175,7 +199,8 @@ class FusionPredictor:
         dimensions = [dict.fromkeys(self._bundle.label_space.dimensions, float(value)) for value in output.valence]
         has_text, has_audio = turn.text is not None, turn.audio is not None
         baseline_turns = len(turn.earlier) if has_audio and self._fusion.config.relative else 0
-        return _predict(self._bundle, output.logits, dimensions, has_text, has_audio, baseline_turns)
+        context_turns = 0 if turn.text is None else turn.text.context_turns
+        return _predict(self._bundle, output.logits, dimensions, has_text, has_audio, baseline_turns, context_turns)
 
     def _usable(self, context: Sequence[str]) -> Sequence[str]:
         """The last `context_turns` texts, without those that the text encoder cannot encode."""
@@ -199,7 +224,7 @@ class ClassifierPredictor:
     def can_encode(self, text: str) -> bool:
         return False
 
-    def encode_text(self, turns: Sequence[TextInput]) -> list[Tensor]:
+    def encode_text(self, turns: Sequence[TextInput]) -> list[EncodedText]:
         raise ValueError("this bundle has no text encoder")
 
     @torch.inference_mode()
@@ -208,7 +233,7 @@ class ClassifierPredictor:
 
     def fuse(self, turns: Sequence[EncodedTurn]) -> list[tuple[Prediction, AudioSummary | None]]:
         logits = [turn.audio for turn in turns if turn.audio is not None]
-        return [(_predict(self._bundle, row, [{}], False, True, baseline_turns=0), None) for row in logits]
+        return [(_predict(self._bundle, row, [{}], False, True), None) for row in logits]
 
 
 def incongruence(text_only: EmotionScores, audio_only: EmotionScores) -> float:
@@ -240,7 +265,8 @@ def _predict(
     dimensions: Sequence[dict[str, float]],
     has_text: bool,
     has_audio: bool,
-    baseline_turns: int,
+    baseline_turns: int = 0,
+    context_turns: int = 0,
 ) -> Prediction:
     """Returns a turn's prediction from the logits and dimensions of its rows, see `_rows`."""
     calibration = bundle.calibration
@@ -255,16 +281,19 @@ def _predict(
     text_only = rows[1] if has_both else scores if has_text else None
     audio_only = rows[2] if has_both else scores if has_audio else None
     confidence = scores.categories[scores.top]
+    abstained = confidence < calibration.abstain_below
     used = ((Modality.text, has_text), (Modality.audio, has_audio))
     return Prediction(
         scores=scores,
         text_only=text_only,
         audio_only=audio_only,
         confidence=confidence,
-        abstained=confidence < calibration.abstain_below,
+        abstained=abstained,
         incongruence=incongruence(text_only, audio_only) if text_only and audio_only else None,
         modalities_used=tuple(modality for modality, is_used in used if is_used),
         baseline_turns=baseline_turns,
+        context_turns=context_turns,
+        reason=AbstentionReason.too_uncertain if abstained else None,
     )
 
 

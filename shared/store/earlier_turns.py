@@ -33,10 +33,7 @@ def read_context(connection: Connection, turn: Turn, context_turns: int) -> tupl
         .where(turns.c.session_id == turn.session_id, before)
         .order_by(turns.c.index)
     ).mappings()
-    # Only a turn with audio waits for the transcripts of earlier turns. Whether a text turn finds them depends on
-    # when it is analysed, so it never uses them.
-    uses_transcripts = turn.recording_id is not None
-    texts = [row["provided_text"] or (_transcribed(row) if uses_transcripts else "") for row in rows]
+    texts = [row["provided_text"] or _transcribed(row) for row in rows]
     return context_of(texts, context_turns)
 
 

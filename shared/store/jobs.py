@@ -83,17 +83,23 @@ class Jobs:
         found = select(jobs.c.turn_id).where(jobs.c.turn_id.in_(turn_ids), jobs.c.status.in_(open_statuses))
         return set(self._connection.execute(found).scalars())
 
-    def claim(self, job_id: UUID, lease: timedelta) -> Job | None:
+    def claim(self, job_id: UUID, lease: timedelta, context_turns: int = 0) -> Job | None:
         """Claim a job and return it, or None where it has ended, was deleted, or is claimed by another worker.
 
         None also where its turn waits for an earlier one. The job stays queued, and the transaction that ends the
         earlier one inserts another message for it.
+
+        Args:
+            context_turns: how many turns before a turn the worker's bundle reads as context.
         """
         free = (jobs.c.status == JobStatus.queued.value) | (
             (jobs.c.status == JobStatus.running.value) & (jobs.c.lease_until < func.now())
         )
         row = self._connection.execute(
-            update(jobs).where(jobs.c.id == job_id, free, ~is_blocked()).values(claim_values(lease)).returning(jobs)
+            update(jobs)
+            .where(jobs.c.id == job_id, free, ~is_blocked(context_turns))
+            .values(claim_values(lease))
+            .returning(jobs)
         ).one_or_none()
         return None if row is None else Job.model_validate(row)
 

@@ -26,11 +26,14 @@ class Sessions:
         subject_ref: str | None = None,
         external_ref: str | None = None,
         language_hint: str | None = None,
+        *,
+        context: bool = True,
     ) -> Session:
         """Create a session and return it.
 
         Args:
             subject_ref: the tenant's own name for the person, the same in every session of theirs.
+            context: whether the text of its turns is read with the turns before.
         """
         row = self._connection.execute(
             insert(sessions)
@@ -40,6 +43,7 @@ class Sessions:
                 external_ref=external_ref,
                 language_hint=language_hint,
                 consent=consent.model_dump(),
+                context=context,
             )
             .returning(sessions)
         ).one()

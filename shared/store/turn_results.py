@@ -28,7 +28,7 @@ class TurnResults:
             context_turns: how many turns before it may be its context.
         """
         row = self._connection.execute(
-            select(turns, sessions.c.language_hint)
+            select(turns, sessions.c.language_hint, sessions.c.context.label("session_context"))
             .join(sessions, sessions.c.id == turns.c.session_id)
             .where(turns.c.id == job.turn_id)
         ).one()
@@ -36,13 +36,14 @@ class TurnResults:
         recording = self._connection.execute(
             select(recordings).where(recordings.c.id == turn.recording_id)
         ).one_or_none()
+        has_context = context_turns > 0 and turn.context and row.session_context
         return TurnWork(
             job=job,
             turn=turn,
             recording=None if recording is None else Recording.model_validate(recording),
             language_hint=row.language_hint,
             earlier_summaries=read_earlier_summaries(self._connection, row, bundle_id),
-            context=read_context(self._connection, turn, context_turns),
+            context=read_context(self._connection, turn, context_turns) if has_context else (),
         )
 
     def write(

@@ -143,6 +143,7 @@ def _row(turn: NewTurn, session: LockedSession, index: int, positions: Mapping[U
         "occurred_at": turn.occurred_at or session.now,
         "start": turn.start,
         "end": turn.end,
+        "context": turn.context,
     }
 
 

@@ -38,6 +38,8 @@ FIELDS = [
     "incongruence",
     "modalities_used",
     "baseline_turns",
+    "context_turns",
+    "reason",
     "warnings",
 ]
 ENGLISH = decode(ASSETS / "english.ogg").samples

@@ -20,7 +20,7 @@ from shared.domain.access import KeyRole
 from shared.domain.job import Job, Message
 from shared.domain.prediction import Prediction
 from shared.domain.transcript import Transcript
-from shared.domain.turn import AnalyzedTurn, TurnWork
+from shared.domain.turn import MAX_CONTEXT_TURNS, AnalyzedTurn, TurnWork
 from shared.settings import Settings
 from shared.store.database import Database, Transaction
 from tests.conftest import wait_for
@@ -39,7 +39,7 @@ def read_turn(database: Database, tenant_id: UUID, turn_id: UUID | None) -> Anal
 
 def take_up(transaction: Transaction, job_id: UUID, lease: timedelta, bundle_id: str = "bundle") -> TurnWork | None:
     """As a worker takes up a turn."""
-    job = transaction.jobs.claim(job_id, lease)
+    job = transaction.jobs.claim(job_id, lease, MAX_CONTEXT_TURNS)
     return None if job is None else transaction.turn_results.read_work(job, bundle_id)
 
 

@@ -73,7 +73,7 @@ def test_a_conversation_gets_the_predictions_that_the_service_makes(
     stages = Stages(pipeline, settings.batches, settings.worker.bulk_throttle_s)
     sandbox = AudioSandbox(children=1)
     task = AnalyzeTurn(settings, BlobFolder(settings.blob_dir), pipeline, stages, sandbox)
-    runner = JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task))
+    runner = JobRunner(settings, database, Broker(settings.broker.url), dict.fromkeys(TURN_LANES, task), 2)
 
     def serve(file: Path) -> dict[str, Any]:
         response = api.post(f"/v1/sessions/{session_id}/turns", files={"audio": (file.name, file.read_bytes())})
@@ -87,10 +87,12 @@ def test_a_conversation_gets_the_predictions_that_the_service_makes(
     stages.close()
     sandbox.close()
     rows = analyze(pipeline, files, conversation=True)
+    assert [row.context_turns for row in rows] == [0, 1, 0, 1, 1]
     for row, prediction in zip(rows, served, strict=True):
         assert row.scores == pytest.approx(prediction["scores"]["categories"], abs=1e-5)
         assert row.incongruence == pytest.approx(prediction["incongruence"], abs=1e-5)
         assert row.baseline_turns == prediction["baseline_turns"]
+        assert row.context_turns == prediction["context_turns"]
         assert list(row.modalities_used) == prediction["modalities_used"]
 
 

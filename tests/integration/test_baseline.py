@@ -20,7 +20,7 @@ from shared.domain.job import Job, JobStatus, Lane, NewJob
 from shared.domain.session import Consent
 from shared.domain.speaker import SpeakerRole
 from shared.domain.transcript import Transcript
-from shared.domain.turn import MAX_BASELINE_TURNS, TurnWork
+from shared.domain.turn import MAX_BASELINE_TURNS, NewTurn, Turn, TurnWork
 from shared.errors import AudioUndecodable
 from shared.settings import JobSettings, Settings
 from shared.store.database import Database
@@ -40,11 +40,13 @@ class House:
         with database.transaction() as transaction:
             self.tenant_id = transaction.accounts.ensure_tenant("acme")
 
-    def session(self, subject_ref: str | None = None, *, keep: bool = True, tenant: str = "acme") -> UUID:
+    def session(
+        self, subject_ref: str | None = None, *, keep: bool = True, tenant: str = "acme", context: bool = True
+    ) -> UUID:
         with self.database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant(tenant)
             consent = Consent(keep_audio_summary=keep)
-            return transaction.sessions.create(tenant_id, consent, subject_ref).id
+            return transaction.sessions.create(tenant_id, consent, subject_ref, context=context).id
 
     def say(
         self,
@@ -55,6 +57,7 @@ class House:
         text: str | None = None,
         spoken: bool = True,
         tenant: str = "acme",
+        context: bool = True,
     ) -> Job:
         with self.database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant(tenant)
@@ -69,15 +72,15 @@ class House:
                     channel_count=1,
                     retention=None,
                 ).id
-            turn = transaction.turns.add(
-                tenant_id, session_id, speaker=speaker, role=role, text=text, recording_id=recording_id
-            )
+            new_turn = NewTurn(tenant_id, session_id, speaker, role, text, recording_id, context=context)
+            (turn,) = transaction.turns.add_all([new_turn])
+            assert isinstance(turn, Turn)
             new = NewJob(turn_id=turn.id, lane=Lane.interactive)
             ((job, _),) = transaction.jobs.enqueue([new], lease=LEASE)
             return job
 
-    def write(self, session_id: UUID, text: str) -> Job:
-        return self.say(session_id, text=text, spoken=False)
+    def write(self, session_id: UUID, text: str, *, context: bool = True) -> Job:
+        return self.say(session_id, text=text, spoken=False, context=context)
 
     def claim(self, job: Job | UUID, bundle_id: str = "bundle", lease: timedelta = LEASE) -> TurnWork | None:
         with self.database.transaction() as transaction:
@@ -229,8 +232,8 @@ def test_a_subjects_turn_waits_for_their_earlier_turns_in_other_sessions(house: 
     assert house.done(second).earlier_summaries == turn_ids(first)
 
 
-def test_a_text_turn_neither_waits_nor_blocks_others(house: House) -> None:
-    session = house.session()
+def test_a_text_turn_without_context_neither_waits_nor_blocks_others(house: House) -> None:
+    session = house.session(context=False)
     first, written, second = house.say(session), house.write(session, "x"), house.say(session)
     work = house.claim(written)
     assert work is not None
@@ -311,7 +314,7 @@ def test_the_text_context_is_the_two_turns_before_of_any_speaker(house: House) -
     assert house.done(greeting).context == ()
     assert house.done(answer, transcript_text="Hello").context == ("Good morning",)
     assert house.done(silence).context == ("Good morning", "Hello")
-    assert house.done(written).context == ()
+    assert house.done(written).context == ("Hello",)
     assert house.done(last).context == ("Are you there?",)
     assert house.done(house.say(session), transcript_text="Yes").context == ("Are you there?",)
 
@@ -327,15 +330,27 @@ def test_the_context_has_as_many_turns_as_the_bundle_asks_for(house: House, cont
     assert work.context == texts[len(texts) - context_turns :]
 
 
-@pytest.mark.parametrize("before", ["before they are transcribed", "after they are transcribed"])
-def test_the_context_of_a_text_turn_holds_only_texts_that_were_provided(house: House, before: str) -> None:
+def test_a_text_turn_waits_for_the_transcripts_of_its_context(house: House) -> None:
     session = house.session()
-    spoken, sent = house.say(session), house.say(session, text="sent along")
-    written = house.write(session, "x")
-    if before == "after they are transcribed":
-        house.done(spoken, transcript_text="transcribed later")
-        house.done(sent)
-    assert house.done(written).context == ("sent along",)
+    spoken = house.say(session)
+    house.say(session, text="sent along")
+    written, next_one = house.write(session, "x"), house.write(session, "y")
+    assert house.claim(written) is None
+    assert house.done(next_one).context == ("sent along", "x")
+    work = house.claim(spoken)
+    assert work is not None
+    assert written.id in (house.succeed(work, transcript_text="transcribed") or [])
+    assert house.done(written).context == ("transcribed", "sent along")
+
+
+def test_a_text_turn_without_context_waits_for_no_other(house: House) -> None:
+    session, without = house.session(), house.session(context=False)
+    house.say(session)
+    house.say(without)
+    assert house.done(house.write(session, "x", context=False)).context == ()
+    assert house.done(house.write(without, "x")).context == ()
+    with house.database.transaction() as transaction:
+        assert transaction.jobs.claim(house.write(session, "x").id, LEASE, context_turns=0)
 
 
 @pytest.mark.parametrize("where", ["in the same session", "in another session"])

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from shared.domain.bundle import Component
+from shared.domain.bundle import Component, ModelBundle
 from shared.domain.turn import MAX_CONTEXT_TURNS
 from shared.errors import BundleError
 from shared.modeling import hub, loading, whisper_weights
@@ -65,27 +65,37 @@ def test_an_unknown_kind_is_refused_by_name(folder: Path) -> None:
         loading.load_fusion(folder, component)
 
 
-def with_context_turns(folder: Path, context_turns: int) -> Path:
+def with_context_turns(folder: Path, trained: int, served: int) -> Path:
     component = component_of(folder, "text_encoder")
-    options = component.options | {"context_turns": context_turns}
-    edit(folder, text_encoder=component.model_copy(update={"options": options}).model_dump())
+    options = component.options | {"context_turns": trained}
+    edit(folder, text_encoder=component.model_copy(update={"options": options}).model_dump(), context_turns=served)
     return folder
 
 
 @pytest.mark.parametrize("context_turns", [0, 1, MAX_CONTEXT_TURNS])
-def test_a_pipeline_reads_as_many_context_turns_as_its_text_encoder_was_trained_with(
-    folder: Path, context_turns: int
-) -> None:
-    subject = pipeline(with_context_turns(folder, context_turns))
+def test_a_pipeline_reads_as_many_context_turns_as_its_manifest_says(folder: Path, context_turns: int) -> None:
+    subject = pipeline(with_context_turns(folder, MAX_CONTEXT_TURNS, context_turns))
     assert subject.context_turns == context_turns
     context = ["it broke", "he is here", "hello"]
     expected = subject.analyze(samples=None, text="so what", context=context[3 - context_turns :]).prediction
-    assert subject.analyze(samples=None, text="so what", context=context).prediction == expected
+    prediction = subject.analyze(samples=None, text="so what", context=context).prediction
+    assert prediction == expected
+    assert prediction.context_turns == context_turns
+
+
+def test_a_manifest_that_names_no_number_of_context_turns_reads_none(folder: Path) -> None:
+    manifest = read_manifest(folder).model_dump(exclude={"context_turns"})
+    assert ModelBundle.model_validate(manifest).context_turns == 0
+
+
+def test_a_bundle_that_reads_more_context_than_its_text_encoder_was_trained_with_is_refused(folder: Path) -> None:
+    with pytest.raises(BundleError, match="reads 2 turns as context, but its text encoder was trained with 1"):
+        pipeline(with_context_turns(folder, 1, 2))
 
 
 def test_a_bundle_trained_with_more_context_turns_than_the_service_passes_is_refused(folder: Path) -> None:
     with pytest.raises(BundleError, match=rf"context_turns {MAX_CONTEXT_TURNS + 1}, .* at most {MAX_CONTEXT_TURNS} "):
-        pipeline(with_context_turns(folder, MAX_CONTEXT_TURNS + 1))
+        pipeline(with_context_turns(folder, MAX_CONTEXT_TURNS + 1, 0))
 
 
 def test_a_classifier_of_audio_reads_no_context_turns(folder: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality
+from shared.domain.prediction import AbstentionReason
 from shared.domain.transcript import Transcript, TranscriptSource
 from shared.modeling import predictor
 from shared.modeling.pipeline import Item, Result, Stage
@@ -91,6 +92,7 @@ def test_text_is_encoded_with_the_turns_before(folder: Path) -> None:
     read = pipeline(folder).analyze
     alone, after = read(samples=None, text="so what"), read(samples=None, text="so what", context=["it broke"])
     assert alone.prediction.scores != after.prediction.scores
+    assert (alone.prediction.context_turns, after.prediction.context_turns) == (0, 1)
     # Two turns are read at most, and none in a script that is not known.
     longer = read(samples=None, text="so what", context=["hello", "我很高兴", "it broke"])
     assert longer.prediction == after.prediction
@@ -103,6 +105,7 @@ def test_audio_without_speech_abstains(folder: Path) -> None:
     assert analysis.prediction.scores is None
     assert analysis.prediction.emotion is None
     assert analysis.prediction.abstained
+    assert analysis.prediction.reason is AbstentionReason.no_speech
     assert analysis.prediction.modalities_used == ()
 
 
@@ -118,6 +121,12 @@ def test_a_text_in_an_unsupported_script_abstains(folder: Path) -> None:
     prediction = pipeline(folder).analyze(samples=None, text="我很高兴").prediction
     assert prediction.scores is None
     assert prediction.abstained
+    assert prediction.reason is AbstentionReason.unread_script
+
+
+def test_a_text_without_letters_abstains(folder: Path) -> None:
+    prediction = pipeline(folder).analyze(samples=None, text="?!").prediction
+    assert (prediction.scores, prediction.reason) == (None, AbstentionReason.no_letters)
 
 
 TEXT_INPUTS = [
@@ -130,8 +139,8 @@ CLIPS = [tone(seconds=seconds, hertz=hertz) for seconds, hertz in ((1.0, 200), (
 
 def test_encoding_a_batch_equals_encoding_each_item(folder: Path) -> None:
     subject = pipeline(folder)
-    together = [*subject.text.run(TEXT_INPUTS), *subject.speech.run(CLIPS)]
-    alone = [subject.text.run([text_input])[0] for text_input in TEXT_INPUTS] + [
+    together = [*(text.features for text in subject.text.run(TEXT_INPUTS)), *subject.speech.run(CLIPS)]
+    alone = [subject.text.run([text_input])[0].features for text_input in TEXT_INPUTS] + [
         subject.speech.run([clip])[0] for clip in CLIPS
     ]
     for one, other in zip(together, alone, strict=True):
@@ -182,6 +191,7 @@ def test_a_confidence_below_the_threshold_names_no_emotion_but_keeps_the_scores(
         pipeline(write_bundle(tmp_path, abstain_below=0.99)).analyze(samples=None, text="I am happy").prediction
     )
     assert prediction.abstained
+    assert prediction.reason is AbstentionReason.too_uncertain
     assert prediction.emotion is None
     assert prediction.scores is not None
     assert prediction.confidence == max(prediction.scores.categories.values())

@@ -29,6 +29,8 @@ def analysis() -> Table:
         incongruence=0.1,
         modalities_used=(Modality.text, Modality.audio),
         baseline_turns=3,
+        context_turns=0,
+        reason=None,
         warnings=(),
     )
     return results_table([row], conversation=True)

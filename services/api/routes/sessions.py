@@ -32,7 +32,12 @@ def create_session(body: SessionIn, request: Request, resources: ResourcesDep, k
         answer = transaction.idempotency.find(idempotent)
         if answer is None:
             session = transaction.sessions.create(
-                key.tenant_id, body.consent, body.subject_ref, body.external_ref, body.language_hint
+                key.tenant_id,
+                body.consent,
+                body.subject_ref,
+                body.external_ref,
+                body.language_hint,
+                context=body.context,
             )
             content = SessionOut.of(session).model_dump_json()
             answer = Answer(201, content, f"/v1/sessions/{session.id}", session_id=session.id)

@@ -32,6 +32,7 @@ class SessionIn(BaseModel):
         "if Whisper does not know the language, the language of every recording is detected",
     )
     consent: Consent = Consent()
+    context: bool = Field(default=True, description="false: the text of every turn is read without the turns before it")
 
 
 class SessionOut(BaseModel):
@@ -42,6 +43,7 @@ class SessionOut(BaseModel):
     external_ref: str | None
     language_hint: str | None
     consent: Consent
+    context: bool
     created_at: datetime
     closed_at: datetime | None
 

@@ -38,6 +38,11 @@ class TurnIn(BaseModel):
         description="customer, user and patient are the subject of the session, whose turns are known across sessions",
     )
     occurred_at: Time | None = Field(default=None, description="when it was said; by default now")
+    context: bool = Field(
+        default=True,
+        description="false: the text is read alone; true: it is read with the turns before it, as far as the bundle "
+        "and the session allow",
+    )
     lane: TurnLane = Field(
         default=Lane.interactive, description="interactive: a caller waits for it; bulk: interactive turns go first"
     )
@@ -60,6 +65,7 @@ class TurnOut(BaseModel):
     start: float | None = Field(description="seconds from the start of the recording that the turn was cut from")
     end: float | None
     occurred_at: datetime
+    context: bool
     lane: Lane
     status: JobStatus
     error: ErrorOut | None
