@@ -74,13 +74,20 @@ def with_checkpoint(folder: Path, make: Callable[[Path], Path], options: dict[st
     return Component(kind=PRETRAINED_KIND, source="random", licence="none", files=files, options=options)
 
 
+def encode_texts(subject: Pipeline, texts: Sequence[TextInput]) -> list[torch.Tensor]:
+    return [text.features for text in subject.text.run(texts)]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_encoding_a_batch_of_unequal_lengths_equals_encoding_each_item(name: str, load: Load) -> None:
-    stage: Stage[Any, torch.Tensor] = load(text=name).text if name in checkpoints.TEXT else load(speech=name).speech
+    subject = load(text=name) if name in checkpoints.TEXT else load(speech=name)
+    encode: Callable[[Sequence[Any]], list[torch.Tensor]] = (
+        partial(encode_texts, subject) if name in checkpoints.TEXT else subject.speech.run
+    )
     items: Sequence[Any] = TEXT_INPUTS if name in checkpoints.TEXT else CLIPS
-    alone = [stage.run([item])[0] for item in items]
+    alone = [encode([item])[0] for item in items]
     for rows in (range(len(items)), range(len(items))[::-1]):
-        for row, features in zip(rows, stage.run([items[row] for row in rows]), strict=True):
+        for row, features in zip(rows, encode([items[row] for row in rows]), strict=True):
             assert features.dtype == torch.float32
             torch.testing.assert_close(features, alone[row], atol=1e-4, rtol=0)
 
@@ -139,14 +146,14 @@ def test_a_compiled_pipeline_is_warm_for_every_length_and_reads_the_same(load: L
     def later(rows: Sequence[int]) -> list[torch.Tensor]:
         with torch.compiler.set_stance("fail_on_recompile"):
             return [
-                *subject.text.run([TEXT_INPUTS[row] for row in rows]),
+                *encode_texts(subject, [TEXT_INPUTS[row] for row in rows]),
                 *subject.speech.run([CLIPS[row] for row in rows]),
             ]
 
     with ThreadPoolExecutor(1) as stage:  # as in a worker, the thread is not the one that warmed up
         for rows in ((0,), (3,), (0, 0), (1, 2, 3), (4, 0, 2, 1)):
             expected = (
-                plain.text.run([TEXT_INPUTS[row] for row in rows]),
+                encode_texts(plain, [TEXT_INPUTS[row] for row in rows]),
                 plain.speech.run([CLIPS[row] for row in rows]),
             )
             for one, other in zip(stage.submit(later, rows).result(), [*expected[0], *expected[1]], strict=True):
