@@ -16,7 +16,7 @@ from shared.domain.transcript import Transcript
 from shared.errors import SetupError
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.loading import PRETRAINED_KIND, read_manifest, sha256, write_manifest
-from shared.modeling.pipeline import Analysis, Pipeline, Stage
+from shared.modeling.pipeline import Analysis, Pipeline
 from shared.modeling.predictor import TextInput
 from shared.modeling.transcriber import Clip, Transcriber
 from shared.settings import Batches, BatchLimits, ModelSettings, Settings
@@ -81,9 +81,10 @@ def encode_texts(subject: Pipeline, texts: Sequence[TextInput]) -> list[torch.Te
 @pytest.mark.parametrize("name", ALL)
 def test_encoding_a_batch_of_unequal_lengths_equals_encoding_each_item(name: str, load: Load) -> None:
     subject = load(text=name) if name in checkpoints.TEXT else load(speech=name)
-    encode: Callable[[Sequence[Any]], list[torch.Tensor]] = (
-        partial(encode_texts, subject) if name in checkpoints.TEXT else subject.speech.run
-    )
+
+    def encode(items: Sequence[Any]) -> list[torch.Tensor]:
+        return encode_texts(subject, items) if name in checkpoints.TEXT else subject.speech.run(items)
+
     items: Sequence[Any] = TEXT_INPUTS if name in checkpoints.TEXT else CLIPS
     alone = [encode([item])[0] for item in items]
     for rows in (range(len(items)), range(len(items))[::-1]):
