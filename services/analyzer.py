@@ -38,6 +38,7 @@ class Row(BaseModel):
     baseline_turns: int
     context_turns: int
     reason: AbstentionReason | None
+    level_dbfs: float | None
     warnings: tuple[AnalysisWarning, ...]
 
     @classmethod
@@ -69,6 +70,7 @@ class Row(BaseModel):
             baseline_turns=reading.baseline_turns,
             context_turns=reading.context_turns,
             reason=reading.reason,
+            level_dbfs=reading.level_dbfs,
             warnings=(*warnings, *reading.warnings),
         )
 

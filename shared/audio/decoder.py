@@ -24,6 +24,7 @@ from av.audio.frame import AudioFrame
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from shared.audio.downmix import Downmix
 from shared.domain.warning import AnalysisWarning, WarningCode
 from shared.errors import AudioEmpty, AudioNotFinite, AudioTooLong, AudioUndecodable
 
@@ -131,7 +132,7 @@ def probe(source: Source, max_duration_s: float | None = None) -> AudioInfo:
 
 
 def decode(source: Source, max_duration_s: float | None = None) -> DecodedAudio:
-    """Returns a recording as 16 kHz mono float32, the mean of its channels.
+    """Returns a recording as 16 kHz mono float32: the mean of its channels, or where they cancel the loudest of them.
 
     Decoding stops at `max_duration_s` seconds, which also limits the memory that it takes.
 
@@ -151,7 +152,7 @@ def decode_parts(
 
     Args:
         source: the recording.
-        channels: the number of channels that it has, or 1 for the mean of its channels.
+        channels: the number of channels that it has, or 1 for the mix of its channels that `decode` returns.
         part_s: least length of a part, in seconds. The last part may be shorter.
         max_duration_s: longest recording that is decoded, in seconds.
 
@@ -159,18 +160,19 @@ def decode_parts(
         AudioEmpty, AudioNotFinite, AudioTooLong: as `decode` does, but perhaps after some parts.
         AudioUndecodable: as `decode` does, or the number of channels differs from `channels`.
     """
-    losses = _Losses()
+    losses, downmix = _Losses(), Downmix()
+    frames = _frames(source, max_duration_s, losses)
     pending: list[Samples] = []
     count = 0
-    for frame in _frames(source, max_duration_s, losses):
+    for frame in downmix.mix(frames) if channels == 1 else frames:
         if count >= part_s * SAMPLE_RATE:
-            yield AudioPart(_split_channels(pending), losses.warnings())
+            yield AudioPart(_split_channels(pending), (*losses.warnings(), *_phase_warnings(downmix)))
             pending, count = [], 0
-        pending.append(frame.mean(axis=1, keepdims=True) if channels == 1 else frame)
-        if pending[-1].shape[1] != channels:
+        if frame.shape[1] != channels:
             raise AudioUndecodable(f"the recording has {frame.shape[1]} channels where it should have {channels}")
+        pending.append(frame)
         count += len(frame)
-    yield AudioPart(_split_channels(pending), losses.warnings())
+    yield AudioPart(_split_channels(pending), (*losses.warnings(), *_phase_warnings(downmix)))
 
 
 def join_parts(parts: Iterable[AudioPart]) -> DecodedAudio:
@@ -211,6 +213,14 @@ class _Losses:
         total_s, first_s = max(0.1, self.total_s), self.spans[0][0]
         message = f"{total_s:.1f} s of the recording are damaged and were skipped, the first at {first_s:.1f} s"
         return (AnalysisWarning(WarningCode.audio_skipped, message),)
+
+
+def _phase_warnings(downmix: Downmix) -> tuple[AnalysisWarning, ...]:
+    if not downmix.cancelled:
+        return ()
+    seconds = max(0.1, downmix.cancelled / SAMPLE_RATE)
+    message = f"the channels cancel each other in {seconds:.1f} s of the recording, where only the loudest was used"
+    return (AnalysisWarning(WarningCode.opposite_phase, message),)
 
 
 def _frames(source: Source, max_duration_s: float | None, losses: _Losses) -> Iterator[Samples]:

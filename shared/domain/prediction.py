@@ -55,6 +55,11 @@ class Prediction(BaseModel):
         default=0, ge=0, description="how many turns before, of any speaker, were read together with its text"
     )
     reason: AbstentionReason | None = Field(default=None, description="why `emotion` is null; null if it is not")
+    level_dbfs: float | None = Field(
+        default=None,
+        description="the RMS level that the loudest 0.25 s of the audio reach, in dB relative to an amplitude of 1; "
+        "-120 for digital silence, null without audio",
+    )
     warnings: tuple[AnalysisWarning, ...] = Field(
         default=(), description="what a client should know about the analysis, such as seconds that were skipped"
     )

@@ -9,9 +9,13 @@ class WarningCode(StrEnum):
 
     Attributes:
         audio_skipped: a part of the recording is damaged, and was replaced by silence or left out.
+        opposite_phase: the channels of the recording are in opposite phase, so that only the loudest was used.
+        no_speech_found: there is sound in the audio, but nobody speaks.
     """
 
     audio_skipped = "audio_skipped"
+    opposite_phase = "opposite_phase"
+    no_speech_found = "no_speech_found"
 
 
 # A standard dataclass, because the child process that decodes recordings does not import pydantic.

@@ -13,9 +13,11 @@ from typing import Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.audio.levels import AUDIBLE_DBFS, amplify_quiet, level_dbfs
 from shared.domain.bundle import Component, ModelBundle
 from shared.domain.prediction import AbstentionReason, Prediction
 from shared.domain.transcript import Transcript
+from shared.domain.warning import AnalysisWarning, WarningCode
 from shared.modeling.baseline import AudioSummary
 from shared.modeling.execution import ON_CPU, Execution
 from shared.modeling.lazy_model import LazyModel
@@ -152,7 +154,7 @@ class Pipeline:
 
         If text is given, it is the transcript, and the audio is not transcribed. The prediction uses the audio only if
         somebody speaks in it, and the text only if the text encoder can encode it: it must have one, and its vocabulary
-        must cover the text's script.
+        must cover the text's script. Quiet audio is amplified first.
 
         Args:
             samples: the audio of the turn, 16 kHz mono, shape [samples].
@@ -164,9 +166,11 @@ class Pipeline:
             submit: how stages are run.
         """
         transcript = None if text is None else Transcript.provided(text, language)
-        audio = None
+        audio, about_audio = None, {}
         if samples is not None:
+            level, samples = level_dbfs(samples), amplify_quiet(samples)
             spans = submit(self.vad, samples)()
+            about_audio = _about_audio(level, spans)
             # Started before transcription, so that a worker can run both at the same time.
             audio = submit(self.speech, samples) if spans else None
             if transcript is None:
@@ -175,12 +179,13 @@ class Pipeline:
         if transcript is not None and self._predictor.can_encode(transcript.text):
             encoded_text = submit(self.text, TextInput(transcript.text, context))
         if encoded_text is None and audio is None:
-            return Analysis(transcript, no_prediction(_reason(transcript)), None)
+            prediction = no_prediction(_reason(transcript))
+            return Analysis(transcript, prediction.model_copy(update=about_audio), None)
         turn = EncodedTurn(
             None if encoded_text is None else encoded_text(), None if audio is None else audio(), earlier
         )
         prediction, summary = submit(self.fuse, turn)()
-        return Analysis(transcript, prediction, summary)
+        return Analysis(transcript, prediction.model_copy(update=about_audio), summary)
 
     def warm_up(self) -> None:
         """Load all models and run every stage, so that the first turn neither fails nor is slower than later ones.
@@ -232,6 +237,14 @@ def _reason(transcript: Transcript | None) -> AbstentionReason:
     if not any(character.isalnum() for character in transcript.text):
         return AbstentionReason.no_letters
     return AbstentionReason.unread_script
+
+
+def _about_audio(level: float, spans: Sequence[TimeSpan]) -> dict[str, object]:
+    """Returns the fields of a prediction that describe the audio, given its level in dBFS and its spans of speech."""
+    message = f"no speech was found in the audio, whose level is {level:.0f} dBFS"
+    is_warned = level >= AUDIBLE_DBFS and not spans
+    warnings = (AnalysisWarning(WarningCode.no_speech_found, message),) if is_warned else ()
+    return {"level_dbfs": round(level, 1), "warnings": warnings}
 
 
 def _seconds(samples: Samples) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.audio.levels import amplify_quiet
 
 # The detector imports ONNX Runtime on first use, which sends usage statistics to Microsoft unless this is set.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -37,7 +38,7 @@ def detect_speech(samples: Samples) -> list[TimeSpan]:
         min_silence_duration_ms=int(MIN_PAUSE_S * 1000),
         speech_pad_ms=0,
     )
-    found = get_speech_timestamps(remove_dc_offset(samples), options)
+    found = get_speech_timestamps(amplify_quiet(remove_dc_offset(samples)), options)
     return [(span["start"] / SAMPLE_RATE, span["end"] / SAMPLE_RATE) for span in found]
 
 

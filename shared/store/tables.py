@@ -188,6 +188,7 @@ predictions = Table(
     Column("baseline_turns", Integer, nullable=False, server_default=text("0")),
     Column("context_turns", Integer, nullable=False, server_default=text("0")),
     Column("reason", String(30), comment="why no emotion is named; null where one is"),
+    Column("level_dbfs", Float, comment="RMS level of the loudest 0.25 s of the audio; null without audio"),
     _warnings(),
     _now(),
     UniqueConstraint("turn_id", "bundle_id"),

@@ -40,6 +40,7 @@ FIELDS = [
     "baseline_turns",
     "context_turns",
     "reason",
+    "level_dbfs",
     "warnings",
 ]
 ENGLISH = decode(ASSETS / "english.ogg").samples

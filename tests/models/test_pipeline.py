@@ -13,10 +13,11 @@ from hypothesis.extra.numpy import arrays
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality
 from shared.domain.prediction import AbstentionReason
 from shared.domain.transcript import Transcript, TranscriptSource
+from shared.domain.warning import WarningCode
 from shared.modeling import predictor
 from shared.modeling.pipeline import Item, Result, Stage
 from shared.modeling.predictor import EncodedTurn, TextInput, incongruence
-from tests.audio_clips import tone
+from tests.audio_clips import silence, tone
 from tests.tiny_models import FUSION, StubTranscriber, pipeline, write_bundle
 
 
@@ -107,6 +108,30 @@ def test_audio_without_speech_abstains(folder: Path) -> None:
     assert analysis.prediction.abstained
     assert analysis.prediction.reason is AbstentionReason.no_speech
     assert analysis.prediction.modalities_used == ()
+    (warning,) = analysis.prediction.warnings
+    assert warning.code is WarningCode.no_speech_found
+    assert "-9 dBFS" in warning.message
+
+
+def test_silence_has_a_level_and_no_warning(folder: Path) -> None:
+    prediction = pipeline(folder, StubTranscriber(speaks=False)).analyze(samples=silence(1), text=None).prediction
+    assert (prediction.level_dbfs, prediction.warnings) == (-120, ())
+
+
+def test_the_level_is_that_of_the_audio_as_it_was_sent(folder: Path) -> None:
+    quiet = (tone() / 1000).astype(np.float32)
+    prediction = pipeline(folder, StubTranscriber()).analyze(samples=quiet, text=None).prediction
+    assert (prediction.level_dbfs, prediction.warnings) == (-69, ())
+    assert pipeline(folder).analyze(samples=None, text="I am happy").prediction.level_dbfs is None
+
+
+def test_quiet_audio_is_analysed_like_the_same_audio_at_another_level(folder: Path) -> None:
+    subject = pipeline(folder, StubTranscriber())
+    tones = [(tone() / scale).astype(np.float32) for scale in (500, 2000)]
+    first, second = (subject.analyze(samples=samples, text=None).prediction.scores for samples in tones)
+    assert first is not None
+    assert second is not None
+    assert first.categories == pytest.approx(second.categories, abs=1e-4)
 
 
 @pytest.mark.parametrize("words", ["我很高兴", "...", ""])

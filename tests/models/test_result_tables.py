@@ -31,6 +31,7 @@ def analysis() -> Table:
         baseline_turns=3,
         context_turns=0,
         reason=None,
+        level_dbfs=-20.0,
         warnings=(),
     )
     return results_table([row], conversation=True)

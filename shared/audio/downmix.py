@@ -1,0 +1,94 @@
+"""Mixes the channels of a recording to mono, also where they are in opposite phase and would cancel."""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 4_000
+"""Samples for which the mix is decided together: 0.25 s at 16 kHz."""
+_FADE = 160
+"""Samples over which one mix changes into another."""
+_CANCELLED = 0.1
+"""The channels cancel if their mean has less than this share of the energy that it has if they have nothing in common.
+"""
+_MUCH_LOUDER = 2.0
+"""Another channel must have this many times the energy to be chosen in place of the one that was chosen before."""
+
+Frames = NDArray[np.float32]
+"""Samples of shape [samples, channels]."""
+
+
+class Downmix:
+    """Mixes a recording's channels to their mean, and to the loudest channel in blocks in which they cancel.
+
+    The result does not depend on how the recording is cut into frames.
+
+    Attributes:
+        cancelled: the number of samples for which the loudest channel was chosen.
+    """
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+
+    def mix(self, frames: Iterable[Frames]) -> Iterator[Frames]:
+        """Yields the mix of a recording's frames, in frames of shape [samples, 1]."""
+        for channels, alike in groupby(frames, lambda frame: frame.shape[1]):
+            yield from self._mix(alike, channels)
+
+    def _mix(self, frames: Iterable[Frames], channels: int) -> Iterator[Frames]:
+        if channels == 1:
+            yield from frames
+            return
+        energies = np.zeros(channels)
+        loudest: int | None = None
+        before: int | None = None
+        for block in _blocks(frames):
+            mix = None
+            if _cancels(block):
+                self.cancelled += len(block)
+                energies += np.square(block, dtype=np.float64).sum(axis=0)
+                # Of channels that are about equally loud always the same, because they differ in phase.
+                if loudest is None or energies.max() > _MUCH_LOUDER * energies[loudest]:
+                    loudest = int(energies.argmax())
+                mix = loudest
+            yield _faded(block, before, mix)
+            before = mix
+
+
+def _cancels(block: Frames) -> bool:
+    """Whether the channels of a block cancel in their mean."""
+    mean = np.square(block.mean(axis=1), dtype=np.float64).sum()
+    return bool(mean < _CANCELLED * np.square(block, dtype=np.float64).sum() / block.shape[1] ** 2)
+
+
+def _faded(block: Frames, before: int | None, mix: int | None) -> Frames:
+    """Returns a block as the channel `mix`, or as the mean if it is None, faded in from the mix `before`."""
+    old, new = _mixed(block, before), _mixed(block, mix)
+    if before == mix:
+        return new
+    rise = np.linspace(0, 1, min(_FADE, len(block)), dtype=np.float32)[:, None]
+    faded = new.copy()
+    faded[:_FADE] = rise * new[:_FADE] + (1 - rise) * old[:_FADE]
+    return faded
+
+
+def _mixed(block: Frames, mix: int | None) -> Frames:
+    return block.mean(axis=1, keepdims=True) if mix is None else block[:, mix : mix + 1]
+
+
+def _blocks(frames: Iterable[Frames]) -> Iterator[Frames]:
+    """Yields the same samples in blocks of `_BLOCK`, of which the last may be shorter."""
+    pending: list[Frames] = []
+    count = 0
+    for frame in frames:
+        pending.append(frame)
+        count += len(frame)
+        if count >= _BLOCK:
+            whole = np.concatenate(pending)
+            end = count - count % _BLOCK
+            yield from (whole[start : start + _BLOCK] for start in range(0, end, _BLOCK))
+            pending, count = [whole[end:]], count - end
+    if count:
+        yield np.concatenate(pending)
