@@ -1,6 +1,7 @@
-"""Whatever dies under `tenor run`: every turn that was accepted ends exactly once, soon, and with no hand.
+"""Whatever dies under `tenor run`: every accepted turn ends exactly once, soon, and without a person's help.
 
-With the settings that are shipped. `CHAOS_TURNS=500` (`make chaos`) is the whole of it; fewer turns by default.
+The settings are the defaults. Several tests disturb the same run, one after the other, each with a session of its own.
+`make chaos` sends 500 turns in each test (`CHAOS_TURNS=500`); by default there are fewer.
 """
 
 import os
@@ -30,17 +31,31 @@ from tests.conftest import PATIENCE, wait_for
 TURNS = int(os.environ.get("CHAOS_TURNS", "100"))
 RECOVERY_S = float(os.environ.get("CHAOS_RECOVERY_S", "120"))
 """How long a repair may take. `make chaos`, which has the machine for itself, holds it at 30 s."""
+TURNS_OF_SESSION = "FROM turns WHERE session_id = %(session)s"
+JOBS = "FROM jobs JOIN turns ON turns.id = jobs.turn_id WHERE turns.session_id = %(session)s"
 PRODUCT = {"TENOR_JOBS_LEASE_S": "15"}
 """The default: named, because `running` else shortens it."""
 
 
 @dataclass
-class Run:
-    """A `tenor run`, and one session in it."""
+class StartedRun:
+    """A `tenor run`."""
 
     process: "subprocess.Popen[str]"
     client: httpx.Client
     data_dir: Path
+
+    def with_session(self) -> "Run":
+        """Returns the run with a new session in it."""
+        wait_for(lambda: self.client.get("/readyz").is_success, RECOVERY_S)
+        session_id = self.client.post("/v1/sessions", json={}).json()["id"]
+        return Run(self.process, self.client, self.data_dir, session_id)
+
+
+@dataclass
+class Run(StartedRun):
+    """A `tenor run`, and one session in it."""
+
     session_id: str
 
     def child(self, word: str) -> psutil.Process:
@@ -77,41 +92,50 @@ class Run:
             yield [pool.submit(self.say, number) for number in range(TURNS)]
 
     def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query, in which `%(session)s` is the id of the session."""
         url = running_urls(Settings(data_dir=self.data_dir)).database.url.get_secret_value()
         with psycopg.connect(url) as connection:
-            return connection.execute(query).fetchall()
+            return connection.execute(query, {"session": self.session_id}).fetchall()
 
     def ended(self) -> int:
-        return self.rows("SELECT count(*) FROM jobs WHERE status NOT IN ('queued', 'running')")[0][0]
+        return self.rows(f"SELECT count(*) {JOBS} AND jobs.status NOT IN ('queued', 'running')")[0][0]
 
     def waits_until_a_fifth_is_done(self) -> None:
         wait_for(lambda: self.ended() >= TURNS / 5, RECOVERY_S)
 
     def nothing_is_left(self) -> bool:
         with suppress(psycopg.OperationalError):  # while Postgres is away
-            return self.rows("SELECT id FROM jobs WHERE status IN ('queued', 'running')") == []
+            return self.rows(f"SELECT jobs.id {JOBS} AND jobs.status IN ('queued', 'running')") == []
         return False
 
     def assert_every_turn_ended_once(self, accepted: list["Future[str]"]) -> None:
         wait_for(self.nothing_is_left, RECOVERY_S)
-        turns = {str(row[0]) for row in self.rows("SELECT id FROM turns")}
+        turns = {str(row[0]) for row in self.rows(f"SELECT id {TURNS_OF_SESSION}")}
         assert {future.result() for future in accepted} <= turns
-        statuses = self.rows("SELECT status FROM jobs GROUP BY status")
-        assert statuses == [("succeeded",)], self.rows("SELECT status, error_code, error_message FROM jobs")
-        once = self.rows("SELECT count(*), count(DISTINCT turn_id), count(DISTINCT bundle_id) FROM predictions")
+        statuses = self.rows(f"SELECT jobs.status {JOBS} GROUP BY jobs.status")
+        assert statuses == [("succeeded",)], self.rows(f"SELECT jobs.status, error_code, error_message {JOBS}")
+        once = self.rows(
+            "SELECT count(*), count(DISTINCT turn_id), count(DISTINCT bundle_id) FROM predictions "
+            f"WHERE turn_id IN (SELECT id {TURNS_OF_SESSION})"
+        )
         assert once == [(len(turns), len(turns), 1)]
 
 
 @contextmanager
-def run_of(tmp_path: Path, **settings: str) -> Iterator[Run]:
-    with running(tmp_path / "data", **PRODUCT, **settings) as (process, client):
-        yield Run(process, client, tmp_path / "data", client.post("/v1/sessions", json={}).json()["id"])
+def started(data_dir: Path, **settings: str) -> Iterator[StartedRun]:
+    with running(data_dir, **PRODUCT, **settings) as (process, client):
+        yield StartedRun(process, client, data_dir)
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedRun]:
+    with started(tmp_path_factory.mktemp("run") / "data") as run:
+        yield run
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    with run_of(tmp_path) as running_tenor:
-        yield running_tenor
+def run(shared_run: StartedRun) -> Run:
+    return shared_run.with_session()
 
 
 def test_every_turn_ends_once_when_a_worker_is_killed(run: Run) -> None:
@@ -163,7 +187,8 @@ def test_every_turn_ends_once_when_a_workers_clock_is_wrong(tmp_path: Path, minu
         "    import time, time_machine\n"
         f"    time_machine.travel(time.time() + {60 * minutes}, tick=True).start()\n"
     )
-    with run_of(tmp_path, PYTHONPATH=str(tmp_path)) as run:
+    with started(tmp_path / "data", PYTHONPATH=str(tmp_path)) as tenor:
+        run = tenor.with_session()
         with run.talking() as accepted:
             run.waits_until_a_fifth_is_done()
             wrong = "abs(extract(epoch FROM lease_until - now())) > 60"
@@ -183,8 +208,8 @@ def test_a_full_disk_refuses_uploads_and_accepts_no_turn_without_its_audio(run: 
         refused = [run.client.post(run.url, files=sound) for sound in sounds * 5]
     assert {(answer.status_code, answer.json()["code"]) for answer in refused} == {(507, "storage_full")}
     assert all(answer.json()["retryable"] for answer in refused)
-    assert run.rows("SELECT count(*) FROM recordings") == [(0,)]
-    assert run.rows("SELECT count(*) FROM turns") == [(TURNS,)]
+    assert run.rows("SELECT count(*) FROM recordings WHERE session_id = %(session)s") == [(0,)]
+    assert run.rows(f"SELECT count(*) {TURNS_OF_SESSION}") == [(TURNS,)]
     assert not [path for path in (run.data_dir / "blobs").rglob("*") if path.is_file()]
     resource.prlimit(run.child("services.cli").pid, resource.RLIMIT_FSIZE, limits)
     recording = {"audio": ("a.ogg", (ASSETS / "english.ogg").read_bytes(), "audio/ogg")}
