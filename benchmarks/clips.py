@@ -18,20 +18,24 @@ _MIB = 2**20
 def measure_in_process(settings: Settings, files: list[Path], rounds: int) -> Generator[Figure]:
     """Yield the time of a clip and of a text in `tenor analyze`, one at a time and with the models loaded."""
     # Imported after the service was measured, since they are not part of the service's memory.
-    from services.analyzer import Analyzer
+    from services.analyzer import Analyzer, InputTurn
+    from services.turn_sources import read_recordings
+    from shared.audio.sandbox import AudioSandbox
     from shared.modeling.model_selection import load_pipeline
 
-    analyzer = Analyzer(load_pipeline(settings), "speaker", None)
+    analyzer = Analyzer(load_pipeline(settings))
 
     def analyze(file: Path) -> None:
-        for _, rows in analyzer.files([file]):
-            if isinstance(rows, Exception):
-                raise rows
+        for _, turn, _ in read_recordings([file], ["speaker"], audio):
+            if isinstance(turn, Exception):
+                raise turn
+            analyzer.analyze(turn)
 
-    analyze(files[0])
-    clips = [timed(lambda file=file: analyze(file)) for _ in range(rounds) for file in files]
+    with contextlib.closing(AudioSandbox()) as audio:
+        analyze(files[0])
+        clips = [timed(lambda file=file: analyze(file)) for _ in range(rounds) for file in files]
     yield Figure.of("analyze, a clip", "s", clips)
-    texts = [timed(lambda: analyzer.text(TEXT)) * 1000 for _ in range(10 * rounds)]
+    texts = [timed(lambda: analyzer.analyze(InputTurn("speaker", TEXT))) * 1000 for _ in range(10 * rounds)]
     yield Figure.of("analyze, a text", "ms", texts)
 
 

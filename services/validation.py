@@ -53,6 +53,8 @@ def describe(errors: Sequence[Any], model: type[BaseModel] | None) -> str:
         if error["type"] == "extra_forbidden":
             name = str(place.pop())
             message = unknown("field", name, _fields_at(model, place))
+        elif error["type"] in ("model_type", "model_attributes_type"):
+            message = "should be a JSON object"
         elif error["type"] in ("enum", "literal_error"):
             message += f", not {str(error['input'])[:_MAX_NAME_LENGTH]!r}"
         where = ".".join(map(str, place))

@@ -1,8 +1,9 @@
 """The output of commands: tables or JSON on stdout, errors and progress bars on stderr, and exit statuses."""
 
 import json
+import re
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, TypeVar
@@ -11,7 +12,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from shared.errors import EX_CONFIG, SetupError, TenorError
@@ -24,6 +25,8 @@ stdout = Console()
 stderr = Console(stderr=True)
 
 _ANY_WIDTH = 10_000
+_MAX_NAME_WIDTH = 30
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Format(StrEnum):
@@ -45,8 +48,16 @@ def exit_on_error() -> Generator[None]:
 
 
 def print_error(message: str) -> None:
-    """Print one line on stderr as it is: not wrapped, without markup."""
-    stderr.print(message, markup=False, highlight=False, soft_wrap=True)
+    """Print one line on stderr as it is: not wrapped, without markup. Control characters are escaped."""
+    stderr.print(escape_controls(message), markup=False, highlight=False, soft_wrap=True)
+
+
+def escape_controls(text: str) -> str:
+    """Return a text in which the characters that a terminal obeys are escapes such as `\\x1b`, except tab and newline.
+
+    Those are the control characters, the marks that reverse the direction of the text around them, and lone surrogates.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def print_json(value: object) -> None:
@@ -80,6 +91,24 @@ def track(description: str, items: Iterable[Item], total: int) -> Iterator[Item]
     # Programs read stdout: the progress bar must not capture it.
     with Progress(*columns, console=stderr, disable=disable, transient=True, redirect_stdout=False) as progress:
         yield from progress.track(items, total, description=description)
+
+
+@contextmanager
+def progress_bar(description: str, show: bool) -> Generator[Callable[[str, float], None]]:
+    """Give a function that shows what is being worked on, and the share that is done, as a bar on stderr.
+
+    The share is in [0, 1]; 0 means that it is unknown. There is no bar where stderr is no terminal.
+    """
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    disable = not (show and stderr.is_terminal)
+    with Progress(*columns, console=stderr, disable=disable, transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task(description, total=None)
+
+        def update(name: str, done: float) -> None:
+            shown = f"{description} {escape_controls(name)[-_MAX_NAME_WIDTH:]}"
+            progress.update(task, description=shown, completed=done, total=1.0 if done else None)
+
+        yield update
 
 
 def _to_json(value: object) -> object:

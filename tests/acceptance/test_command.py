@@ -25,13 +25,17 @@ from tests.audio_clips import FORMATS, encoded, wav
 
 FIELDS = [
     "file",
+    "line",
     "start",
     "end",
+    "session",
     "speaker",
     "text",
     "language",
     "emotion",
     "scores",
+    "text_only",
+    "audio_only",
     "valence",
     "confidence",
     "abstained",

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 from fastapi.testclient import TestClient
 
-from services.analyzer import Analyzer, Row
+from services.analyzer import Analyzer, InputTurn, Row
+from services.turn_sources import read_recordings
 from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import TURN_LANES
@@ -59,11 +60,12 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def analyze(pipeline: Pipeline, files: list[Path], conversation: bool) -> list[Row]:
+    analyzer = Analyzer(pipeline, conversation=conversation)
     rows: list[Row] = []
-    with closing(Analyzer(pipeline, "speaker", None, conversation)) as analyzer:
-        for _, result in analyzer.files(files):
-            assert isinstance(result, list), result
-            rows += result
+    with closing(AudioSandbox(children=1)) as audio:
+        for _, turn, _ in read_recordings(files, ["speaker"], audio):
+            assert isinstance(turn, InputTurn), turn
+            rows.append(analyzer.analyze(turn))
     return rows
 
 

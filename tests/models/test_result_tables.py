@@ -16,13 +16,17 @@ from tests.printed_tables import assert_readable
 def analysis() -> Table:
     row = Row(
         file="/recordings/2026-11-21_customer_service_call_4711.wav",
+        line=None,
         start=0.0,
         end=12.5,
+        session=None,
         speaker="Ada",
         text="I have been waiting for an hour and nobody calls me back!",
         language="en",
         emotion="anger",
         scores={"anger": 0.9},
+        text_only={"anger": 0.8},
+        audio_only={"anger": 0.7},
         valence=-0.5,
         confidence=0.9,
         abstained=False,
