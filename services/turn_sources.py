@@ -125,7 +125,7 @@ def printable_name(file: Path) -> str:
 def _read_lines(file: Path) -> Iterator[tuple[int, bytes, float]]:
     """Yield the number, the content and the share of the file up to its end, of each line that is not empty."""
     with _open_stream(file) as stream:
-        size = os.fstat(stream.fileno()).st_size if stream.seekable() else 0
+        size = 0 if file == STDIN else os.fstat(stream.fileno()).st_size
         read, number = 0, 0
         while line := stream.readline(_MAX_LINE_BYTES):
             read, number = read + len(line), number + 1

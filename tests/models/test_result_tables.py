@@ -1,8 +1,7 @@
 """The tables of results and of device figures, on a terminal of 80 columns."""
 
-from collections.abc import Callable
+import re
 
-import pytest
 from rich.table import Table
 
 from benchmarks.device import DeviceFigure
@@ -10,7 +9,7 @@ from services.analyzer import Row
 from services.cli.analyze import results_table
 from services.cli.bench import device_table
 from shared.domain.emotion import Modality
-from tests.printed_tables import assert_readable
+from tests.printed_tables import assert_readable, printed
 
 
 def analysis() -> Table:
@@ -55,6 +54,14 @@ def devices() -> Table:
     return device_table([figure])
 
 
-@pytest.mark.parametrize("make", [analysis, devices])
-def test_a_table_fits_80_columns_and_breaks_no_word(make: Callable[[], Table]) -> None:
-    assert_readable(make())
+def test_the_table_of_devices_fits_80_columns_and_breaks_no_word() -> None:
+    assert_readable(devices())
+
+
+def test_the_table_of_turns_fits_80_columns_and_breaks_only_the_names_of_files() -> None:
+    lines = printed(analysis()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "text" in lines[2]
+    names, *others = zip(*(re.split(r" {3,}", line.strip(), maxsplit=1) for line in lines[4:8]), strict=False)
+    assert "".join(names).startswith("2026-11-21_customer_service_call_4711.wav")
+    assert "nobody" in str(others)

@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 from fastapi import Request
@@ -22,11 +22,10 @@ from shared.domain.text import is_blank
 from shared.errors import InvalidRequest
 from shared.settings import ApiSettings, Settings
 
-KEY = ApiKey(
-    id=uuid4(), tenant_id=uuid4(), name="test", role=KeyRole.admin, created_at=datetime.now(UTC), revoked_at=None
-)
+ID = UUID("5a0e0df1-4f0d-4dd6-a7a8-2b8bb2f5f7a4")
+KEY = ApiKey(id=ID, tenant_id=ID, name="test", role=KeyRole.admin, created_at=datetime.now(UTC), revoked_at=None)
 JSON = {"content-type": "application/json"}
-TURNS = f"/v1/sessions/{uuid4()}/turns"
+TURNS = f"/v1/sessions/{ID}/turns"
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +133,11 @@ def test_gzip_is_decompressed_in_pieces(count: int, size: int) -> None:
     assert gunzipped(gzip.compress(data) + gzip.compress(b"more"), size) == data + b"more"
 
 
-@pytest.mark.parametrize("compressed", [gzip.compress(b"x" * 99)[:-1], b"plain", b"", gzip.compress(b"x") + b"y"])
+@pytest.mark.parametrize(
+    "compressed",
+    [gzip.compress(b"x" * 99)[:-1], b"plain", b"", gzip.compress(b"x") + b"y"],
+    ids=["cut off", "plain", "empty", "more after it"],
+)
 def test_damaged_gzip_is_refused(compressed: bytes) -> None:
     with pytest.raises(InvalidRequest, match="gzip"):
         gunzipped(compressed, 2**20)
@@ -184,9 +187,9 @@ def test_every_json_body_is_parsed_strictly(api: TestClient, url: str) -> None:
         ("PUT", "/v1/sessions", "POST"),
         ("GET", "/v1/sessions", "POST"),
         ("HEAD", "/v1/sessions", "POST"),
-        ("PATCH", f"/v1/sessions/{uuid4()}", "GET, HEAD, DELETE"),
+        ("PATCH", f"/v1/sessions/{ID}", "GET, HEAD, DELETE"),
         ("PUT", "/v1/webhooks", "GET, HEAD, POST"),
-        ("DELETE", f"/v1/turns/{uuid4()}", "GET, HEAD"),
+        ("DELETE", f"/v1/turns/{ID}", "GET, HEAD"),
         ("TRACE", "/healthz", "GET, HEAD"),
         ("POST", "/openapi.json", "GET, HEAD"),
     ],
