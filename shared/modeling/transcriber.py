@@ -220,7 +220,7 @@ class Transcriber:
     def _chunks(self, clip: Clip) -> list[SpeechChunk]:
         samples = remove_dc_offset(clip.samples)
         spoken = detect_speech(samples) if clip.speech is None else clip.speech
-        spans = split_speech(spoken, samples.size / SAMPLE_RATE, MAX_CHUNK_S)
+        spans = split_speech(spoken, samples, MAX_CHUNK_S)
         edges = [[round(time * SAMPLE_RATE) for time in span] for span in spans]
         return [SpeechChunk(span, samples[start:end]) for span, (start, end) in zip(spans, edges, strict=True)]
 
@@ -316,19 +316,19 @@ class Transcriber:
         def generate(batch: Sequence[tuple[EncodedWindow, str]]) -> list[DecodedWindow]:
             tokenizers = [self._tokenizer(language) for _, language in batch]
             prompts = [tokenizer.sot_sequence for tokenizer in tokenizers]
-            spoken_tokens = TOKENS_PER_SECOND * batch[0][0].chunk.seconds
-            max_length = min(self._whisper.max_length, len(prompts[0]) + SPARE_TOKENS + spoken_tokens)
+            max_tokens = SPARE_TOKENS + TOKENS_PER_SECOND * batch[0][0].chunk.seconds
+            # CTranslate2 ends the decoding at half of `max_length`, the prompt not counted.
+            max_tokens = min(self._whisper.max_length // 2, max_tokens)
             results = self._whisper.model.generate(
                 _storage([window for window, _ in batch]),
                 prompts,
                 beam_size=beams,
                 no_repeat_ngram_size=no_repeat,
-                max_length=max_length,
+                max_length=2 * max_tokens,
                 max_initial_timestamp_index=MAX_FIRST_TIMESTAMP,
                 return_scores=True,
                 return_no_speech_prob=True,
             )
-            max_tokens = max_length - len(prompts[0])
             return [_decoded(*of, max_tokens) for of in zip(results, tokenizers, strict=True)]
 
         return self._run_in_batches(list(zip(windows, languages, strict=True)), lambda item: item[0].shape, generate)

@@ -38,9 +38,9 @@ def test_a_long_recording_is_cut_at_its_pauses() -> None:
 @st.composite
 def speech_in_a_recording(draw: st.DrawFn) -> tuple[list[TimeSpan], float]:
     """Ordered spans of speech with pauses between them, and the recording's length."""
-    steps = draw(st.lists(st.floats(0.03, 60), max_size=40))
+    steps = draw(st.lists(st.floats(0.03, 20), max_size=20))
     edges = np.cumsum(steps).tolist()
-    duration = (edges[-1] if edges else 0.0) + draw(st.floats(0, 60))
+    duration = (edges[-1] if edges else 0.0) + draw(st.floats(0.01, 20))
     return list(zip(edges[::2], edges[1::2], strict=False)), duration
 
 
@@ -49,8 +49,9 @@ def test_utterances_are_ordered_apart_short_enough_and_inside(
     recording: tuple[list[TimeSpan], float], max_s: float, max_pause_s: float
 ) -> None:
     speech, duration = recording
-    spans = split_speech(speech, duration, max_s, max_pause_s)
-    assert all(0 <= start < end <= duration + 1e-9 for start, end in spans)
+    samples = silence(duration)
+    spans = split_speech(speech, samples, max_s, max_pause_s)
+    assert all(0 <= start < end <= duration + 1 / SAMPLE_RATE for start, end in spans)
     assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(spans))
     assert all(end - start <= max_s + 1e-9 for start, end in spans)
     covered = [any(start <= t <= end for start, end in spans) for span in speech for t in span]
@@ -87,6 +88,15 @@ def test_speech_without_pauses_is_cut_at_the_longest_turn_in_bounded_memory() ->
     cuts += splitter.finish()
     assert max(sound.size for _, sound in cuts) <= MAX_UTTERANCE_S * SAMPLE_RATE
     assert sum(sound.size for _, sound in cuts) > 0.9 * endless.size
+
+
+def test_a_monologue_is_cut_at_the_quietest_place_near_the_limit() -> None:
+    noise = np.random.default_rng(0).standard_normal(60 * SAMPLE_RATE).astype(np.float32)
+    for quiet in (19.0, 37.0, 52.0):
+        noise[round((quiet - 0.1) * SAMPLE_RATE) : round((quiet + 0.1) * SAMPLE_RATE)] *= 0.05
+    spans = split_speech([(0.0, 60.0)], noise, MAX_UTTERANCE_S)
+    assert [start for start, _ in spans] == pytest.approx([0, 19, 37], abs=0.1)
+    assert all(before[1] == after[0] for before, after in pairwise(spans))
 
 
 def test_silence_gives_no_utterance() -> None:
