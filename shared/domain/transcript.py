@@ -24,7 +24,11 @@ class Word(BaseModel):
 
 
 class Segment(BaseModel):
-    """A stretch of speech; times in seconds within the recording."""
+    """A stretch of speech; times in seconds within the recording.
+
+    Attributes:
+        language: an ISO 639 code, if it is another language than the transcript's.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,6 +36,7 @@ class Segment(BaseModel):
     end: float
     text: str
     words: tuple[Word, ...] = ()
+    language: str | None = None
 
 
 class Transcript(BaseModel):

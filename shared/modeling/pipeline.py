@@ -30,8 +30,9 @@ from shared.modeling.predictor import (
     load_predictor,
     no_prediction,
 )
-from shared.modeling.transcriber import MARGIN_S, Clip, Transcriber
+from shared.modeling.transcriber import Clip, Transcriber
 from shared.modeling.vad import TimeSpan
+from shared.modeling.whisper import MARGIN_S
 from shared.self_check import TEXT, check_step, decode_clip
 
 Item = TypeVar("Item")

@@ -1,73 +1,56 @@
 """The transcriber: speech to text with Whisper, and detection of the language.
 
-Whisper (Radford et al. 2022) runs in CTranslate2, which faster-whisper installs. Whisper was trained on windows of
-30 s, so that its encoder spends most of its time on the padding of a short turn. A window of the clip plus three
-seconds of silence gives the same text in a fraction of the time, if the decoder may emit its timestamp tokens. Where it
-does not, the decoder's output shows it (improbable, repeating or endless text), and the clip is decoded again in the
-full window. The language is detected from the same encoder output, so that nothing is encoded twice.
+Whisper (Radford et al. 2022) was trained on windows of 30 s, so that its encoder spends most of its time on the padding
+of a short turn. A window of the clip plus a few seconds of silence gives the same text in a fraction of the time, if
+the decoder may emit its timestamp tokens. Where it does not, the decoder's output shows it (improbable, repeating or
+endless text), and the clip is decoded again in the full window. Where words are missing, the clip is decoded in two
+halves. The language is detected from the same encoder output, so that nothing is encoded twice.
 
-The lengths of windows are whole seconds. Windows of the same length share a batch, whichever clips they belong to. No
-window is padded to the length of another, so that the transcript of a clip does not depend on the other clips. See
-docs/decisions/0010-short-whisper-windows.md.
+The transcript of a clip does not depend on the other clips. See docs/decisions/0010-short-whisper-windows.md.
 """
 
-# CTranslate2 has no annotations, and those of faster-whisper are incomplete.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownLambdaType=false
-
-import os
-import zlib
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import ctranslate2
 import numpy as np
-from faster_whisper import WhisperModel
-from faster_whisper.feature_extractor import FeatureExtractor
-from faster_whisper.tokenizer import Tokenizer
-from faster_whisper.transcribe import merge_punctuations
-from numpy.typing import NDArray
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.domain.language import standard_code, whisper_code
 from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
-from shared.errors import SetupError
-from shared.modeling.segmentation import split_speech
+from shared.modeling.repetition import compresses
+from shared.modeling.segmentation import quietest_time, split_speech
+from shared.modeling.spoken_language import combine, likeliest, stretch_language
 from shared.modeling.vad import TimeSpan, detect_speech, duration_s, remove_dc_offset
+from shared.modeling.whisper import AlignedWord, DecodedWindow, EncodedWindow, SpeechChunk, Whisper
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
-HOP = 160
-"""Samples per frame of the spectrogram. The encoder's output has half as many frames."""
-FRAMES_PER_SECOND = SAMPLE_RATE // HOP
-FULL_WINDOW_S = 30
-"""The window that Whisper was trained on."""
-MAX_CHUNK_S = 10.0
-"""Longest audio that is decoded in one piece. In longer audio, Whisper base sometimes leaves out a sentence."""
-MARGIN_S = 3
-"""Least silence after the chunk in a short window. Up to a second is added to round the window to whole seconds."""
-MAX_BATCH_WINDOWS = 16
-"""Most windows in one batch."""
+MAX_CHUNK_S = 15.0
+"""Longest audio that is decoded in one piece. Less loses the first words after a pause, and more takes longer."""
+MIN_CHUNK_S = 1.0
+"""Shorter audio is not cut in two."""
+OVERLAP_S = 0.5
+"""Audio that two chunks share where speech without a pause is cut between them."""
+OVERLAP_TOLERANCE_S = 0.1
+"""How differently two chunks may time the same word."""
 TIMESTAMP_S = 0.02
-MAX_FIRST_TIMESTAMP = 50
-"""In units of `TIMESTAMP_S`, so 1 s: Whisper's own limit for the first timestamp."""
 
 MIN_LANGUAGE_PROBABILITY = 0.7
 MIN_LOG_PROBABILITY = -1.0
-MAX_COMPRESSION = 2.0
 MAX_NO_SPEECH_PROBABILITY = 0.6
-TOKENS_PER_SECOND = 25
-"""The decoder is stopped beyond this rate, which no speech reaches, even in scripts with several tokens per letter."""
-SPARE_TOKENS = 16
-
-PREPENDED = "\"'“¿([{-"
-APPENDED = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
+MAX_CHARACTERS_PER_SECOND = 35
+"""Nobody speaks faster, in any script."""
+MAX_WORD_S = 1.0
+"""Of a word that is timed longer than this, only the edges count as covered: it may stretch over missing words."""
+MAX_MISSED_S = 1.0
+"""Speech of this length without a word shows that the decoder left words out."""
+WORD_SLACK_S = 0.3
+"""How far from its time a word may be spoken."""
+ONSET_S = 0.1
+"""How late the detector of speech may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,332 +62,316 @@ class Clip:
         language: BCP 47 tag of the spoken language, if it is known. It is then not detected, and the transcript's
             `language_probability` is None. A language that Whisper does not know is detected nevertheless.
         speech: the spans of `detect_speech`, if they are already known.
+        earlier_languages: the languages of the session's earlier turns, which are likelier than others.
     """
 
     samples: Samples
     language: str | None = None
     speech: Sequence[TimeSpan] | None = None
+    earlier_languages: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class SpeechChunk:
-    """Audio that is decoded in one piece.
+class TranscribedWindow:
+    """The transcript of a window.
 
     Attributes:
-        span: start and end within the clip.
-        samples: shape [samples].
+        decoded: the decoder's output.
+        segments: with words; times in seconds within the clip.
+        missed_s: the longest speech in which there is no word, in seconds.
     """
 
-    span: TimeSpan
-    samples: Samples
+    decoded: DecodedWindow
+    segments: tuple[Segment, ...]
+    missed_s: float
 
     @property
-    def frames(self) -> int:
-        """Length in frames of the spectrogram, rounded up."""
-        return -(-self.samples.size // HOP)
-
-    @property
-    def seconds(self) -> int:
-        """Length in seconds, rounded up."""
-        return -(-self.samples.size // SAMPLE_RATE)
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedWindow:
-    """A chunk, padded and encoded.
-
-    Attributes:
-        chunk: the audio.
-        full: whether it was padded to Whisper's 30 s, and not to a short window.
-        features: the output of Whisper's encoder, shape [frames / 2, width].
-    """
-
-    chunk: SpeechChunk
-    full: bool
-    features: NDArray[np.float32]
-
-    @property
-    def shape(self) -> tuple[bool, int]:
-        """Windows of equal shape can share a batch."""
-        return self.full, self.chunk.seconds
-
-
-@dataclass(frozen=True)
-class DecodedWindow:
-    """The decoder's output for a window.
-
-    Attributes:
-        tokens: text and timestamp tokens.
-        text: the text tokens as text.
-        log_probability: mean over the tokens.
-        no_speech_probability: Whisper's probability that nobody speaks.
-        endless: whether the decoder was stopped at the limit of tokens.
-    """
-
-    tokens: list[int]
-    text: str
-    log_probability: float
-    no_speech_probability: float
-    endless: bool
-
-    @property
-    def repeats(self) -> bool:
-        """Whether the text repeats itself, which shows in how well it can be compressed."""
-        text = self.text.encode()
-        return self.endless or len(text) > MAX_COMPRESSION * len(zlib.compress(text))
-
-    @property
-    def failed(self) -> bool:
-        """Whether to decode again in the full window."""
-        return self.repeats or self.log_probability < MIN_LOG_PROBABILITY
-
-    @property
-    def is_silence(self) -> bool:
-        """Whether to drop the text, by Whisper's own rule against text that it invents for silence."""
-        return self.no_speech_probability > MAX_NO_SPEECH_PROBABILITY and self.log_probability < MIN_LOG_PROBABILITY
+    def incomplete(self) -> bool:
+        """Whether words are missing: the decoder was stopped, or left out what somebody says."""
+        cut_off = self.decoded.endless and self.decoded.loop is None
+        return cut_off or self.missed_s > MAX_MISSED_S
 
 
 class Transcriber:
-    """A Whisper model in memory. Threads may share it. A call with several clips uses all of the model's workers."""
+    """Transcribes clips with one Whisper model. Threads may share it."""
 
-    def __init__(self, whisper: WhisperModel) -> None:
+    def __init__(self, whisper: Whisper) -> None:
         self._whisper = whisper
-        self._workers = ThreadPoolExecutor(whisper.model.num_workers, "transcriber")
-        self._tokenizer = lru_cache(maxsize=None)(self._make_tokenizer)
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", compute: str = "auto") -> "Transcriber":
-        """Returns the transcriber of a CTranslate2 Whisper model.
-
-        Args:
-            folder: the folder of the model, from `whisper_folder`.
-            device: auto, cpu or cuda.
-            compute: CTranslate2's compute type; auto is int8 on the CPU and float16 on CUDA.
-
-        Raises:
-            SetupError: the device does not support the compute type.
-        """
-        if device == "auto":
-            device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # More threads hardly speed up one short window, but two windows at once take little longer than one.
-        threads = max(1, min(4, cores // 2))
-        whisper = WhisperModel(
-            str(folder),
-            device=device,
-            compute_type=_compute_type(compute, device),
-            cpu_threads=threads,
-            num_workers=cores // threads if device == "cpu" else 1,
-        )
-        # The folder may lack the number of mel bands: 80, or 128 from large-v3 on.
-        whisper.feature_extractor = FeatureExtractor(feature_size=whisper.model.n_mels)
-        return cls(whisper)
+        """Returns the transcriber of a CTranslate2 Whisper model; see `Whisper.load`."""
+        return cls(Whisper.load(folder, device, compute))
 
     def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
         """Returns the transcript of each clip, without segments if nobody speaks in it."""
-        chunks = [self._chunks(clip) for clip in clips]
-        owners = [row for row, own in enumerate(chunks) for _ in own]
-        windows = self._encode([chunk for own in chunks for chunk in own])
+        chunks = [chunk for number, clip in enumerate(clips) for chunk in _chunks(number, clip)]
         known = [self._known_language(clip.language) for clip in clips]
-        windows, detected = self._detect(windows, owners, known)
-        languages = [known[row] or detected[row][0] for row in owners]
+        windows, languages = self._detect_languages(self._whisper.encode(chunks), clips, known)
         segments: list[list[Segment]] = [[] for _ in clips]
-        for row, found in zip(owners, self._segments(windows, languages), strict=True):
-            segments[row] += found
-        return [_transcript(*detected.get(row, (known[row], None)), tuple(segments[row])) for row in range(len(clips))]
+        for found in self._transcribe(windows):
+            window = found.decoded.window
+            clip_language, _ = languages[window.chunk.clip]
+            own = None if window.language == clip_language else standard_code(window.language)
+            earlier = segments[window.chunk.clip]
+            earlier += [segment.model_copy(update={"language": own}) for segment in _without_overlap(earlier, found)]
+        return [_transcript(*of) for of in zip(languages, segments, strict=True)]
 
     def detect_speech(self, samples: Samples) -> list[TimeSpan]:
         """Returns the spans in which somebody speaks; see `shared.modeling.vad.detect_speech`."""
         return detect_speech(samples)
 
-    def _chunks(self, clip: Clip) -> list[SpeechChunk]:
-        samples = remove_dc_offset(clip.samples)
-        spoken = detect_speech(samples) if clip.speech is None else clip.speech
-        spans = split_speech(spoken, samples, MAX_CHUNK_S)
-        edges = [[round(time * SAMPLE_RATE) for time in span] for span in spans]
-        return [SpeechChunk(span, samples[start:end]) for span, (start, end) in zip(spans, edges, strict=True)]
+    def _known_language(self, tag: str | None) -> str | None:
+        code = None if tag is None else whisper_code(tag)
+        return code if code in self._whisper.languages else None
 
-    def _encode(self, chunks: Sequence[SpeechChunk], full: bool = False) -> list[EncodedWindow]:
-        def encode(batch: Sequence[SpeechChunk]) -> list[EncodedWindow]:
-            seconds = FULL_WINDOW_S if full else batch[0].seconds + MARGIN_S
-            spectrograms = np.stack([self._spectrogram(chunk.samples, seconds) for chunk in batch])
-            # In main memory, because the next steps batch the windows differently.
-            encoded = self._whisper.model.encode(ctranslate2.StorageView.from_array(spectrograms), to_cpu=True)
-            rows = np.array(encoded.to(ctranslate2.DataType.float32))
-            return [EncodedWindow(chunk, full, row) for chunk, row in zip(batch, rows, strict=True)]
-
-        return self._run_in_batches(chunks, lambda chunk: chunk.seconds, encode)
-
-    def _spectrogram(self, samples: Samples, seconds: int) -> NDArray[np.float32]:
-        # The audio is padded and not the spectrogram: in a log-mel spectrogram, zeros are a loud hum.
-        padded = np.pad(samples, (0, seconds * SAMPLE_RATE - samples.size))
-        return self._whisper.feature_extractor(padded)[:, : seconds * FRAMES_PER_SECOND]
-
-    def _detect(
-        self, windows: list[EncodedWindow], owners: Sequence[int], known: Sequence[str | None]
-    ) -> tuple[list[EncodedWindow], dict[int, tuple[str, float]]]:
+    def _detect_languages(
+        self, windows: list[EncodedWindow], clips: Sequence[Clip], known: Sequence[str | None]
+    ) -> tuple[list[EncodedWindow], list[tuple[str | None, float | None]]]:
         """Detects the languages of the clips whose language is not known.
 
-        The language of a clip is detected in its longest chunk, which is usually its only one. If the probability is
-        low, the chunk is encoded again in the full window, which then replaces the short one.
+        If the probability is low, the longest chunk of the clip is encoded again in the full window, which then
+        replaces the short one.
 
         Args:
             windows: the windows of all clips.
-            owners: for each window, the index of its clip.
+            clips: the clips.
             known: for each clip, its language if it is known.
 
         Returns:
-            The windows, and for each clip whose language was detected, the language and its probability.
+            The windows with the languages in which to decode them, and for each clip its language with its probability.
         """
-        by_length = sorted(range(len(windows)), key=lambda place: duration_s(windows[place].chunk.span))
-        longest = {owners[place]: place for place in by_length if known[owners[place]] is None}
-        places = list(longest.values())
-        found = dict(zip(places, self._languages([windows[place] for place in places]), strict=True))
-        unsure = [place for place, (_, probability) in found.items() if probability < MIN_LANGUAGE_PROBABILITY]
-        full = self._encode([windows[place].chunk for place in unsure], full=True)
-        found |= zip(unsure, self._languages(full), strict=True)
-        return _replaced(windows, unsure, full), {row: found[place] for row, place in longest.items()}
+        unknown = [place for place, window in enumerate(windows) if known[window.chunk.clip] is None]
+        found = dict(zip(unknown, self._whisper.detect_languages([windows[place] for place in unknown]), strict=True))
+        places: dict[int, list[int]] = {}
+        for place in unknown:
+            places.setdefault(windows[place].chunk.clip, []).append(place)
 
-    def _languages(self, windows: Sequence[EncodedWindow]) -> list[tuple[str, float]]:
-        if not self._whisper.model.is_multilingual:
-            return [("en", 1.0)] * len(windows)
+        def clip_language(clip: int) -> tuple[str, float]:
+            stretches = [(duration_s(windows[place].chunk.span), found[place]) for place in places[clip]]
+            earlier = [whisper_code(tag) for tag in clips[clip].earlier_languages]
+            return likeliest(combine(stretches, earlier))
 
-        def detect(batch: Sequence[EncodedWindow]) -> list[tuple[str, float]]:
-            likeliest = [candidates[0] for candidates in self._whisper.model.detect_language(_storage(batch))]
-            return [(token.strip("<|>"), probability) for token, probability in likeliest]
-
-        return self._run_in_batches(windows, lambda window: window.shape, detect)
-
-    def _segments(self, windows: list[EncodedWindow], languages: Sequence[str]) -> list[list[Segment]]:
-        windows, decoded = self._decode(windows, languages)
-        tokenizers = [self._tokenizer(language) for language in languages]
-        parts = [
-            [] if text.is_silence else list(_parts(text.tokens, tokenizer, duration_s(window.chunk.span)))
-            for window, text, tokenizer in zip(windows, decoded, tokenizers, strict=True)
+        languages = {clip: clip_language(clip) for clip in places}
+        unsure = [clip for clip, (_, probability) in languages.items() if probability < MIN_LANGUAGE_PROBABILITY]
+        longest = [max(places[clip], key=lambda place: duration_s(windows[place].chunk.span)) for clip in unsure]
+        full = self._whisper.encode([windows[place].chunk for place in longest], full=True)
+        found |= zip(longest, self._whisper.detect_languages(full), strict=True)
+        languages |= {clip: clip_language(clip) for clip in unsure}
+        windows = _replaced(windows, longest, full)
+        spoken = [
+            known[window.chunk.clip]
+            or stretch_language(duration_s(window.chunk.span), found[place], languages[window.chunk.clip][0])
+            for place, window in enumerate(windows)
         ]
-        words = self._align(windows, languages, parts)
-        return [list(_timed_segments(*of)) for of in zip(windows, tokenizers, parts, words, strict=True)]
+        windows = [replace(window, language=language) for window, language in zip(windows, spoken, strict=True)]
+        given = [(language, None) for language in known]
+        return windows, [languages.get(clip, of) for clip, of in enumerate(given)]
 
-    def _decode(
-        self, windows: list[EncodedWindow], languages: Sequence[str]
-    ) -> tuple[list[EncodedWindow], list[DecodedWindow]]:
+    def _transcribe(self, windows: Sequence[EncodedWindow], may_halve: bool = True) -> list[TranscribedWindow]:
+        """Returns the transcripts of windows in order. Where words are missing, each half is transcribed by itself."""
+        found = self._align(self._decode(windows))
+        incomplete = [one for one in found if may_halve and one.incomplete and one.decoded.window.chunk.seconds > 1]
+        halves = [half for one in incomplete for half in self._halves(one.decoded.window)]
+        retried = iter(self._transcribe(halves, may_halve=False) if halves else [])
+        better: dict[int, list[TranscribedWindow]] = {}
+        for one in incomplete:
+            pair = [next(retried), next(retried)]
+            if one.decoded.endless or max(half.missed_s for half in pair) < one.missed_s:
+                better[id(one)] = pair
+        return [part for one in found for part in better.get(id(one), [one])]
+
+    def _halves(self, window: EncodedWindow) -> list[EncodedWindow]:
+        return [replace(half, language=window.language) for half in self._whisper.encode(_halves(window.chunk))]
+
+    def _decode(self, windows: Sequence[EncodedWindow]) -> list[DecodedWindow]:
         """Returns the text of the windows. A short window in which decoding fails is replaced by its full window."""
-        decoded = self._generate(windows, languages)
-        failed = [place for place, text in enumerate(decoded) if text.failed and not windows[place].full]
-        full = self._encode([windows[place].chunk for place in failed], full=True)
-        windows = _replaced(windows, failed, full)
-        decoded = _replaced(decoded, failed, self._generate(full, [languages[place] for place in failed]))
-        endless = [place for place, text in enumerate(decoded) if text.endless]
-        # Slower, but a loop of repeated text cannot arise.
-        retried = self._generate(
-            [windows[place] for place in endless], [languages[place] for place in endless], beams=5, no_repeat=3
-        )
-        return windows, _replaced(decoded, endless, retried)
+        decoded = self._whisper.decode(windows)
+        failed = [place for place, text in enumerate(decoded) if _failed(text) and not windows[place].full]
+        full = self._whisper.encode([windows[place].chunk for place in failed], full=True)
+        full = [replace(window, language=windows[place].language) for place, window in zip(failed, full, strict=True)]
+        decoded = _replaced(decoded, failed, self._whisper.decode(full))
+        failed = [place for place, text in enumerate(decoded) if _runs_on(text)]
+        # Slower, but no three tokens can occur twice.
+        retried = self._whisper.decode([decoded[place].window for place in failed], beams=5, no_repeat=3)
+        return _replaced(decoded, failed, retried)
 
-    def _generate(
-        self, windows: Sequence[EncodedWindow], languages: Sequence[str], beams: int = 1, no_repeat: int = 0
-    ) -> list[DecodedWindow]:
-        """Runs the decoder.
-
-        Args:
-            windows: the windows to decode.
-            languages: the language of each window.
-            beams: the beam size.
-            no_repeat: the length of token sequences that may not occur twice; 0 allows repetition.
-        """
-
-        def generate(batch: Sequence[tuple[EncodedWindow, str]]) -> list[DecodedWindow]:
-            tokenizers = [self._tokenizer(language) for _, language in batch]
-            prompts = [tokenizer.sot_sequence for tokenizer in tokenizers]
-            max_tokens = SPARE_TOKENS + TOKENS_PER_SECOND * batch[0][0].chunk.seconds
-            # CTranslate2 ends the decoding at half of `max_length`, the prompt not counted.
-            max_tokens = min(self._whisper.max_length // 2, max_tokens)
-            results = self._whisper.model.generate(
-                _storage([window for window, _ in batch]),
-                prompts,
-                beam_size=beams,
-                no_repeat_ngram_size=no_repeat,
-                max_length=2 * max_tokens,
-                max_initial_timestamp_index=MAX_FIRST_TIMESTAMP,
-                return_scores=True,
-                return_no_speech_prob=True,
-            )
-            return [_decoded(*of, max_tokens) for of in zip(results, tokenizers, strict=True)]
-
-        return self._run_in_batches(list(zip(windows, languages, strict=True)), lambda item: item[0].shape, generate)
-
-    def _align(
-        self,
-        windows: Sequence[EncodedWindow],
-        languages: Sequence[str],
-        parts: Sequence[Sequence[tuple[TimeSpan, list[int]]]],
-    ) -> list[list[tuple[Word, ...]]]:
-        """Returns the words of each window's parts, with times from the decoder's attention to the audio."""
-        # faster-whisper's own annotations of these two are one level of lists short.
-        find: Any = self._whisper.find_alignment
-        merge: Any = merge_punctuations
-
-        def align(batch: Sequence[int]) -> list[list[tuple[Word, ...]]]:
-            those = [windows[place] for place in batch]
-            texts = [[tokens for _, tokens in parts[place]] for place in batch]
-            flat = [[token for part in text for token in part] for text in texts]
-            frames = [window.chunk.frames for window in those]
-            alignments = find(self._tokenizer(languages[batch[0]]), flat, _storage(those), frames)
-            for alignment in alignments:
-                merge(alignment, PREPENDED, APPENDED)
-            spans = [window.chunk.span for window in those]
-            return [list(_words(*of)) for of in zip(alignments, texts, spans, strict=True)]
-
+    def _align(self, decoded: Sequence[DecodedWindow]) -> list[TranscribedWindow]:
+        parts = [[] if _is_silence(text) else list(self._parts(text)) for text in decoded]
         spoken = [place for place, own in enumerate(parts) if own]
-        words = self._run_in_batches(spoken, lambda place: (languages[place], windows[place].shape), align)
-        return _replaced([[] for _ in windows], spoken, words)
-
-    def _run_in_batches(
-        self, items: Sequence[Item], key: Callable[[Item], Hashable], run: Callable[[Sequence[Item]], list[Result]]
-    ) -> list[Result]:
-        """Runs items with equal keys in batches, on all workers of the model, and returns the results in order.
-
-        A batch has at most `MAX_BATCH_WINDOWS` items, and fewer if another worker would otherwise be idle.
-        """
-        groups: dict[Hashable, list[int]] = defaultdict(list)
-        for place, item in enumerate(items):
-            groups[key(item)].append(place)
-        most = max(1, min(MAX_BATCH_WINDOWS, -(-len(items) // self._whisper.model.num_workers)))
-        batches = [places[first : first + most] for places in groups.values() for first in range(0, len(places), most)]
-        results_of_batches = self._workers.map(lambda places: run([items[place] for place in places]), batches)
-        results: dict[int, Result] = {}
-        for places, own in zip(batches, results_of_batches, strict=True):
-            results |= zip(places, own, strict=True)
-        return [results[place] for place in range(len(items))]
-
-    def _make_tokenizer(self, language: str) -> Tokenizer:
-        multilingual = self._whisper.model.is_multilingual
-        return Tokenizer(self._whisper.hf_tokenizer, multilingual, task="transcribe", language=language)
-
-    def _known_language(self, language: str | None) -> str | None:
-        if language is None:
-            return None
-        code = whisper_code(language)
-        return code if code in self._languages_known else None
-
-    @cached_property
-    def _languages_known(self) -> set[str]:
-        """Languages with a token in this model's vocabulary. Cantonese has none before large-v3."""
-        has_token = self._whisper.hf_tokenizer.token_to_id
-        multilingual = self._whisper.model.is_multilingual
-        return {code for code in self._whisper.supported_languages if not multilingual or has_token(f"<|{code}|>")}
-
-
-def _compute_type(configured: str, device: str) -> str:
-    if configured == "auto":
-        configured = "float16" if device == "cuda" else "int8"
-    supported = ctranslate2.get_supported_compute_types(device)
-    if configured not in supported:
-        raise SetupError(
-            f"TENOR_MODELS_WHISPER_COMPUTE is {configured}, which this {device} does not support: "
-            f"use auto or one of {', '.join(sorted(supported))}"
+        words = self._whisper.align(
+            [decoded[place].window for place in spoken],
+            [[token for _, tokens in parts[place] for token in tokens] for place in spoken],
         )
-    return configured
+        words = _replaced([[] for _ in decoded], spoken, words)
+        return [self._transcribed(*of) for of in zip(decoded, parts, words, strict=True)]
+
+    def _parts(self, decoded: DecodedWindow) -> Iterator[tuple[TimeSpan, list[int]]]:
+        """Returns the text tokens between two timestamp tokens each, with their start and end in seconds in the window.
+
+        Of a loop, the first occurrence is kept.
+        """
+        tokenizer = self._whisper.tokenizer(decoded.window.language)
+        duration = decoded.window.chunk.samples.size / SAMPLE_RATE
+        loop, number = decoded.loop, -1
+        start, text = 0.0, list[int]()
+        for token in decoded.tokens:
+            if token < tokenizer.eot:
+                number += 1
+                if loop is None or not loop.start + loop.unit <= number < loop.start + loop.length:
+                    text.append(token)
+            elif token >= tokenizer.timestamp_begin:
+                time = min(duration, (token - tokenizer.timestamp_begin) * TIMESTAMP_S)
+                if text:
+                    yield (start, max(start, time)), text
+                start, text = time, list[int]()
+        if text:
+            yield (start, duration), text
+
+    def _transcribed(
+        self,
+        decoded: DecodedWindow,
+        parts: Sequence[tuple[TimeSpan, list[int]]],
+        words: Sequence[AlignedWord],
+    ) -> TranscribedWindow:
+        tokenizer, chunk = self._whisper.tokenizer(decoded.window.language), decoded.window.chunk
+        segments: list[Segment] = []
+        for ((start, end), tokens), own in zip(parts, _words_of_parts(words, parts, chunk), strict=True):
+            kept = [(written, word) for written, word in own if _owns(chunk, word)]
+            text = tokenizer.decode(tokens) if len(kept) == len(own) else "".join(written for written, _ in kept)
+            if text.strip():
+                timed = tuple(word for _, word in kept)
+                start, end = (timed[0].start, timed[-1].end) if timed else (start + chunk.span[0], end + chunk.span[0])
+                segments.append(Segment(start=round(start, 3), end=round(end, 3), text=text.strip(), words=timed))
+        spoken = [word for segment in segments for word in segment.words]
+        return TranscribedWindow(decoded, tuple(segments), _missed_s(chunk, spoken))
+
+
+def _chunks(number: int, clip: Clip) -> list[SpeechChunk]:
+    samples = remove_dc_offset(clip.samples)
+    speech = detect_speech(samples) if clip.speech is None else clip.speech
+    spans = split_speech(speech, samples, MAX_CHUNK_S)
+    cuts = {
+        before[1]
+        for before, after in pairwise(spans)
+        if before[1] == after[0] and any(start < before[1] < end for start, end in speech)
+    }
+    return [_chunk(number, samples, span, speech, cuts) for span in spans]
+
+
+def _chunk(number: int, samples: Samples, span: TimeSpan, speech: Sequence[TimeSpan], cuts: set[float]) -> SpeechChunk:
+    """Returns the audio of a span. Where the span was cut within speech, the audio reaches into its neighbour's."""
+    start, end = span
+    own_start, own_end = start if start in cuts else -np.inf, end if end in cuts else np.inf
+    start, end = max(0.0, start - OVERLAP_S * (start in cuts)), end + OVERLAP_S * (end in cuts)
+    inside = [(max(start, a), min(end, b)) for a, b in speech if a < end and start < b]
+    audio = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+    return SpeechChunk(number, (start, start + audio.size / SAMPLE_RATE), audio, inside, (own_start, own_end))
+
+
+def _halves(chunk: SpeechChunk) -> list[SpeechChunk]:
+    """Returns a chunk in two parts, cut in the middle of its longest pause or, without one, where it is quietest."""
+    start, end = chunk.span
+    pauses = [(before[1], after[0]) for before, after in pairwise(chunk.speech)]
+    if pauses:
+        cut = sum(max(pauses, key=duration_s)) / 2
+    else:
+        quarter = (end - start) / 4
+        cut = start + quietest_time(chunk.samples, (quarter, 3 * quarter))
+    place = round((cut - start) * SAMPLE_RATE)
+    first = [(a, min(b, cut)) for a, b in chunk.speech if a < cut]
+    second = [(max(a, cut), b) for a, b in chunk.speech if b > cut]
+    return [
+        replace(chunk, span=(start, cut), samples=chunk.samples[:place], speech=first),
+        replace(chunk, span=(cut, end), samples=chunk.samples[place:], speech=second),
+    ]
+
+
+def _failed(decoded: DecodedWindow) -> bool:
+    """Whether to decode again in the full window."""
+    improbable = decoded.log_probability < MIN_LOG_PROBABILITY
+    return _runs_on(decoded) or decoded.endless or improbable or compresses(decoded.text)
+
+
+def _runs_on(decoded: DecodedWindow) -> bool:
+    """Whether the decoder wrote more than anybody could have said."""
+    return (
+        decoded.loop is not None
+        or len(decoded.text) > MAX_CHARACTERS_PER_SECOND * decoded.window.chunk.samples.size / SAMPLE_RATE
+    )
+
+
+def _is_silence(decoded: DecodedWindow) -> bool:
+    """Whether to drop the text, by Whisper's own rule against text that it invents for silence."""
+    improbable = decoded.log_probability < MIN_LOG_PROBABILITY
+    return improbable and decoded.no_speech_probability > MAX_NO_SPEECH_PROBABILITY
+
+
+def _words_of_parts(
+    words: Sequence[AlignedWord], parts: Sequence[tuple[TimeSpan, list[int]]], chunk: SpeechChunk
+) -> Iterator[list[tuple[str, Word]]]:
+    """Yields the words of each part, as written and timed. An alignment covers the tokens of all parts as one text."""
+    aligned, taken = iter(words), 0
+    for boundary in np.cumsum([len(tokens) for _, tokens in parts]):
+        own: list[tuple[str, Word]] = []
+        while taken < boundary and (word := next(aligned, None)):
+            taken += word.tokens
+            if text := word.text.strip():
+                start, end = _within_speech((chunk.span[0] + word.span[0], chunk.span[0] + word.span[1]), chunk)
+                timed = Word(start=round(start, 3), end=round(end, 3), text=text, probability=word.probability)
+                own.append((word.text, timed))
+        yield own
+
+
+def _within_speech(span: TimeSpan, chunk: SpeechChunk) -> TimeSpan:
+    """Returns the time of a word without the silence before and after it."""
+    start, end = (min(time, chunk.span[1]) for time in span)
+    heard = [(a, b) for a, b in chunk.speech if a - ONSET_S < end and start < b + ONSET_S]
+    if heard:
+        start, end = max(start, heard[0][0] - ONSET_S), min(end, heard[-1][1] + ONSET_S)
+    return start, max(start, end)
+
+
+def _owns(chunk: SpeechChunk, word: Word) -> bool:
+    middle = (word.start + word.end) / 2
+    return chunk.owned[0] - OVERLAP_TOLERANCE_S <= middle < chunk.owned[1] + OVERLAP_TOLERANCE_S
+
+
+def _without_overlap(earlier: Sequence[Segment], found: TranscribedWindow) -> Sequence[Segment]:
+    """Returns the segments of a window without a first word that the window before has as its last word."""
+    if not (earlier and earlier[-1].words and found.segments and found.segments[0].words):
+        return found.segments
+    last, first = earlier[-1].words[-1], found.segments[0].words[0]
+    if first.start > last.end or _letters(first.text) != _letters(last.text):
+        return found.segments
+    words = found.segments[0].words[1:]
+    if not words:
+        return found.segments[1:]
+    text = found.segments[0].text.removeprefix(first.text).strip()
+    rest = found.segments[0].model_copy(update={"start": words[0].start, "text": text, "words": words})
+    return [rest, *found.segments[1:]]
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
+
+
+def _missed_s(chunk: SpeechChunk, words: Sequence[Word]) -> float:
+    """Returns the longest speech in which there is no word, in seconds."""
+    covered = sorted(part for word in words for part in _covered(word))
+    longest = 0.0
+    for start, end in chunk.speech:
+        for covered_start, covered_end in [*covered, (end, end)]:
+            longest = max(longest, min(covered_start, end) - start)
+            start = max(start, covered_end)
+    return longest
+
+
+def _covered(word: Word) -> list[TimeSpan]:
+    start, end = word.start - WORD_SLACK_S, word.end + WORD_SLACK_S
+    if word.end - word.start <= MAX_WORD_S:
+        return [(start, end)]
+    return [(start, word.start + MAX_WORD_S / 2), (word.end - MAX_WORD_S / 2, end)]
 
 
 def _replaced(items: Sequence[Item], places: Sequence[int], others: Sequence[Item]) -> list[Item]:
@@ -413,71 +380,11 @@ def _replaced(items: Sequence[Item], places: Sequence[int], others: Sequence[Ite
     return [changed.get(place, item) for place, item in enumerate(items)]
 
 
-def _storage(windows: Sequence[EncodedWindow]) -> ctranslate2.StorageView:
-    return ctranslate2.StorageView.from_array(np.stack([window.features for window in windows]))
-
-
-def _decoded(
-    result: ctranslate2.models.WhisperGenerationResult, tokenizer: Tokenizer, max_tokens: int
-) -> DecodedWindow:
-    tokens = result.sequences_ids[0]
-    return DecodedWindow(
-        tokens=tokens,
-        text=tokenizer.decode(tokens).strip(),
-        # CTranslate2 divides the sum by the number of tokens. Whisper's thresholds expect one more, the end token.
-        log_probability=result.scores[0] * len(tokens) / (len(tokens) + 1),
-        no_speech_probability=result.no_speech_prob,
-        endless=len(tokens) >= max_tokens,
-    )
-
-
-def _words(
-    alignment: Sequence[dict[str, Any]], parts: Sequence[list[int]], span: TimeSpan
-) -> Iterator[tuple[Word, ...]]:
-    """Returns the words of each part. An alignment covers the tokens of all parts of a window as one text."""
-    offset, limit = span
-    aligned, taken = iter(alignment), 0
-    for boundary in np.cumsum([len(part) for part in parts]):
-        words = []
-        while taken < boundary and (word := next(aligned, None)):
-            taken += len(word["tokens"])
-            if text := word["word"].strip():
-                start, end = (round(min(limit, offset + float(word[side])), 3) for side in ("start", "end"))
-                words.append(Word(start=start, end=end, text=text, probability=float(word["probability"])))
-        yield tuple(words)
-
-
-def _timed_segments(
-    window: EncodedWindow,
-    tokenizer: Tokenizer,
-    parts: Sequence[tuple[TimeSpan, list[int]]],
-    words_of_parts: Sequence[tuple[Word, ...]],
-) -> Iterator[Segment]:
-    offset = window.chunk.span[0]
-    for ((start, end), tokens), words in zip(parts, words_of_parts, strict=True):
-        if text := tokenizer.decode(tokens).strip():
-            yield Segment(start=round(offset + start, 3), end=round(offset + end, 3), text=text, words=words)
-
-
-def _parts(tokens: Sequence[int], tokenizer: Tokenizer, duration: float) -> Iterator[tuple[TimeSpan, list[int]]]:
-    """Returns the text tokens between two timestamp tokens each, with their start and end in seconds in the window."""
-    start, text = 0.0, []
-    for token in tokens:
-        if token < tokenizer.eot:
-            text.append(token)
-        elif token >= tokenizer.timestamp_begin:
-            time = min(duration, (token - tokenizer.timestamp_begin) * TIMESTAMP_S)
-            if text:
-                yield (start, max(start, time)), text
-            start, text = time, []
-    if text:
-        yield (start, duration), text
-
-
-def _transcript(language: str | None, probability: float | None, segments: tuple[Segment, ...]) -> Transcript:
+def _transcript(language: tuple[str | None, float | None], segments: Sequence[Segment]) -> Transcript:
+    code, probability = language
     return Transcript(
-        language=None if language is None else standard_code(language),
+        language=None if code is None else standard_code(code),
         language_probability=probability,
-        segments=segments,
+        segments=tuple(segments),
         source=TranscriptSource.asr,
     )
