@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from shared.audio.decoder import Samples
 from shared.domain.emotion import EmotionScores, Modality
 from shared.domain.prediction import AbstentionReason
-from shared.domain.turn import MAX_BASELINE_TURNS, context_of
+from shared.domain.turn import MAX_BASELINE_TURNS, MAX_LANGUAGE_TURNS, context_of
 from shared.domain.warning import AnalysisWarning
 from shared.modeling.baseline import AudioSummary
 from shared.modeling.pipeline import Analysis, Pipeline
@@ -50,6 +50,7 @@ class Row(BaseModel):
     speaker: str
     text: str
     language: str | None
+    language_probability: float | None
     emotion: str | None
     scores: dict[str, float] | None
     text_only: dict[str, float] | None
@@ -78,6 +79,7 @@ class Row(BaseModel):
             speaker=turn.speaker,
             text=_text(analysis),
             language=None if analysis.transcript is None else analysis.transcript.language,
+            language_probability=None if analysis.transcript is None else analysis.transcript.language_probability,
             emotion=prediction.emotion,
             scores=_categories(prediction.scores),
             text_only=_categories(prediction.text_only),
@@ -100,6 +102,7 @@ class _Session:
     """What the next turn of a conversation is analysed with: the texts of all turns, the summaries of each speaker."""
 
     texts: list[str] = field(default_factory=list[str])
+    languages: list[str] = field(default_factory=list[str])
     summaries: defaultdict[str, list[AudioSummary]] = field(default_factory=lambda: defaultdict(list[AudioSummary]))
 
 
@@ -137,8 +140,11 @@ class Analyzer:
             language=self._language,
             earlier=summaries[-MAX_BASELINE_TURNS:],
             context=context_of(session.texts, self._context_turns),
+            earlier_languages=session.languages[-MAX_LANGUAGE_TURNS:],
         )
         session.texts.append(_text(analysis))
+        if analysis.transcript is not None and analysis.transcript.certain_language is not None:
+            session.languages.append(analysis.transcript.certain_language)
         if analysis.audio_summary is not None:
             summaries.append(analysis.audio_summary)
         return Row.of(turn, analysis)

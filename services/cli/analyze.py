@@ -200,6 +200,11 @@ def results_table(rows: "Sequence[Row]", conversation: bool = False) -> Table:
     return table
 
 
+def _language(row: "Row") -> str:
+    probability = "" if row.language_probability is None else f" {row.language_probability:.0%}"
+    return f"{row.language or ''}{probability}"
+
+
 def write_csv(rows: "Iterable[Row]", categories: Sequence[str]) -> None:
     """Write rows as CSV, with one column for each category of each score.
 
@@ -307,10 +312,10 @@ def _abstained(row: "Row") -> str:
 
 
 def _place(row: "Row", with_speaker: bool) -> str:
-    """Return where a turn is, on one or more lines."""
+    """Return where a turn is and its language, on one or more lines."""
     file = "" if row.file is None else Path(row.file).name + ("" if row.line is None else f":{row.line}")
     time = "" if row.start is None or row.end is None else f"{row.start:.1f}-{row.end:.1f} s"
-    parts = (file, time, row.session or "", row.speaker if with_speaker else "")
+    parts = (file, time, row.session or "", row.speaker if with_speaker else "", _language(row))
     return "\n".join(escape_controls(part) for part in parts if part)
 
 

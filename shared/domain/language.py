@@ -80,12 +80,8 @@ def normalize_tag(tag: str) -> str:
 
 
 def whisper_code(tag: str) -> str:
-    """Returns the code under which Whisper would know the language of a tag. Not every Whisper model knows it.
-
-    Raises:
-        ValueError: this is not a tag of a language.
-    """
-    language, *others = normalize_tag(tag).split("-")
+    """Returns the code under which Whisper would know the language of a tag. Not every Whisper model knows it."""
+    language, *others = tag.lower().replace("_", "-").split("-")
     # An extended language subtag names the language itself: `zh-yue` is Cantonese.
     if others and re.fullmatch("[a-z]{3}", others[0]):
         language = others[0]

@@ -4,6 +4,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+MIN_LANGUAGE_PROBABILITY = 0.7
+"""A language that is detected with a lower probability is doubtful."""
+
 
 class TranscriptSource(StrEnum):
     """Where a transcript comes from: speech recognition (`asr`), or the request (`provided`)."""
@@ -53,6 +56,12 @@ class Transcript(BaseModel):
     language_probability: float | None
     segments: tuple[Segment, ...]
     source: TranscriptSource
+
+    @property
+    def certain_language(self) -> str | None:
+        """The language, unless it is unknown or doubtful."""
+        certain = self.language_probability is None or self.language_probability >= MIN_LANGUAGE_PROBABILITY
+        return self.language if certain else None
 
     @property
     def text(self) -> str:

@@ -18,6 +18,9 @@ MAX_BASELINE_TURNS = 50
 MAX_CONTEXT_TURNS = 2
 """How many turns before are a turn's context, unless the bundle says otherwise."""
 
+MAX_LANGUAGE_TURNS = 8
+"""The languages of at most so many earlier turns make the language of a turn's audio likelier, the newest."""
+
 
 def context_of(earlier_texts: Sequence[str], context_turns: int = MAX_CONTEXT_TURNS) -> tuple[str, ...]:
     """Return the context of a turn: the texts of the `context_turns` turns before it, without blank ones.
@@ -95,6 +98,7 @@ class TurnWork(BaseModel):
     Attributes:
         earlier_summaries: the audio summaries of the speaker's earlier turns, oldest first.
         context: the texts and transcripts of the turns just before in the session, whoever spoke, oldest first.
+        earlier_languages: the languages of the session's earlier turns, oldest first; empty for a turn without audio.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -105,3 +109,4 @@ class TurnWork(BaseModel):
     language_hint: str | None
     earlier_summaries: tuple[bytes, ...]
     context: tuple[str, ...]
+    earlier_languages: tuple[str, ...] = ()

@@ -149,6 +149,7 @@ class Pipeline:
         language: str | None = None,
         earlier: Sequence[AudioSummary] = (),
         context: Sequence[str] = (),
+        earlier_languages: Sequence[str] = (),
         submit: StageRunner = run_immediately,
     ) -> Analysis:
         """Returns the transcript and prediction of a turn that has audio, text or both.
@@ -164,6 +165,7 @@ class Pipeline:
             earlier: audio summaries of the speaker's earlier turns, made by the same bundle, in any order.
             context: texts of the session's turns before this one, whoever spoke, the oldest first. Only the last
                 `context_turns` are used.
+            earlier_languages: the languages of the session's turns before this one, which are likelier than others.
             submit: how stages are run.
         """
         transcript = None if text is None else Transcript.provided(text, language)
@@ -175,7 +177,7 @@ class Pipeline:
             # Started before transcription, so that a worker can run both at the same time.
             audio = submit(self.speech, samples) if spans else None
             if transcript is None:
-                transcript = submit(self.transcribe, Clip(samples, language, spans))()
+                transcript = submit(self.transcribe, Clip(samples, language, spans, earlier_languages))()
         encoded_text = None
         if transcript is not None and self._predictor.can_encode(transcript.text):
             encoded_text = submit(self.text, TextInput(transcript.text, context))

@@ -9,7 +9,7 @@ LanguageProbabilities = Mapping[str, float]
 
 MIN_PROBABILITY = 1e-4
 """Lower probabilities count as this one, so that one stretch of laughter cannot rule out a language."""
-PRIOR_ODDS = 10.0
+PRIOR_ODDS = 4.0
 """How many times likelier the language of one earlier turn is than a language that no earlier turn has."""
 MIN_SWITCH_S = 1.0
 """Speech in which another language than the clip's is believed, in seconds."""

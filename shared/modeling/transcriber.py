@@ -19,7 +19,7 @@ import numpy as np
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.domain.language import standard_code, whisper_code
-from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
+from shared.domain.transcript import MIN_LANGUAGE_PROBABILITY, Segment, Transcript, TranscriptSource, Word
 from shared.modeling.repetition import compresses
 from shared.modeling.segmentation import quietest_time, split_speech
 from shared.modeling.spoken_language import combine, likeliest, stretch_language
@@ -38,7 +38,6 @@ OVERLAP_TOLERANCE_S = 0.1
 """How differently two chunks may time the same word."""
 TIMESTAMP_S = 0.02
 
-MIN_LANGUAGE_PROBABILITY = 0.7
 MIN_LOG_PROBABILITY = -1.0
 MAX_NO_SPEECH_PROBABILITY = 0.6
 MAX_CHARACTERS_PER_SECOND = 35
@@ -186,18 +185,19 @@ class Transcriber:
 
     def _decode(self, windows: Sequence[EncodedWindow]) -> list[DecodedWindow]:
         """Returns the text of the windows. A short window in which decoding fails is replaced by its full window."""
-        decoded = self._whisper.decode(windows)
-        failed = [place for place, text in enumerate(decoded) if _failed(text) and not windows[place].full]
+        first = self._whisper.decode(windows)
+        failed = [place for place, text in enumerate(first) if _failed(text) and not windows[place].full]
         full = self._whisper.encode([windows[place].chunk for place in failed], full=True)
         full = [replace(window, language=windows[place].language) for place, window in zip(failed, full, strict=True)]
-        decoded = _replaced(decoded, failed, self._whisper.decode(full))
+        decoded = _replaced(first, failed, self._whisper.decode(full))
         failed = [place for place, text in enumerate(decoded) if _runs_on(text)]
         # Slower, but no three tokens can occur twice.
         retried = self._whisper.decode([decoded[place].window for place in failed], beams=5, no_repeat=3)
-        return _replaced(decoded, failed, retried)
+        last = _replaced(decoded, failed, retried)
+        return [old if _runs_on(new) and not _runs_on(old) else new for old, new in zip(first, last, strict=True)]
 
     def _align(self, decoded: Sequence[DecodedWindow]) -> list[TranscribedWindow]:
-        parts = [[] if _is_silence(text) else list(self._parts(text)) for text in decoded]
+        parts = [[] if _is_invented(text) else list(self._parts(text)) for text in decoded]
         spoken = [place for place, own in enumerate(parts) if own]
         words = self._whisper.align(
             [decoded[place].window for place in spoken],
@@ -301,8 +301,10 @@ def _runs_on(decoded: DecodedWindow) -> bool:
     )
 
 
-def _is_silence(decoded: DecodedWindow) -> bool:
-    """Whether to drop the text, by Whisper's own rule against text that it invents for silence."""
+def _is_invented(decoded: DecodedWindow) -> bool:
+    """Whether to drop the text: Whisper invented it for silence, by its own rule, or nobody can have said so much."""
+    if _runs_on(decoded) and decoded.loop is None:
+        return True
     improbable = decoded.log_probability < MIN_LOG_PROBABILITY
     return improbable and decoded.no_speech_probability > MAX_NO_SPEECH_PROBABILITY
 

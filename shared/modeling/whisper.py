@@ -39,8 +39,9 @@ HOP = 160
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 FULL_WINDOW_S = 30
 """The window that Whisper was trained on."""
-MARGIN_S = 3
-"""Least silence after the audio in a short window. Up to a second is added to round the window to whole seconds."""
+MARGIN_S = 4
+"""Least silence after the audio in a short window. Up to a second is added to round the window to whole seconds. With
+less, Whisper often does not end the text of a single word."""
 MAX_BATCH_WINDOWS = 16
 """Most windows in one batch."""
 MAX_FIRST_TIMESTAMP = 50

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, RowMapping, select
+from sqlalchemy import Connection, Row, RowMapping, func, select
 
-from shared.domain.transcript import Transcript
-from shared.domain.turn import MAX_BASELINE_TURNS, Turn, context_of
+from shared.domain.transcript import MIN_LANGUAGE_PROBABILITY, Transcript
+from shared.domain.turn import MAX_BASELINE_TURNS, MAX_LANGUAGE_TURNS, Turn, context_of
 from shared.store.tables import audio_summaries, transcripts, turns
 
 
@@ -35,6 +35,22 @@ def read_context(connection: Connection, turn: Turn, context_turns: int) -> tupl
     ).mappings()
     texts = [row["provided_text"] or _transcribed(row) for row in rows]
     return context_of(texts, context_turns)
+
+
+def read_earlier_languages(connection: Connection, turn: Turn) -> tuple[str, ...]:
+    """Return the languages of the newest earlier turns of a turn's session, oldest first, without doubtful ones."""
+    if turn.recording_id is None:
+        return ()
+    certain = func.coalesce(transcripts.c.language_probability, 1.0) >= MIN_LANGUAGE_PROBABILITY
+    newest = (
+        select(transcripts.c.language)
+        .join(turns, turns.c.id == transcripts.c.turn_id)
+        .where(turns.c.session_id == turn.session_id, turns.c.index < turn.index)
+        .where(transcripts.c.language.is_not(None), certain)
+        .order_by(turns.c.index.desc())
+        .limit(MAX_LANGUAGE_TURNS)
+    )
+    return tuple(reversed(connection.execute(newest).scalars().all()))
 
 
 def _transcribed(row: RowMapping) -> str:

@@ -10,7 +10,7 @@ from shared.domain.prediction import Prediction
 from shared.domain.recording import Recording
 from shared.domain.transcript import Transcript
 from shared.domain.turn import MAX_CONTEXT_TURNS, Turn, TurnWork
-from shared.store.earlier_turns import read_context, read_earlier_summaries
+from shared.store.earlier_turns import read_context, read_earlier_languages, read_earlier_summaries
 from shared.store.tables import audio_summaries, predictions, recordings, sessions, transcripts, turns
 
 
@@ -44,6 +44,7 @@ class TurnResults:
             language_hint=row.language_hint,
             earlier_summaries=read_earlier_summaries(self._connection, row, bundle_id),
             context=read_context(self._connection, turn, context_turns) if has_context else (),
+            earlier_languages=read_earlier_languages(self._connection, turn),
         )
 
     def write(

@@ -32,6 +32,7 @@ FIELDS = [
     "speaker",
     "text",
     "language",
+    "language_probability",
     "emotion",
     "scores",
     "text_only",

@@ -33,17 +33,20 @@ TEXTS = {1.0: "I am happy", 1.5: "leave me alone", 2.0: "", 2.5: "what a day", 3
 
 
 class TranscriberByLength:
-    """A transcriber whose transcript depends on the length of the clip."""
+    """A transcriber whose transcript depends on the length of the clip, and its probability on the earlier turns."""
 
     def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
-        return [self._transcript(TEXTS[round(clip.samples.size / SAMPLE_RATE, 1)]) for clip in clips]
+        return [self._transcript(clip) for clip in clips]
 
     def detect_speech(self, samples: Samples) -> list[tuple[float, float]]:
         return [(0.0, 1.0)]
 
-    def _transcript(self, text: str) -> Transcript:
+    def _transcript(self, clip: Clip) -> Transcript:
+        text, probability = TEXTS[round(clip.samples.size / SAMPLE_RATE, 1)], 0.8 + len(clip.earlier_languages) / 100
         segments = (Segment(start=0.0, end=1.0, text=text),) if text else ()
-        return Transcript(language="en", language_probability=0.9, segments=segments, source=TranscriptSource.asr)
+        return Transcript(
+            language="en", language_probability=probability, segments=segments, source=TranscriptSource.asr
+        )
 
 
 @pytest.fixture
@@ -83,14 +86,17 @@ def test_a_conversation_gets_the_predictions_that_the_service_makes(
         with database.transaction() as transaction:
             tenant_id = transaction.accounts.ensure_tenant("acme")
         runner.run(read_turn(database, tenant_id, UUID(response.json()["id"])).job.id)
-        return api.get(response.headers["Location"]).json()["prediction"]
+        return api.get(response.headers["Location"]).json()
 
     served = [serve(file) for file in files]
     stages.close()
     sandbox.close()
     rows = analyze(pipeline, files, conversation=True)
     assert [row.context_turns for row in rows] == [0, 1, 0, 1, 1]
-    for row, prediction in zip(rows, served, strict=True):
+    assert [row.language_probability for row in rows] == pytest.approx([0.8, 0.81, 0.82, 0.83, 0.84])
+    for row, turn in zip(rows, served, strict=True):
+        prediction = turn["prediction"]
+        assert row.language_probability == pytest.approx(turn["transcript"]["language_probability"])
         assert row.scores == pytest.approx(prediction["scores"]["categories"], abs=1e-5)
         assert row.incongruence == pytest.approx(prediction["incongruence"], abs=1e-5)
         assert row.baseline_turns == prediction["baseline_turns"]

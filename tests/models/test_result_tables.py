@@ -22,6 +22,7 @@ def analysis() -> Table:
         speaker="Ada",
         text="I have been waiting for an hour and nobody calls me back!",
         language="en",
+        language_probability=0.98,
         emotion="anger",
         scores={"anger": 0.9},
         text_only={"anger": 0.8},

@@ -61,6 +61,7 @@ class AnalyzeTurn:
                 language=work.language_hint,
                 earlier=[np.frombuffer(stored, _SUMMARY_TYPE).astype(np.float16) for stored in work.earlier_summaries],
                 context=work.context,
+                earlier_languages=work.earlier_languages,
                 submit=_with_stage(on_stage, submit),
             )
         warnings = (*(() if audio is None else audio.warnings), *analysis.prediction.warnings)
