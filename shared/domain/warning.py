@@ -10,11 +10,15 @@ class WarningCode(StrEnum):
     Attributes:
         audio_skipped: a part of the recording is damaged, and was replaced by silence or left out.
         opposite_phase: the channels of the recording are in opposite phase, so that only the loudest was used.
+        channels_alike: channels of the recording hold the same, so that only the first of them was used.
+        crosstalk_removed: a channel of the recording also holds another channel more quietly, which was removed.
         no_speech_found: there is sound in the audio, but nobody speaks.
     """
 
     audio_skipped = "audio_skipped"
     opposite_phase = "opposite_phase"
+    channels_alike = "channels_alike"
+    crosstalk_removed = "crosstalk_removed"
     no_speech_found = "no_speech_found"
 
 

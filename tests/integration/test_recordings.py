@@ -77,13 +77,17 @@ def upkeep(settings: Settings, database: Database, work: Callable[[], None]) -> 
     return upkeep
 
 
-def call() -> bytes:
-    """The agent says something, then the customer, then the agent again, each on their own channel."""
+def call(copy: float = 0.0) -> bytes:
+    """The agent says something, then the customer, then the agent again, each on their own channel.
+
+    `copy` is the share of the agent's amplitude that is heard on the customer's channel too.
+    """
     agent = [silence(1), spoken("english"), silence(6), spoken("german"), silence(1)]
     before = 2 + spoken("english").size / 16_000
     customer = [silence(before), spoken("spanish")]
     left, right = np.concatenate(agent), np.concatenate(customer)
-    return encoded("flac", np.stack([left, np.pad(right, (0, left.size - right.size))]))
+    right = np.pad(right, (0, left.size - right.size)) + np.float32(copy) * left
+    return encoded("flac", np.stack([left, right]))
 
 
 def post(api: TestClient, session_id: str, sound: bytes, name: str = "call.flac", **fields: str) -> Response:
@@ -118,6 +122,31 @@ def test_a_recording_is_split_into_the_turns_of_its_speakers_in_order(
     assert turns[1]["end"] == pytest.approx(2 + first_s + second_s, abs=0.6)
     assert turns[0]["occurred_at"].startswith("2026-03-01T10:00:0")
     assert {turn["lane"] for turn in turns} == {"bulk"}
+
+
+@pytest.mark.parametrize("copy", [0.02, 0.3])
+def test_an_agent_who_is_heard_on_the_customers_channel_too_has_no_second_turns(
+    api: TestClient, session_id: str, work: Callable[[], None], copy: float
+) -> None:
+    location = post(api, session_id, call(copy), channels=json.dumps(CHANNELS)).headers["Location"]
+    work()
+    turns = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+    assert [turn["speaker"] for turn in turns] == ["Tom", "Ana", "Tom"]
+    (warning,) = api.get(location).json()["warnings"]
+    assert warning["code"] == "crosstalk_removed"
+
+
+def test_a_call_with_equal_channels_has_each_turn_once(
+    api: TestClient, session_id: str, work: Callable[[], None]
+) -> None:
+    spoken_once = np.concatenate([silence(1), spoken("english"), silence(2), spoken("german")])
+    sound = encoded("mp3", np.stack([spoken_once, spoken_once]))
+    location = post(api, session_id, sound, channels=json.dumps(CHANNELS)).headers["Location"]
+    work()
+    turns = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+    assert [turn["speaker"] for turn in turns] == ["Tom", "Tom"]
+    (warning,) = api.get(location).json()["warnings"]
+    assert warning["code"] == "channels_alike"
 
 
 def test_each_turn_of_a_recording_has_its_own_audio_unchanged(

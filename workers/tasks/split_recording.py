@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
+from shared.audio.crosstalk import CrosstalkFilter
 from shared.audio.decoder import SAMPLE_RATE, AudioPart, Samples, encode
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.job import Job, Message, NewJob
@@ -85,14 +86,14 @@ class SplitRecording:
     def _decode_parts(self, work: RecordingWork, on_stage: StageEntered) -> Iterator[AudioPart]:
         if work.recording.uri is None:
             raise RecordingGone("the recording was deleted before it was split into turns")
-        channels = len(work.channels)
+        channels, crosstalk = len(work.channels), CrosstalkFilter()
         on_stage("fetch")
         with self._blobs.open(work.recording.uri) as recording:
             part_s = max(2 * MAX_UTTERANCE_S, _PART_S / channels)
             parts = self._audio.decode_parts(recording, channels, part_s, self._settings.audio.max_recording_s)
             for number, part in enumerate(parts):
                 on_stage(f"part {number}")
-                yield part
+                yield AudioPart(crosstalk.filter(part.channels), (*part.warnings, *crosstalk.warnings()))
 
     def _delete_earlier_parts(self, work: RecordingWork) -> None:
         with self._claimed(work) as transaction:
