@@ -1,9 +1,9 @@
 """Crosstalk: removes from each channel of a call what is a copy of another channel.
 
 A channel contains a copy of another one if the waveform of the other one recurs in it, usually weaker and perhaps
-later. The delay of the copy is that of the highest cross-correlation, averaged over segments of one second. Its level is the
-median difference of the levels. A channel is silenced where it is not clearly louder than the copy. Somebody who speaks
-at the same time is louder than the copy, and stays.
+later. The delay of the copy is that of the highest cross-correlation, averaged over segments of one second. Its level
+is the median difference of the levels. A channel is silenced where it is not clearly louder than the copy. Somebody who
+speaks at the same time is louder than the copy, and stays.
 """
 
 from collections import defaultdict
@@ -198,7 +198,7 @@ class _Part:
     def spectra(self) -> NDArray[np.complex64]:
         """The spectra of the segments, each normalised to an energy of 1."""
         norms = np.maximum(np.linalg.norm(self._segments, axis=1, keepdims=True), 1e-9)
-        return np.fft.rfft(self._segments / norms, _TRANSFORM)
+        return np.fft.rfft(self._segments / norms, _TRANSFORM).astype(np.complex64, copy=False)
 
     def delayed(self, delay: int) -> NDArray[np.float64]:
         """Returns the levels, later by some frames; a delay below 0 makes them earlier."""
