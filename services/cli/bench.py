@@ -69,6 +69,20 @@ def bench_transcripts(
     _print_figures(figures, output)
 
 
+@bench.command("levels", epilog="Example: `tenor bench levels tests/assets/*.ogg --peak -55`")
+def bench_levels(
+    files: Clips,
+    peak: Annotated[float, typer.Option(max=0, help="Peak level of the quiet clips, in dBFS.")] = -55,
+    output: Output = Format.table,
+) -> None:
+    """Compare the words and the emotions of clips that were made quiet with those of the clips as they are."""
+    with _measuring("bench"):
+        from benchmarks import levels
+
+        figures = list(levels.compare_levels(get_settings(), files, peak))
+    _print_figures(figures, output)
+
+
 @bench.command("accepts", epilog="Example: `tenor bench accepts --connections 32 --seconds 5`")
 def bench_accepts(
     connections: Annotated[int, typer.Option(min=1, help="Concurrent clients.")] = 64,

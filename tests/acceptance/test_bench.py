@@ -46,6 +46,10 @@ def test_transcripts_are_compared_in_each_language(tmp_path: Path) -> None:
     assert found["en: Tenor, faster"] == pytest.approx(found["en: faster-whisper, a clip"] / found["en: Tenor, a clip"])
 
 
+def test_quiet_clips_are_compared_with_the_clips_as_they_are() -> None:
+    assert measured("levels", CLIP, "--peak", -55) == {"word error rate": 0, "same words": 100, "same emotion": 100}
+
+
 def test_accepts_are_compared_with_a_bare_route() -> None:
     found = measured("accepts", "--connections", 2, "--seconds", 0.5, "--rounds", 1)
     assert found["accepts to inserts"] == pytest.approx(found["accepts"] / found["inserts of the bare route"])

@@ -234,6 +234,7 @@ def test_missing_weights_end_the_command_with_one_message(tmp_path: Path) -> Non
         "analyze",
         "bench clips",
         "bench chain",
+        "bench levels",
         "bench transcripts",
         "bench accepts",
         "bench lanes",

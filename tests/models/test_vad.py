@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.audio.decoder import SAMPLE_RATE, Samples
+from shared.audio.levels import level_dbfs
 from shared.modeling.segmentation import MAX_UTTERANCE_S, UtteranceSplitter, find_utterances, split_speech
-from shared.modeling.vad import TimeSpan, detect_speech
+from shared.modeling.vad import TimeSpan, detect_speech, duration_s
 from tests.audio_clips import silence, spoken
 
 
@@ -103,6 +104,35 @@ def test_silence_gives_no_utterance() -> None:
     splitter = UtteranceSplitter()
     assert [*splitter.add(silence(60)), *splitter.finish()] == []
     assert find_utterances(silence(60)) == []
+
+
+def sound_without_speech() -> dict[str, Samples]:
+    """Six seconds each of what is heard where nobody speaks."""
+    times, random = np.arange(6 * SAMPLE_RATE) / SAMPLE_RATE, np.random.default_rng(0)
+    white = random.normal(size=times.size)
+    spectrum = np.fft.rfft(white)
+    room = np.fft.irfft(spectrum / np.sqrt(np.arange(spectrum.size) + 1), times.size)
+    hum = sum(np.sin(2 * np.pi * 50 * k * times) / k for k in range(1, 12))
+    ringing = (np.sin(2 * np.pi * 440 * times) + np.sin(2 * np.pi * 480 * times)) * (times % 3 < 1)
+    notes = 220 * 2 ** (np.array([0, 4, 7, 12, 7, 4])[times.astype(int)] / 12)
+    music = sum(np.sin(2 * np.pi * notes * k * times) / k for k in range(1, 6)) * np.exp(-2 * (times % 1))
+    typing = white * np.exp(-150 * (times % 0.17))
+    sounds = {"white": white, "room": room, "hum": hum, "ringing": ringing, "music": music, "typing": typing}
+    return {name: np.asarray(sound, np.float32) for name, sound in sounds.items()}
+
+
+@pytest.mark.parametrize("name", sound_without_speech())
+@pytest.mark.parametrize("dbfs", [-60, -70, -79])
+def test_quiet_noise_and_music_contain_no_speech_when_they_are_amplified(name: str, dbfs: float) -> None:
+    sound = sound_without_speech()[name]
+    assert detect_speech((sound * 10 ** ((dbfs - level_dbfs(sound)) / 20)).astype(np.float32)) == []
+
+
+def test_speech_is_found_at_a_peak_of_minus_55_dbfs() -> None:
+    clip = spoken("english")
+    quiet = np.round(clip / np.abs(clip).max() * 10 ** (-55 / 20) * 32768) / 32768
+    loud, found = (sum(map(duration_s, detect_speech(samples.astype(np.float32)))) for samples in (clip, quiet))
+    assert found == pytest.approx(loud, rel=0.05)
 
 
 def test_the_detector_sends_no_telemetry() -> None:
