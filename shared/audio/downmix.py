@@ -45,37 +45,26 @@ class Downmix:
         loudest: int | None = None
         before: int | None = None
         for block in _blocks(frames):
+            mean = block.mean(axis=1, keepdims=True)
             mix = None
-            if _cancels(block):
+            if np.vdot(mean, mean) < _CANCELLED * np.vdot(block, block) / channels**2:
                 self.cancelled += len(block)
                 energies += np.square(block, dtype=np.float64).sum(axis=0)
                 # Of channels that are about equally loud always the same, because they differ in phase.
                 if loudest is None or energies.max() > _MUCH_LOUDER * energies[loudest]:
                     loudest = int(energies.argmax())
                 mix = loudest
-            yield _faded(block, before, mix)
+            old, new = (mean if number is None else block[:, number : number + 1] for number in (before, mix))
+            yield new if before == mix else _faded(old, new)
             before = mix
 
 
-def _cancels(block: Frames) -> bool:
-    """Whether the channels of a block cancel in their mean."""
-    mean = np.square(block.mean(axis=1), dtype=np.float64).sum()
-    return bool(mean < _CANCELLED * np.square(block, dtype=np.float64).sum() / block.shape[1] ** 2)
-
-
-def _faded(block: Frames, before: int | None, mix: int | None) -> Frames:
-    """Returns a block as the channel `mix`, or as the mean if it is None, faded in from the mix `before`."""
-    old, new = _mixed(block, before), _mixed(block, mix)
-    if before == mix:
-        return new
-    rise = np.linspace(0, 1, min(_FADE, len(block)), dtype=np.float32)[:, None]
+def _faded(old: Frames, new: Frames) -> Frames:
+    """Returns `new`, into which `old` changes over its first samples."""
+    rise = np.linspace(0, 1, min(_FADE, len(new)), dtype=np.float32)[:, None]
     faded = new.copy()
     faded[:_FADE] = rise * new[:_FADE] + (1 - rise) * old[:_FADE]
     return faded
-
-
-def _mixed(block: Frames, mix: int | None) -> Frames:
-    return block.mean(axis=1, keepdims=True) if mix is None else block[:, mix : mix + 1]
 
 
 def _blocks(frames: Iterable[Frames]) -> Iterator[Frames]:
