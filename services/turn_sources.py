@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from services.analyzer import InputTurn
 from services.validation import parse_json, validate
+from shared.audio.crosstalk import CrosstalkFilter
 from shared.audio.decoder import SAMPLE_RATE, Samples, Source
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.text import Name, Text, is_blank
@@ -160,7 +161,9 @@ def _read_recording(
         else:
             _check_channels(audio.probe(source).channels, speakers)
             (part,) = audio.decode_parts(source, len(speakers), float("inf"))
-            channels, warnings = part.channels, part.warnings
+            crosstalk = CrosstalkFilter()
+            channels = crosstalk.filter(part.channels)
+            warnings = (*part.warnings, *crosstalk.warnings())
     for channel, (start, end) in _find_turns(channels):
         samples = channels[channel]
         turn = InputTurn(

@@ -26,11 +26,13 @@ MIN_SEGMENTS = 2
 MAX_MARGIN_DB = 10.0
 """How far above the level of the copy a channel is silenced; less if the copy is almost as loud as the original."""
 ALIKE_CORRELATION = 0.9
+"""Channels are alike if their segments correlate so much, and their levels differ by the same everywhere."""
 ALIKE_SPREAD_DB = 3.0
+"""Widest range of the differences between the levels of channels that are alike, without a tenth at each end."""
 ALIKE_DIFFERENCE_DB = 6.0
-"""Channels are alike if they correlate and their levels differ by the same everywhere, but not by more than this."""
+"""Of channels that differ more, the quieter one is crosstalk of the other."""
 ACTIVE_RANGE_DB = 25.0
-"""A channel is active where its level is within this range below its loudest segments."""
+"""A channel is active where its level is within this range below its loudest segment."""
 
 _RATE = SAMPLE_RATE // 2
 _FRAME = _RATE // 100
@@ -161,7 +163,7 @@ class _Part:
     Attributes:
         levels: of each frame of 10 ms, smoothed.
         segment_levels: of each segment of one second.
-        loudest_dbfs: the level of the loudest segments, in this part or the parts before.
+        loudest_dbfs: the level of the loudest segment, in this part or the parts before.
     """
 
     def __init__(self, samples: Samples, before: _End) -> None:
@@ -172,8 +174,7 @@ class _Part:
         self.levels = _decibels(_moving_average(energies, _SMOOTHED_FRAMES))
         self._segments = wave[: wave.size // _SEGMENT * _SEGMENT].reshape(-1, _SEGMENT)
         self.segment_levels = _decibels(np.square(self._segments, dtype=np.float64).mean(axis=1))
-        loudest = np.percentile(self.segment_levels, 95) if self.segment_levels.size else SILENCE_DBFS
-        self.loudest_dbfs = max(float(loudest), before.loudest_dbfs)
+        self.loudest_dbfs = float(self.segment_levels.max(initial=before.loudest_dbfs))
         self._before = before.levels
 
     @property

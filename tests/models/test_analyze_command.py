@@ -157,6 +157,16 @@ def test_each_channel_is_a_speaker(tmp_path: Path) -> None:
     assert "has 2 channels: name one speaker for each with --channels, not 3" in wrong.stderr
 
 
+@pytest.mark.parametrize(("copy", "code"), [(0.02, "crosstalk_removed"), (1.0, "channels_alike")])
+def test_speech_that_both_channels_hold_is_one_turn(tmp_path: Path, copy: float, code: str) -> None:
+    agent = np.concatenate([spoken("english"), np.zeros(SAMPLE_RATE, np.float32)])
+    file = tmp_path / "call.wav"
+    file.write_bytes(encoded("wav", np.stack([agent, copy * agent]), SAMPLE_RATE))
+    (row,) = rows_of(file, "--channels", "agent,customer")
+    assert row["speaker"] == "agent"
+    assert [warning["code"] for warning in row["warnings"]] == [code]
+
+
 def test_csv_has_a_column_for_each_score(tmp_path: Path) -> None:
     file = texts_file(tmp_path, {"text": 'a "quoted",\ntext'}, {"text": "two"})
     result = run("--jsonl", file, "--format", "csv")
