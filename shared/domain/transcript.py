@@ -1,11 +1,16 @@
 """Transcripts: the text of a turn, with the times of its words."""
 
+import math
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
 MIN_LANGUAGE_PROBABILITY = 0.7
 """A language that is detected with a lower probability is doubtful."""
+DOUBTFUL_BELOW = 0.5
+"""The confidence below which a transcript is trusted less. faster-whisper asks again for a language below it."""
+WORTHLESS_BELOW = 0.2
+"""The confidence below which a transcript is not trusted at all."""
 
 
 class TranscriptSource(StrEnum):
@@ -67,6 +72,27 @@ class Transcript(BaseModel):
     def text(self) -> str:
         """The text of all segments."""
         return " ".join(segment.text.strip() for segment in self.segments).strip()
+
+    @property
+    def confidence(self) -> float:
+        """How sure speech recognition is, from 0 to 1; 1 for provided text.
+
+        It is the lower one of the probability of the language and the geometric mean of the words' probabilities, which
+        is the exponential of their mean log-probability.
+        """
+        if self.source is TranscriptSource.provided:
+            return 1.0
+        logs = [math.log(max(word.probability, 1e-6)) for segment in self.segments for word in segment.words]
+        words = math.exp(sum(logs) / len(logs)) if logs else 1.0
+        return min(words, 1.0 if self.language_probability is None else self.language_probability)
+
+    @property
+    def text_weight(self) -> float:
+        """How far the text is trusted beside the audio: 1 from `DOUBTFUL_BELOW` on, 0 at `WORTHLESS_BELOW`, between
+        them in proportion to the confidence.
+        """
+        share = (self.confidence - WORTHLESS_BELOW) / (DOUBTFUL_BELOW - WORTHLESS_BELOW)
+        return min(1.0, max(0.0, share))
 
     @classmethod
     def provided(cls, text: str, language: str | None = None) -> "Transcript":

@@ -13,6 +13,8 @@ class WarningCode(StrEnum):
         channels_alike: channels of the recording hold the same, so that only the first of them was used.
         crosstalk_removed: a channel of the recording also holds another channel more quietly, which was removed.
         no_speech_found: there is sound in the audio, but nobody speaks.
+        text_unread: some or all letters of the text are of a script that the text encoder does not know.
+        transcript_doubtful: speech recognition is unsure of the words, so that the text counts less, or not at all.
     """
 
     audio_skipped = "audio_skipped"
@@ -20,6 +22,8 @@ class WarningCode(StrEnum):
     channels_alike = "channels_alike"
     crosstalk_removed = "crosstalk_removed"
     no_speech_found = "no_speech_found"
+    text_unread = "text_unread"
+    transcript_doubtful = "transcript_doubtful"
 
 
 # A standard dataclass, because the child process that decodes recordings does not import pydantic.

@@ -8,7 +8,7 @@ worker passes a `StageRunner` that runs the items of many turns in one batch.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from shared.modeling.predictor import (
     load_predictor,
     no_prediction,
 )
+from shared.modeling.text_normalization import has_letters
 from shared.modeling.transcriber import Clip, Transcriber
 from shared.modeling.vad import TimeSpan
 from shared.modeling.whisper import MARGIN_S
@@ -156,7 +157,8 @@ class Pipeline:
 
         If text is given, it is the transcript, and the audio is not transcribed. The prediction uses the audio only if
         somebody speaks in it, and the text only if the text encoder can encode it: it must have one, and its vocabulary
-        must cover the text's script. Quiet audio is amplified first.
+        must cover most of the text's script. A doubtful transcript counts less; see `Transcript.text_weight`. Quiet
+        audio is amplified first.
 
         Args:
             samples: the audio of the turn, 16 kHz mono, shape [samples].
@@ -169,7 +171,7 @@ class Pipeline:
             submit: how stages are run.
         """
         transcript = None if text is None else Transcript.provided(text, language)
-        audio, about_audio = None, {}
+        audio, about_audio = None, dict[str, Any]()
         if samples is not None:
             level, samples = level_dbfs(samples), amplify_quiet(samples)
             spans = submit(self.vad, samples)()
@@ -178,17 +180,16 @@ class Pipeline:
             audio = submit(self.speech, samples) if spans else None
             if transcript is None:
                 transcript = submit(self.transcribe, Clip(samples, language, spans, earlier_languages))()
-        encoded_text = None
-        if transcript is not None and self._predictor.can_encode(transcript.text):
+        encoded_text, text_weight = None, 1.0 if transcript is None else transcript.text_weight
+        if transcript is not None and text_weight > 0 and self._predictor.can_encode(transcript.text):
             encoded_text = submit(self.text, TextInput(transcript.text, context))
-        if encoded_text is None and audio is None:
-            prediction = no_prediction(_reason(transcript))
-            return Analysis(transcript, prediction.model_copy(update=about_audio), None)
-        turn = EncodedTurn(
-            None if encoded_text is None else encoded_text(), None if audio is None else audio(), earlier
-        )
-        prediction, summary = submit(self.fuse, turn)()
-        return Analysis(transcript, prediction.model_copy(update=about_audio), summary)
+        encoded = None if encoded_text is None else encoded_text()
+        warnings = (*about_audio.pop("warnings", ()), *_text_warnings(transcript, encoded))
+        prediction, summary = no_prediction(_reason(transcript)), None
+        if encoded is not None or audio is not None:
+            turn = EncodedTurn(encoded, None if audio is None else audio(), earlier, text_weight)
+            prediction, summary = submit(self.fuse, turn)()
+        return Analysis(transcript, prediction.model_copy(update={**about_audio, "warnings": warnings}), summary)
 
     def warm_up(self) -> None:
         """Load all models and run every stage, so that the first turn neither fails nor is slower than later ones.
@@ -234,15 +235,31 @@ class Pipeline:
 
 
 def _reason(transcript: Transcript | None) -> AbstentionReason:
-    """Why a turn without audio has no prediction, whose transcript the text encoder cannot encode."""
+    """Why a turn without speech has no prediction, whose text, if any, is not encoded."""
     if transcript is None or not transcript.segments:
         return AbstentionReason.no_speech
-    if not any(character.isalnum() for character in transcript.text):
+    if not has_letters(transcript.text):
         return AbstentionReason.no_letters
-    return AbstentionReason.unread_script
+    return AbstentionReason.unread_script if transcript.text_weight else AbstentionReason.too_uncertain
 
 
-def _about_audio(level: float, spans: Sequence[TimeSpan]) -> dict[str, object]:
+def _text_warnings(transcript: Transcript | None, encoded: EncodedText | None) -> tuple[AnalysisWarning, ...]:
+    """Returns the warnings about a turn's text that is read in part, not at all, or counts less."""
+    if transcript is None or not has_letters(transcript.text):
+        return ()
+    if transcript.text_weight < 1:
+        message = f"the transcript is doubtful, so its text counts {transcript.text_weight:.0%} of its usual weight"
+        return (AnalysisWarning(WarningCode.transcript_doubtful, message),)
+    unknown_script = "of a script that the text encoder does not know"
+    if encoded is None:
+        return (AnalysisWarning(WarningCode.text_unread, f"the text is {unknown_script} and was not read"),)
+    if encoded.unread:
+        message = f"{encoded.unread} letters of the text are {unknown_script} and were not read"
+        return (AnalysisWarning(WarningCode.text_unread, message),)
+    return ()
+
+
+def _about_audio(level: float, spans: Sequence[TimeSpan]) -> dict[str, Any]:
     """Returns the fields of a prediction that describe the audio, given its level in dBFS and its spans of speech."""
     message = f"no speech was found in the audio, whose level is {level:.0f} dBFS"
     is_warned = level >= AUDIBLE_DBFS and not spans
@@ -259,5 +276,5 @@ def _text_tokens(turn: TextInput) -> float:
 
 
 def _encoded_tokens(turn: EncodedTurn) -> float:
-    text = 0 if turn.text is None else len(turn.text.features)
+    text = 0 if turn.text is None else sum(map(len, turn.text.windows))
     return MIN_TOKENS + text + (0 if turn.audio is None else len(turn.audio))

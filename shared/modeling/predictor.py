@@ -5,7 +5,7 @@ Each step takes a batch and returns for every item what it would return for that
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,11 @@ from shared.modeling.loading import (
     load_text_encoder,
 )
 from shared.modeling.tokens import Tokens
+
+MAX_ENCODED_ROWS = 32
+"""Most windows of texts that are encoded at once, which limits the memory that long texts need."""
+NEUTRAL = "neutral"
+"""The category of texts without emotion, in the label spaces that have one."""
 
 
 def no_prediction(reason: AbstentionReason) -> Prediction:
@@ -62,12 +67,15 @@ class EncodedText:
     """The text of a turn after encoding.
 
     Attributes:
-        features: of the text's tokens without those of its context, shape [tokens, width].
+        windows: features of the tokens of each window of the text, without those of its context, each of shape
+            [tokens, width]. Most texts have one window.
         context_turns: how many turns before were read together with the text.
+        unread: how many of the text's letters and digits were left out, because the vocabulary lacks them.
     """
 
-    features: Tensor
-    context_turns: int
+    windows: tuple[Tensor, ...]
+    context_turns: int = 0
+    unread: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +86,20 @@ class EncodedTurn:
         text: as `EmotionPredictor.encode_text` returned it.
         audio: as `EmotionPredictor.encode_audio` returned it.
         earlier: audio summaries of the speaker's earlier turns, made by the same bundle, in any order.
+        text_weight: from 0 to 1, how far the text is trusted; see `Transcript.text_weight`.
     """
 
     text: EncodedText | None
+    audio: Tensor | None
+    earlier: Sequence[AudioSummary] = ()
+    text_weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A row of the batch that is fused: features of a window of text, of audio, or of both."""
+
+    text: Tensor | None
     audio: Tensor | None
     earlier: Sequence[AudioSummary] = ()
 
@@ -167,9 +186,22 @@ class FusionPredictor:
 
     @torch.inference_mode()
     def encode_text(self, turns: Sequence[TextInput]) -> list[EncodedText]:
-        contexts = [self._usable(turn.context) for turn in turns]
-        features = self._text_encoder([turn.text for turn in turns], contexts).unpadded()
-        return [EncodedText(row, len(context)) for row, context in zip(features, contexts, strict=True)]
+        windows = [self._text_encoder.windows(turn.text) for turn in turns]
+        # A text that fills several windows leaves no room for context.
+        contexts = [self._usable(turn) if len(own) == 1 else () for turn, own in zip(turns, windows, strict=True)]
+        rows = [(window, context) for own, context in zip(windows, contexts, strict=True) for window in own]
+        features = iter(self._encode_rows(rows))
+        return [
+            EncodedText(tuple(islice(features, len(own))), len(context), self._text_encoder.read(turn.text).unread)
+            for turn, own, context in zip(turns, windows, contexts, strict=True)
+        ]
+
+    def _encode_rows(self, rows: Sequence[tuple[str, Sequence[str]]]) -> list[Tensor]:
+        encoded: list[Tensor] = []
+        for first in range(0, len(rows), MAX_ENCODED_ROWS):
+            part = rows[first : first + MAX_ENCODED_ROWS]
+            encoded += self._text_encoder([text for text, _ in part], [context for _, context in part]).unpadded()
+        return encoded
 
     @torch.inference_mode()
     def encode_audio(self, clips: Sequence[Samples]) -> list[Tensor]:
@@ -180,8 +212,7 @@ class FusionPredictor:
         config = self._fusion.config
         rows_of_turns = [_rows(turn) for turn in turns]
         rows = [row for rows in rows_of_turns for row in rows]
-        features = [None if row.text is None else row.text.features for row in rows]
-        text = self._tokens(features, (config.text_width,))
+        text = self._tokens([row.text for row in rows], (config.text_width,))
         audio = self._tokens([row.audio for row in rows], (config.audio_layers, config.audio_width))
         earlier = [row.earlier if config.relative else () for row in rows]
         baseline = SpeakerBaseline.from_summaries(earlier, config.summary_shape, self._device)
@@ -189,23 +220,24 @@ class FusionPredictor:
         summaries = summarize_audio(audio).cpu().numpy().astype(np.float16)
         results: list[tuple[Prediction, AudioSummary | None]] = []
         edges = pairwise(accumulate(map(len, rows_of_turns), initial=0))
-        for turn, (first, end) in zip(turns, edges, strict=True):
-            prediction = self._predict(turn, FusionOutput(output.logits[first:end], output.valence[first:end]))
-            has_summary = turn.audio is not None and config.relative
-            results.append((prediction, summaries[first] if has_summary else None))
+        for turn, own, (first, end) in zip(turns, rows_of_turns, edges, strict=True):
+            scores = self._scores(own, FusionOutput(output.logits[first:end], output.valence[first:end]))
+            has_baseline = turn.audio is not None and config.relative
+            prediction = _predict(self._bundle, turn, own, scores, len(turn.earlier) if has_baseline else 0)
+            results.append((prediction, summaries[end - 1] if has_baseline else None))
         return results
 
-    def _predict(self, turn: EncodedTurn, output: FusionOutput) -> Prediction:
+    def _scores(self, rows: Sequence[_Row], output: FusionOutput) -> list[EmotionScores]:
         dimensions = [dict.fromkeys(self._bundle.label_space.dimensions, float(value)) for value in output.valence]
-        has_text, has_audio = turn.text is not None, turn.audio is not None
-        baseline_turns = len(turn.earlier) if has_audio and self._fusion.config.relative else 0
-        context_turns = 0 if turn.text is None else turn.text.context_turns
-        return _predict(self._bundle, output.logits, dimensions, has_text, has_audio, baseline_turns, context_turns)
+        return _scores(self._bundle, rows, output.logits, dimensions)
 
-    def _usable(self, context: Sequence[str]) -> Sequence[str]:
-        """The last `context_turns` texts, without those that the text encoder cannot encode."""
-        # Without the first condition, [-0:] would be the whole context.
-        return [text for text in context[-self.context_turns :] if self.can_encode(text)] if self.context_turns else []
+    def _usable(self, turn: TextInput) -> Sequence[str]:
+        """The last `context_turns` texts that fit, without those that the text encoder cannot encode."""
+        # Without this condition, [-0:] would be the whole context.
+        if not self.context_turns:
+            return ()
+        last = [text for text in turn.context[-self.context_turns :] if self.can_encode(text)]
+        return self._text_encoder.fitting(turn.text, last)
 
     def _tokens(self, features: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tokens:
         empty = torch.zeros(0, *shape, device=self._device)
@@ -232,8 +264,11 @@ class ClassifierPredictor:
         return list(self._classifier.get()(clips)[:, None])
 
     def fuse(self, turns: Sequence[EncodedTurn]) -> list[tuple[Prediction, AudioSummary | None]]:
-        logits = [turn.audio for turn in turns if turn.audio is not None]
-        return [(_predict(self._bundle, row, [{}], False, True), None) for row in logits]
+        return [(self._predict(turn, turn.audio), None) for turn in turns if turn.audio is not None]
+
+    def _predict(self, turn: EncodedTurn, logits: Tensor) -> Prediction:
+        rows = [_Row(None, logits)]
+        return _predict(self._bundle, turn, rows, _scores(self._bundle, rows, logits, [{}]), baseline_turns=0)
 
 
 def incongruence(text_only: EmotionScores, audio_only: EmotionScores) -> float:
@@ -252,39 +287,55 @@ def incongruence(text_only: EmotionScores, audio_only: EmotionScores) -> float:
     return float(np.sqrt(np.clip((divergence(p) + divergence(q)) / 2, 0.0, 1.0)))
 
 
-def _rows(turn: EncodedTurn) -> list[EncodedTurn]:
-    """The rows of the batch that are fused for a turn: the turn, and if it has both modalities, each of them alone."""
-    if turn.text is None or turn.audio is None:
-        return [turn]
-    return [turn, EncodedTurn(turn.text, None), EncodedTurn(None, turn.audio, turn.earlier)]
+def _rows(turn: EncodedTurn) -> list[_Row]:
+    """The rows that are fused for a turn: each window of text with the audio, each window alone, the audio alone."""
+    windows = () if turn.text is None else turn.text.windows
+    alone = [_Row(window, None) for window in windows]
+    if turn.audio is None:
+        return alone
+    return [
+        *(_Row(window, turn.audio, turn.earlier) for window in windows),
+        *alone,
+        _Row(None, turn.audio, turn.earlier),
+    ]
+
+
+def _scores(
+    bundle: ModelBundle, rows: Sequence[_Row], logits: Tensor, dimensions: Sequence[dict[str, float]]
+) -> list[EmotionScores]:
+    """Returns the calibrated scores of rows with these logits, shape [rows, categories], and dimensions."""
+    scores: list[EmotionScores] = []
+    for row, of_row, values in zip(rows, logits.cpu(), dimensions, strict=True):
+        temperature = bundle.calibration.temperature_of(text=row.text is not None, audio=row.audio is not None)
+        probabilities = [float(value) for value in torch.softmax(of_row.double() / temperature, dim=-1)]
+        categories = dict(zip(bundle.label_space.categories, probabilities, strict=True))
+        scores.append(EmotionScores(label_space=bundle.label_space.name, categories=categories, dimensions=values))
+    return scores
 
 
 def _predict(
     bundle: ModelBundle,
-    logits: Tensor,
-    dimensions: Sequence[dict[str, float]],
-    has_text: bool,
-    has_audio: bool,
-    baseline_turns: int = 0,
-    context_turns: int = 0,
+    turn: EncodedTurn,
+    rows: Sequence[_Row],
+    scores: Sequence[EmotionScores],
+    baseline_turns: int,
 ) -> Prediction:
-    """Returns a turn's prediction from the logits and dimensions of its rows, see `_rows`."""
-    calibration = bundle.calibration
-    has_both = has_text and has_audio
-    first = calibration.temperature_of(text=has_text, audio=has_audio)
-    temperatures = [first, calibration.text_temperature, calibration.audio_temperature]
-    rows = [
-        _scores(bundle.label_space, row, values, temperature)
-        for row, values, temperature in zip(logits.cpu(), dimensions, temperatures, strict=False)
-    ]
-    scores = rows[0]
-    text_only = rows[1] if has_both else scores if has_text else None
-    audio_only = rows[2] if has_both else scores if has_audio else None
-    confidence = scores.categories[scores.top]
-    abstained = confidence < calibration.abstain_below
+    """Returns a turn's prediction from the scores of its rows, see `_rows`."""
+    has_text, has_audio = turn.text is not None, turn.audio is not None
+    text_windows = [of for row, of in zip(rows, scores, strict=True) if row.audio is None]
+    both_windows = [of for row, of in zip(rows, scores, strict=True) if row.text is not None and row.audio is not None]
+    weights = _window_weights(text_windows)
+    text_only = _mixed(text_windows, weights) if has_text else None
+    audio_only = scores[-1] if has_audio else None
+    read = _mixed(both_windows, weights) if has_text and has_audio else text_only or scores[-1]
+    if has_text and turn.text_weight < 1:
+        without = audio_only or _uninformed(bundle.label_space)
+        read = _mixed([read, without], [turn.text_weight, 1 - turn.text_weight])
+    confidence = read.categories[read.top]
+    abstained = confidence < bundle.calibration.abstain_below
     used = ((Modality.text, has_text), (Modality.audio, has_audio))
     return Prediction(
-        scores=scores,
+        scores=read,
         text_only=text_only,
         audio_only=audio_only,
         confidence=confidence,
@@ -292,15 +343,42 @@ def _predict(
         incongruence=incongruence(text_only, audio_only) if text_only and audio_only else None,
         modalities_used=tuple(modality for modality, is_used in used if is_used),
         baseline_turns=baseline_turns,
-        context_turns=context_turns,
+        context_turns=0 if turn.text is None else turn.text.context_turns,
         reason=AbstentionReason.too_uncertain if abstained else None,
     )
 
 
-def _scores(space: LabelSpace, logits: Tensor, dimensions: dict[str, float], temperature: float) -> EmotionScores:
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1).numpy(force=True)
+def _window_weights(windows: Sequence[EmotionScores]) -> list[float]:
+    """Returns the weights of a text's windows, which sum to 1: the more emotion a window expresses, the higher.
+
+    The emotion of a long text is that of its emotional sentences, however many plain ones surround them. The weight is
+    the squared probability that a window is not neutral: with the probability itself, forty plain windows outweigh one
+    angry window (docs/quality.md). In a label space without `neutral`, all windows weigh the same.
+    """
+    emotional = [max(1 - of.categories.get(NEUTRAL, 0.0), 1e-6) ** 2 for of in windows]
+    return [weight / sum(emotional) for weight in emotional]
+
+
+def _mixed(scores: Sequence[EmotionScores], weights: Sequence[float]) -> EmotionScores:
+    """Returns the weighted mean of some scores; the weights sum to 1."""
+    if len(scores) == 1:
+        return scores[0]
+
+    def mean(values: Sequence[dict[str, float]]) -> dict[str, float]:
+        return {name: sum(w * of[name] for w, of in zip(weights, values, strict=True)) for name in values[0]}
+
+    return EmotionScores(
+        label_space=scores[0].label_space,
+        categories=mean([of.categories for of in scores]),
+        dimensions=mean([of.dimensions for of in scores]),
+    )
+
+
+def _uninformed(space: LabelSpace) -> EmotionScores:
+    """The scores of a turn of which nothing is known."""
+    count = len(space.categories)
     return EmotionScores(
         label_space=space.name,
-        categories=dict(zip(space.categories, map(float, probabilities), strict=True)),
-        dimensions=dimensions,
+        categories=dict.fromkeys(space.categories, 1 / count),
+        dimensions=dict.fromkeys(space.dimensions, 0.0),
     )

@@ -39,7 +39,7 @@ from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.errors import BundleError, WeightsMissing
 from shared.modeling import hub
 from shared.modeling.speech_encoders import encode_in_windows, pool_frames, whisper_hidden_states
-from shared.modeling.text_encoders import TurnTokenizer, encode_turns
+from shared.modeling.text_encoders import ReadableText, TurnTokenizer, encode_turns
 from shared.modeling.tokens import Tokens, length_mask
 
 TEXT_ARCHITECTURES = ("bert", "deberta-v2", "roberta", "xlm-roberta")
@@ -103,7 +103,7 @@ class PretrainedTextConfig(Checkpoint):
     """Text inserted before every turn, such as E5's "query: "."""
     context_turns: int = Field(default=0, ge=0)
     """How many turns before a turn the encoder was trained to read as context."""
-    max_unknown: float = 0.2
+    max_unknown: float = 0.5
     """A text is not encoded if the vocabulary lacks more than this share of its letters and digits."""
 
 
@@ -149,8 +149,20 @@ class PretrainedTextEncoder(nn.Module):
         self._tokenizer.save_pretrained(folder)
 
     def can_encode(self, text: str) -> bool:
-        """Whether the text has letters or digits, and nearly all of them are in the vocabulary."""
+        """Whether the text has letters or digits, and enough of them are in the vocabulary."""
         return self._turn_tokenizer.can_encode(text, self.config.max_unknown)
+
+    def read(self, text: str) -> ReadableText:
+        """Returns what is encoded of a text."""
+        return self._turn_tokenizer.read(text)
+
+    def windows(self, text: str) -> list[str]:
+        """Returns the text, or the windows of a text that is longer than the encoder's input."""
+        return self._turn_tokenizer.windows(text)
+
+    def fitting(self, text: str, context: Sequence[str]) -> Sequence[str]:
+        """Returns the turns of the context that are read with this text, at least a part of each."""
+        return self._turn_tokenizer.fitting(text, context)
 
     def forward(self, texts: Sequence[str], context: Sequence[Sequence[str]] | None = None) -> Tokens:
         """Returns features of the texts, shape [batch, tokens, width], without those of the context.

@@ -67,3 +67,48 @@ def test_clear_texts_get_their_obvious_emotion(compact: Pipeline, text: str, emo
     scores = compact.analyze(samples=None, text=text).prediction.scores
     assert scores is not None
     assert scores.top == emotion
+
+
+FURIOUS = "I am absolutely furious, you thieves, give me my money back!"
+PLAIN = (
+    "The order number is on the first page of the letter. Your parcel left the warehouse on Monday. The office is open "
+    "from nine to five. The invoice lists three items and the tax. A copy of the form is attached to this message. "
+)
+
+
+def top(compact: Pipeline, text: str) -> str:
+    scores = compact.analyze(samples=None, text=text).prediction.scores
+    assert scores is not None
+    return scores.top
+
+
+def test_a_furious_last_sentence_of_a_long_text_is_read(compact: Pipeline) -> None:
+    filler = (PLAIN * 50)[:9900]
+    assert top(compact, filler) == "neutral"
+    assert top(compact, f"{filler} {FURIOUS}") == "anger"
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("Hey man , I am so happy , this is wonderful !", "Hey man, I am so happy, this is wonderful!"),
+        ("You f**king idiot, this is sh1t!", "You fucking idiot, this is shit!"),
+        ("<p>Leave me <b>alone</b>, I hate you!</p>", "Leave me alone, I hate you!"),
+        ("I\u00ad am so hap\u00adpy, don\u2019t stop", "I am so happy, don't stop"),
+        ("See you at http://hate.example/i-hate-you at nine.", "See you at at nine."),
+    ],
+)
+def test_oddly_written_texts_are_read_as_the_plain_ones(compact: Pipeline, written: str, plain: str) -> None:
+    one, other = (compact.analyze(samples=None, text=text).prediction for text in (written, plain))
+    assert one.scores == other.scores
+
+
+def test_an_address_alone_expresses_no_emotion(compact: Pipeline) -> None:
+    assert top(compact, "angry.customer@hate.example") == "neutral"
+
+
+def test_no_turn_outweighs_the_next_one(compact: Pipeline) -> None:
+    text = "I am so happy, this is wonderful!"
+    after = compact.analyze(samples=None, text=text, context=["This is a disaster, I am furious."]).prediction
+    assert after == compact.analyze(samples=None, text=text).prediction
+    assert after.context_turns == 0

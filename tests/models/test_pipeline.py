@@ -1,6 +1,6 @@
 """What is read of a turn, and what is not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from shared.audio.decoder import Samples
 from shared.domain.emotion import EKMAN7, EmotionScores, Modality
-from shared.domain.prediction import AbstentionReason
-from shared.domain.transcript import Transcript, TranscriptSource
+from shared.domain.prediction import AbstentionReason, Prediction
+from shared.domain.transcript import Segment, Transcript, TranscriptSource, Word
 from shared.domain.warning import WarningCode
 from shared.modeling import predictor
 from shared.modeling.pipeline import Item, Result, Stage
 from shared.modeling.predictor import EncodedTurn, TextInput, incongruence
+from shared.modeling.transcriber import Clip
 from tests.audio_clips import silence, tone
 from tests.tiny_models import FUSION, StubTranscriber, pipeline, write_bundle
 
@@ -154,6 +156,86 @@ def test_a_text_without_letters_abstains(folder: Path) -> None:
     assert (prediction.scores, prediction.reason) == (None, AbstentionReason.no_letters)
 
 
+def test_a_foreign_phrase_does_not_hide_the_rest(folder: Path) -> None:
+    prediction = pipeline(folder).analyze(samples=None, text="I am very happy, 我很高兴 my friend").prediction
+    assert (
+        prediction.scores == pipeline(folder).analyze(samples=None, text="I am very happy, my friend").prediction.scores
+    )
+    assert [warning.code for warning in prediction.warnings] == [WarningCode.text_unread]
+    assert prediction.warnings[0].message.startswith("4 letters")
+
+
+def test_a_text_of_an_unknown_script_beside_audio_is_reported(folder: Path) -> None:
+    prediction = pipeline(folder, StubTranscriber()).analyze(samples=tone(), text="我很高兴").prediction
+    assert WarningCode.text_unread in [warning.code for warning in prediction.warnings]
+
+
+@pytest.mark.parametrize("samples", [None, tone()])
+def test_every_part_of_a_long_text_counts(folder: Path, samples: Samples | None) -> None:
+    read = pipeline(folder, StubTranscriber()).analyze
+    filler = "it broke again today. " * 100
+    plain, changed = (read(samples=samples, text=filler + last).prediction for last in ("so what.", "I am very happy!"))
+    assert plain.scores != changed.scores
+    assert plain.scores is not None
+    assert sum(plain.scores.categories.values()) == pytest.approx(1)
+    assert (plain.audio_only is None) == (samples is None)
+
+
+def heard(text: str, word: float, language: float | None = 0.9) -> Transcript:
+    words = tuple(Word(start=0.0, end=1.0, text=part, probability=word) for part in text.split())
+    segment = Segment(start=0.0, end=1.0, text=text, words=words)
+    return Transcript(language="en", language_probability=language, segments=(segment,), source=TranscriptSource.asr)
+
+
+@pytest.mark.parametrize(
+    ("word", "language", "weight"),
+    [(0.9, 0.9, 1), (0.5, None, 1), (0.35, 0.9, 0.5), (0.9, 0.35, 0.5), (0.2, 0.9, 0), (0.9, 0.1, 0), (0.0, 0.9, 0)],
+)
+def test_a_transcript_is_trusted_by_its_words_and_its_language(word: float, language: float, weight: float) -> None:
+    assert heard("thank you", word, language).text_weight == pytest.approx(weight)
+
+
+def test_a_provided_text_is_trusted(folder: Path) -> None:
+    assert Transcript.provided("thank you").text_weight == 1
+
+
+class Doubtful(StubTranscriber):
+    """Hears a text with this probability of each word."""
+
+    def __init__(self, text: str, word: float) -> None:
+        super().__init__(text)
+        self._heard = heard(text, word)
+
+    def transcribe(self, clips: Sequence[Clip]) -> list[Transcript]:
+        return [self._heard for _ in clips]
+
+
+def test_a_doubtful_transcript_counts_less(folder: Path) -> None:
+    def read(word: float) -> Prediction:
+        return pipeline(folder, Doubtful("I am happy", word)).analyze(samples=tone(), text=None).prediction
+
+    sure, doubtful, worthless = read(0.9), read(0.35), read(0.1)
+    assert sure.scores is not None
+    assert sure.audio_only is not None
+    assert doubtful.scores is not None
+    halves = {name: (p + sure.audio_only.categories[name]) / 2 for name, p in sure.scores.categories.items()}
+    assert doubtful.scores.categories == pytest.approx(halves, abs=1e-6)
+    assert doubtful.text_only == sure.text_only
+    assert worthless.scores == worthless.audio_only
+    assert worthless.scores is not None
+    assert worthless.scores.categories == pytest.approx(sure.audio_only.categories, abs=1e-5)
+    assert worthless.modalities_used == (Modality.audio,)
+    codes = [[warning.code for warning in prediction.warnings] for prediction in (sure, doubtful, worthless)]
+    assert codes == [[], [WarningCode.transcript_doubtful], [WarningCode.transcript_doubtful]]
+
+
+def test_a_doubtful_transcript_without_audio_to_read_abstains(folder: Path) -> None:
+    transcriber = Doubtful("I am happy", 0.1)
+    transcriber._speaks = False
+    prediction = pipeline(folder, transcriber).analyze(samples=tone(), text=None).prediction
+    assert (prediction.scores, prediction.reason) == (None, AbstentionReason.too_uncertain)
+
+
 TEXT_INPUTS = [
     TextInput("so what"),
     TextInput("I am very happy to see you again", ["it broke", "hello"]),
@@ -164,8 +246,8 @@ CLIPS = [tone(seconds=seconds, hertz=hertz) for seconds, hertz in ((1.0, 200), (
 
 def test_encoding_a_batch_equals_encoding_each_item(folder: Path) -> None:
     subject = pipeline(folder)
-    together = [*(text.features for text in subject.text.run(TEXT_INPUTS)), *subject.speech.run(CLIPS)]
-    alone = [subject.text.run([text_input])[0].features for text_input in TEXT_INPUTS] + [
+    together = [*(text.windows[0] for text in subject.text.run(TEXT_INPUTS)), *subject.speech.run(CLIPS)]
+    alone = [subject.text.run([text_input])[0].windows[0] for text_input in TEXT_INPUTS] + [
         subject.speech.run([clip])[0] for clip in CLIPS
     ]
     for one, other in zip(together, alone, strict=True):

@@ -75,7 +75,7 @@ def with_checkpoint(folder: Path, make: Callable[[Path], Path], options: dict[st
 
 
 def encode_texts(subject: Pipeline, texts: Sequence[TextInput]) -> list[torch.Tensor]:
-    return [text.features for text in subject.text.run(texts)]
+    return [text.windows[0] for text in subject.text.run(texts)]
 
 
 @pytest.mark.parametrize("name", ALL)
