@@ -9,8 +9,8 @@ MIN_LANGUAGE_PROBABILITY = 0.7
 """A language that is detected with a lower probability is doubtful."""
 DOUBTFUL_BELOW = 0.5
 """The confidence below which a transcript is trusted less. faster-whisper asks again for a language below it."""
-WORTHLESS_BELOW = 0.2
-"""The confidence below which a transcript is not trusted at all."""
+WORTHLESS_BELOW = 0.25
+"""The confidence below which a transcript is not trusted at all: nearly all of its words are wrong."""
 
 
 class TranscriptSource(StrEnum):
@@ -77,14 +77,14 @@ class Transcript(BaseModel):
     def confidence(self) -> float:
         """How sure speech recognition is, from 0 to 1; 1 for provided text.
 
-        It is the lower one of the probability of the language and the geometric mean of the words' probabilities, which
-        is the exponential of their mean log-probability.
+        It is the product of the probability of the language and the geometric mean of the words' probabilities, which is
+        the exponential of their mean log-probability.
         """
         if self.source is TranscriptSource.provided:
             return 1.0
         logs = [math.log(max(word.probability, 1e-6)) for segment in self.segments for word in segment.words]
         words = math.exp(sum(logs) / len(logs)) if logs else 1.0
-        return min(words, 1.0 if self.language_probability is None else self.language_probability)
+        return words * (1.0 if self.language_probability is None else self.language_probability)
 
     @property
     def text_weight(self) -> float:

@@ -189,7 +189,7 @@ def heard(text: str, word: float, language: float | None = 0.9) -> Transcript:
 
 @pytest.mark.parametrize(
     ("word", "language", "weight"),
-    [(0.9, 0.9, 1), (0.5, None, 1), (0.35, 0.9, 0.5), (0.9, 0.35, 0.5), (0.2, 0.9, 0), (0.9, 0.1, 0), (0.0, 0.9, 0)],
+    [(0.9, 0.9, 1), (0.5, None, 1), (0.75, 0.5, 0.5), (0.5, 0.75, 0.5), (0.5, 0.5, 0), (0.9, 0.1, 0), (0.0, 0.9, 0)],
 )
 def test_a_transcript_is_trusted_by_its_words_and_its_language(word: float, language: float, weight: float) -> None:
     assert heard("thank you", word, language).text_weight == pytest.approx(weight)
@@ -214,7 +214,7 @@ def test_a_doubtful_transcript_counts_less(folder: Path) -> None:
     def read(word: float) -> Prediction:
         return pipeline(folder, Doubtful("I am happy", word)).analyze(samples=tone(), text=None).prediction
 
-    sure, doubtful, worthless = read(0.9), read(0.35), read(0.1)
+    sure, doubtful, worthless = read(0.9), read(0.375 / 0.9), read(0.1)
     assert sure.scores is not None
     assert sure.audio_only is not None
     assert doubtful.scores is not None
