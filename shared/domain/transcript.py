@@ -77,8 +77,8 @@ class Transcript(BaseModel):
     def confidence(self) -> float:
         """How sure speech recognition is, from 0 to 1; 1 for provided text.
 
-        It is the product of the probability of the language and the geometric mean of the words' probabilities, which is
-        the exponential of their mean log-probability.
+        It is the product of the language's probability and the geometric mean of the words' probabilities, which is the
+        exponential of their mean log-probability.
         """
         if self.source is TranscriptSource.provided:
             return 1.0
