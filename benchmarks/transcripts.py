@@ -1,4 +1,7 @@
-"""`tenor bench transcripts`: word error rate and time per clip, compared with faster-whisper's defaults."""
+"""`tenor bench transcripts`: word error rate and time per clip, compared with faster-whisper's defaults.
+
+The clips are synthetic, or those of a manifest.
+"""
 
 # faster-whisper is not fully typed.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -31,16 +34,24 @@ Transcribe = Callable[[Samples, str], str]
 
 @dataclass(frozen=True)
 class ReferenceClip:
-    """An audio clip, its reference transcript, and the ISO 639-1 code of its language."""
+    """An audio clip with its reference transcript.
 
-    path: Path
+    Attributes:
+        audio: the file or the samples.
+        text: the transcript.
+        language: ISO 639-1 code.
+        kind: clips of one kind share their figures.
+    """
+
+    audio: Path | Samples
     text: str
     language: str
+    kind: str
 
 
 @dataclass
 class SystemResult:
-    """What one system made of the clips of one language: normalised texts, and seconds per clip."""
+    """What one system made of the clips of one kind: normalised texts, and seconds per clip."""
 
     references: list[str] = field(default_factory=list[str])
     hypotheses: list[str] = field(default_factory=list[str])
@@ -69,6 +80,13 @@ def read_manifest(path: Path) -> list[ReferenceClip]:
     return clips
 
 
+def synthetic_reference_clips() -> list[ReferenceClip]:
+    """Returns single words, short cuts, long recordings and sentences in several languages, of synthetic voices."""
+    from benchmarks.synthetic_clips import synthetic_clips
+
+    return [ReferenceClip(samples, text, language, kind) for kind, samples, text, language in synthetic_clips()]
+
+
 def compare_transcripts(settings: Settings, clips: Iterable[ReferenceClip]) -> Generator[Figure]:
     """Yield the word error rate and the time of Tenor, of Tenor given the language, and of faster-whisper.
 
@@ -79,13 +97,13 @@ def compare_transcripts(settings: Settings, clips: Iterable[ReferenceClip]) -> G
     systems = _systems(settings)
     results: dict[tuple[str, str], SystemResult] = defaultdict(SystemResult)
     for number, clip in enumerate(clips):
-        samples = decode(clip.path).samples
+        samples = decode(clip.audio).samples if isinstance(clip.audio, Path) else clip.audio
         for name, transcribe in systems.items():
             if not number:
                 transcribe(samples, clip.language)  # warm up
-            _add_clip(results[clip.language, name], clip, samples, transcribe)
-    for language in sorted({language for language, _ in results}):
-        yield from _figures(language, {name: results[language, name] for name in systems})
+            _add_clip(results[clip.kind, name], clip, samples, transcribe)
+    for kind in sorted({kind for kind, _ in results}):
+        yield from _figures(kind, {name: results[kind, name] for name in systems})
 
 
 def _clip(manifest: Path, line: int, row: dict[str, str | None]) -> ReferenceClip:
@@ -93,9 +111,9 @@ def _clip(manifest: Path, line: int, row: dict[str, str | None]) -> ReferenceCli
     if missing:
         raise InvalidRequest(f"{manifest}, line {line}: {' and '.join(missing)} should be there")
     path, text, language = (str(row[column]) for column in COLUMNS)
-    clip = ReferenceClip(manifest.parent / path, text, language.lower())
-    if not clip.path.is_file():
-        raise InvalidRequest(f"{manifest}, line {line}: there is no file {clip.path}")
+    clip = ReferenceClip(manifest.parent / path, text, language.lower(), language.lower())
+    if not (manifest.parent / path).is_file():
+        raise InvalidRequest(f"{manifest}, line {line}: there is no file {manifest.parent / path}")
     if not _normalised(text, clip.language):
         raise InvalidRequest(f"{manifest}, line {line}: {text!r} holds no word")
     return clip
@@ -129,10 +147,10 @@ def _normalised(text: str, language: str) -> str:
     return normalise(text).strip()
 
 
-def _figures(language: str, systems: dict[str, SystemResult]) -> Generator[Figure]:
+def _figures(kind: str, systems: dict[str, SystemResult]) -> Generator[Figure]:
     for name, result in systems.items():
-        yield Figure.of(f"{language}: {name}, word error rate", "%", [result.word_error_rate])
-        yield Figure.of(f"{language}: {name}, a clip", "s", result.seconds)
+        yield Figure.of(f"{kind}: {name}, word error rate", "%", [result.word_error_rate])
+        yield Figure.of(f"{kind}: {name}, a clip", "s", result.seconds)
     for name in (TENOR, TENOR_WITH_LANGUAGE):
         ratio = median(systems[WHISPER].seconds) / median(systems[name].seconds)
-        yield Figure.of(f"{language}: {name}, faster", "times", [ratio])
+        yield Figure.of(f"{kind}: {name}, faster", "times", [ratio])

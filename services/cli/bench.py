@@ -53,17 +53,20 @@ def bench_chain(
     _print_figures(figures, output)
 
 
-@bench.command("transcripts", epilog="Example: `tenor bench transcripts clips.csv --format json`")
+@bench.command("transcripts", epilog="Examples: `tenor bench transcripts`, `tenor bench transcripts clips.csv`")
 def bench_transcripts(
-    manifest: Annotated[Path, typer.Argument(help="A CSV file with the columns path, text and language.")],
+    manifest: Annotated[
+        Path | None,
+        typer.Argument(help="A CSV file with the columns path, text and language. By default, clips are synthesised."),
+    ] = None,
     output: Output = Format.table,
 ) -> None:
-    """Compare the word error rate and the time per clip with faster-whisper's defaults, for each language."""
+    """Compare the word error rate and the time per clip with faster-whisper's defaults, for each kind of clips."""
     with exit_on_error():
         require_extras("bench")
         from benchmarks import transcripts
 
-        clips = transcripts.read_manifest(manifest)
+        clips = transcripts.read_manifest(manifest) if manifest else transcripts.synthetic_reference_clips()
         tracked = track("Transcribing", clips, len(clips))
         figures = list(transcripts.compare_transcripts(get_settings(), tracked))
     _print_figures(figures, output)
