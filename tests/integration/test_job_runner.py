@@ -178,10 +178,18 @@ def test_audio_is_compared_with_the_audio_summaries_of_earlier_turns(
         language: None,
         earlier: Sequence[AudioSummary],
         context: Sequence[str],
+        earlier_languages: Sequence[str],
         submit: StageRunner,
     ) -> Analysis:
         analysis = analyze(
-            pipeline, samples=samples, text=text, language=language, earlier=earlier, context=context, submit=submit
+            pipeline,
+            samples=samples,
+            text=text,
+            language=language,
+            earlier=earlier,
+            context=context,
+            earlier_languages=earlier_languages,
+            submit=submit,
         )
         assert analysis.audio_summary is not None
         given.append(earlier)

@@ -16,7 +16,11 @@ SOUND = {"audio": ("a.wav", wav(), "audio/wav")}
     ("path", "request_", "detail"),
     [
         (TURNS, {"json": {"text": "x", "ocurred_at": "2026-01-01"}}, "'ocurred_at': did you mean 'occurred_at'?"),
-        (TURNS, {"json": {"text": "x", "xyz": 1}}, "'xyz': the fields are lane, occurred_at, role, speaker, text"),
+        (
+            TURNS,
+            {"json": {"text": "x", "xyz": 1}},
+            "'xyz': the fields are context, lane, occurred_at, role, speaker, text",
+        ),
         (TURNS, {"files": SOUND, "data": {"spaeker": "Ada"}}, "'spaeker': did you mean 'speaker'?"),
         (RECORDINGS, {"files": SOUND, "data": {"channel": "[]"}}, "'channel': did you mean 'channels'?"),
         (

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 from sklearn.preprocessing import StandardScaler
 
+from shared.audio.decoder import DecodedAudio
 from tests.audio_clips import tone, wav
 from training.__main__ import run_recipe
 from training.data.acoustic_features import extract
@@ -162,7 +163,9 @@ def test_features_are_extracted_once_and_for_new_recordings_alone(
     utterances = load(acoustic, ["urdu_latif"])[:3]
     first = extract(utterances[:2], "egemaps", tmp_path)
     decoded: list[Path] = []
-    monkeypatch.setattr("training.data.acoustic_features.decode", lambda path: decoded.append(path) or tone(0.4))
+    monkeypatch.setattr(
+        "training.data.acoustic_features.decode", lambda path: decoded.append(path) or DecodedAudio(tone(0.4))
+    )
     second = extract(utterances[::-1], "egemaps", tmp_path)
     assert decoded == [utterances[2].audio]
     np.testing.assert_array_equal(second[:0:-1], first)
@@ -202,7 +205,8 @@ def test_a_sample_at_full_scale_does_not_wrap(
 ) -> None:
     found = []
     for peak in (0.999, 1.0):
-        monkeypatch.setattr("training.data.acoustic_features.decode", lambda path, peak=peak: peak * np.sign(tone(0.4)))
+        audio = DecodedAudio(peak * np.sign(tone(0.4)))
+        monkeypatch.setattr("training.data.acoustic_features.decode", lambda path, audio=audio: audio)
         found.append(extract(one, "is09", tmp_path / str(peak)))
     np.testing.assert_allclose(found[0], found[1], rtol=0.05, atol=0.05)
 
