@@ -155,23 +155,20 @@ def _read_recording(
 ) -> Iterator[tuple[InputTurn, float]]:
     """Yield each turn of a recording with the share of the recording up to its end."""
     with _open_recording(file) as source:
-        if len(speakers) == 1:
-            decoded = audio.decode(source)
-            channels, warnings = [decoded.samples], decoded.warnings
-        else:
+        if len(speakers) > 1:
             _check_channels(audio.probe(source).channels, speakers)
-            (part,) = audio.decode_parts(source, len(speakers), float("inf"))
-            crosstalk = CrosstalkFilter()
-            channels = crosstalk.filter(part.channels)
-            warnings = (*part.warnings, *crosstalk.warnings())
+        (recording,) = audio.decode_parts(source, len(speakers), float("inf"))
+    crosstalk = CrosstalkFilter()
+    channels = crosstalk.filter(recording.channels)
+    warnings = (*recording.warnings, *crosstalk.warnings())
     for channel, (start, end) in _find_turns(channels):
         samples = channels[channel]
         turn = InputTurn(
             speakers[channel],
             samples=samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)],
             file=name,
-            start=round(start, 3),
-            end=round(end, 3),
+            start=round(recording.start_s + start, 3),
+            end=round(recording.start_s + end, 3),
             warnings=warnings,
         )
         yield turn, min(1.0, end * SAMPLE_RATE / samples.size)

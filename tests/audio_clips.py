@@ -3,10 +3,12 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from shared.audio import decoder
@@ -90,6 +92,62 @@ def write(out: io.BytesIO | str, name: str, sound: NDArray[np.floating], rate: i
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
             file.mux(stream.encode(piece))
         file.mux(stream.encode(None))
+
+
+def no_delay(seconds: float) -> float:
+    return 0.0
+
+
+def muxed(
+    container: str,
+    codec: str,
+    *sounds: NDArray[np.floating],
+    rate: int = 48_000,
+    delay: Callable[[float], float] = no_delay,
+    delays: Sequence[float] = (),
+    **options: str,
+) -> bytes:
+    """A file with a track for each sound, shape [samples] or [channels, samples].
+
+    Args:
+        delay: how many seconds later a packet is stamped, given the seconds at which it would be.
+        delays: how many seconds later each track begins.
+    """
+    out = io.BytesIO()
+    with av.open(out, "w", format=container, options=options) as file:
+        late = [*delays, *[0.0] * len(sounds)]
+        streams = [_add_stream(file, codec, rate, sound) for sound in sounds]
+        packets = [
+            _delayed(packet, late[number], delay)
+            for number, sound in enumerate(sounds)
+            for packet in _encode(streams[number], np.atleast_2d(sound).astype(np.float32))
+        ]
+        for packet in sorted(packets, key=lambda packet: float((packet.dts or 0) * packet.time_base)):
+            file.mux(packet)
+    return out.getvalue()
+
+
+def _add_stream(file: OutputContainer, codec: str, rate: int, sound: NDArray[np.floating]) -> av.AudioStream:
+    stream = file.add_stream(codec, rate=rate)
+    assert isinstance(stream, av.AudioStream)
+    stream.layout = "stereo" if sound.ndim == 2 else "mono"
+    stream.codec_context.open()
+    return stream
+
+
+def _encode(stream: av.AudioStream, channels: NDArray[np.float32]) -> Iterator[av.Packet]:
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format="fltp", layout=stream.layout.name)
+    frame.sample_rate, frame.pts = stream.rate, 0
+    resampler = av.AudioResampler(stream.format, stream.layout.name, stream.rate, frame_size=stream.frame_size)
+    for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
+        yield from stream.encode(piece)
+
+
+def _delayed(packet: av.Packet, seconds: float, delay: Callable[[float], float]) -> av.Packet:
+    assert packet.pts is not None
+    packet.pts += round((seconds + delay(float(packet.pts * packet.time_base))) / packet.time_base)
+    packet.dts = packet.pts
+    return packet
 
 
 def damaged(data: bytes, place: float = 0.45, size: int = 40) -> bytes:

@@ -238,13 +238,15 @@ class _Child:
         count = 0
         while True:
             match self._result(self._receive_json()):
-                case {"channels": int(sent), "samples": int(size), "warnings": warnings} if sent == channels:
+                case {"channels": int(sent), "samples": int(size), "start_s": float(start_s), "warnings": warnings} if (
+                    sent == channels and math.isfinite(start_s)
+                ):
                     count += size
                     if not 0 < size * channels * 4 <= self._limits.memory_bytes or count > longest:
                         raise _ChildDied(_INVALID_ANSWER)
                     samples = np.empty((channels, size), np.float32)
                     self._receive_into(samples.data.cast("B"))
-                    yield AudioPart(list(samples), _warnings(warnings))
+                    yield AudioPart(list(samples), start_s, _warnings(warnings))
                 case {"ended_after": int(size)} if size == count > 0:
                     self._busy = False
                     return
@@ -320,7 +322,7 @@ class _Child:
 def _joined(parts: Sequence[AudioPart]) -> AudioPart:
     """Returns consecutive parts as one."""
     channels = zip(*(part.channels for part in parts), strict=True)
-    return AudioPart([np.concatenate(channel) for channel in channels], parts[-1].warnings)
+    return AudioPart([np.concatenate(channel) for channel in channels], parts[-1].start_s, parts[-1].warnings)
 
 
 def _warnings(sent: Any) -> tuple[AnalysisWarning, ...]:  # noqa: ANN401

@@ -10,8 +10,8 @@ A request is 4 bytes with the length of the JSON that follows, such as
 bytes, or `size` bytes after the JSON.
 
 An answer is 4 bytes with the length of a JSON object, and the object. It may be a part of a decoded recording, with the
-numbers of its `channels` and `samples` and with `warnings`; float32 samples follow, one channel after the other. The
-last answer to a request is a result, an error as `code` and `detail`, or `died` with the name of the exception that
+numbers of its `channels` and `samples`, `start_s` and `warnings`; float32 samples follow, one channel after the other.
+The last answer to a request is a result, an error as `code` and `detail`, or `died` with the name of the exception that
 ends the child.
 """
 
@@ -95,8 +95,6 @@ class Child:
                     count += part.channels[0].size
                 self._send_json({"ended_after": count})
             except (AudioError, AudioTooLong) as error:
-                if isinstance(error.__cause__, MemoryError):  # the recording is not to blame
-                    raise error.__cause__ from None
                 self._send_json({"code": error.code, "detail": error.detail})
 
     def _renew_cpu_time(self) -> None:
@@ -109,7 +107,9 @@ class Child:
 
     def _send_part(self, part: AudioPart) -> None:
         warnings = [(warning.code, warning.message) for warning in part.warnings]
-        self._send_json({"channels": len(part.channels), "samples": part.channels[0].size, "warnings": warnings})
+        size = part.channels[0].size
+        header = {"channels": len(part.channels), "samples": size, "start_s": part.start_s, "warnings": warnings}
+        self._send_json(header)
         for samples in part.channels:
             self._connection.sendall(np.ascontiguousarray(samples).data)
 

@@ -94,6 +94,12 @@ class Transcript(BaseModel):
         share = (self.confidence - WORTHLESS_BELOW) / (DOUBTFUL_BELOW - WORTHLESS_BELOW)
         return min(1.0, max(0.0, share))
 
+    def later(self, seconds: float) -> "Transcript":
+        """Return the transcript with all times later by some seconds."""
+        if not seconds:
+            return self
+        return self.model_copy(update={"segments": tuple(_later(segment, seconds) for segment in self.segments)})
+
     @classmethod
     def provided(cls, text: str, language: str | None = None) -> "Transcript":
         """Return the transcript of a turn that came with its text."""
@@ -103,3 +109,11 @@ class Transcript(BaseModel):
             segments=(Segment(start=0.0, end=0.0, text=text),),
             source=TranscriptSource.provided,
         )
+
+
+def _later(segment: Segment, seconds: float) -> Segment:
+    def shift(part: Segment | Word) -> dict[str, float]:
+        return {"start": part.start + seconds, "end": part.end + seconds}
+
+    words = tuple(word.model_copy(update=shift(word)) for word in segment.words)
+    return segment.model_copy(update=shift(segment) | {"words": words})

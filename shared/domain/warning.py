@@ -9,6 +9,8 @@ class WarningCode(StrEnum):
 
     Attributes:
         audio_skipped: a part of the recording is damaged, and was replaced by silence or left out.
+        audio_gaps: the time stamps of the recording leave gaps, which count as silence.
+        tracks_mixed: the file has several audio tracks, which were mixed.
         opposite_phase: the channels of the recording are in opposite phase, so that only the loudest was used.
         channels_alike: channels of the recording hold the same, so that only the first of them was used.
         crosstalk_removed: a channel of the recording also holds another channel more quietly, which was removed.
@@ -18,6 +20,8 @@ class WarningCode(StrEnum):
     """
 
     audio_skipped = "audio_skipped"
+    audio_gaps = "audio_gaps"
+    tracks_mixed = "tracks_mixed"
     opposite_phase = "opposite_phase"
     channels_alike = "channels_alike"
     crosstalk_removed = "crosstalk_removed"

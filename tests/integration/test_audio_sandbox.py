@@ -374,7 +374,8 @@ def message(answer: bytes) -> bytes:
 
 
 def part(channels: int, samples: int, warnings: str = "[]") -> bytes:
-    return message(f'{{"channels": {channels}, "samples": {samples}, "warnings": {warnings}}}'.encode())
+    header = f'{{"channels": {channels}, "samples": {samples}, "start_s": 0.0, "warnings": {warnings}}}'
+    return message(header.encode())
 
 
 ANSWERS = {

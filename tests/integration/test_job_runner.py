@@ -42,7 +42,7 @@ from shared.modeling.transcriber import Clip, Transcriber
 from shared.settings import Settings
 from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
-from tests.audio_clips import damaged, encoded, riff, tone, wav
+from tests.audio_clips import damaged, encoded, muxed, riff, tone, wav
 from tests.conftest import wait_for
 from tests.integration.conftest import AllSent, read_turn
 from tests.integration.test_full_disk import full_disk
@@ -139,6 +139,13 @@ def test_a_prediction_warns_of_damaged_audio(say: Say) -> None:
     prediction = say(recording=damaged(encoded("m4a", tone(4))))["prediction"]
     assert [warning["code"] for warning in prediction["warnings"]] == ["audio_skipped"]
     assert say(recording=wav())["prediction"]["warnings"] == []
+
+
+def test_the_words_of_a_recording_that_starts_late_have_the_times_of_its_stream(say: Say) -> None:
+    late = muxed("webm", "libopus", tone(2, rate=48_000), delay=lambda seconds: 7)
+    segments = [say(recording=recording)["transcript"]["segments"] for recording in (wav(), late)]
+    at_once, later = (segment[0]["start"] for segment in segments)
+    assert later - at_once == pytest.approx(7, abs=0.02)
 
 
 def test_a_full_disk_retries_the_job_without_using_an_attempt(

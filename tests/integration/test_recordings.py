@@ -26,7 +26,7 @@ from shared.messaging.broker import Broker
 from shared.settings import Settings
 from shared.storage.blobs import BlobFolder
 from shared.store.database import Database
-from tests.audio_clips import damaged, encoded, silence, spoken, tone, wav
+from tests.audio_clips import damaged, encoded, muxed, silence, spoken, tone, wav
 from tests.integration.conftest import MakeKey
 from workers.job_runner import JobRunner
 from workers.sweeper import Sweeper
@@ -304,6 +304,30 @@ def test_a_damaged_recording_is_split_and_has_a_warning(
     split = api.get(location).json()
     assert (split["status"], sum(split["turns"].values())) == ("succeeded", 2)
     assert [warning["code"] for warning in split["warnings"]] == ["audio_skipped"]
+
+
+def test_turns_of_a_recording_that_starts_late_have_the_times_of_its_stream(
+    api: TestClient, session_id: str, work: Callable[[], None]
+) -> None:
+    sound = np.repeat(np.concatenate([spoken("english"), silence(3), spoken("german")]), 3)
+    data = muxed("webm", "libopus", sound, delay=lambda seconds: 7)
+    post(api, session_id, data, "call.webm", started_at="2026-03-01T10:00:00Z")
+    work()
+    first, second = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+    assert first["start"] == pytest.approx(7, abs=0.6)
+    assert second["end"] == pytest.approx(7 + sound.size / 48_000, abs=0.6)
+    assert first["occurred_at"].startswith("2026-03-01T10:00:07")
+
+
+def test_the_tracks_of_a_file_are_its_channels(api: TestClient, session_id: str, work: Callable[[], None]) -> None:
+    agent, customer = (np.repeat(spoken(name), 3) for name in ("english", "spanish"))
+    data = muxed("matroska", "libopus", agent, customer, delays=(0, 5))
+    response = post(api, session_id, data, "call.mkv", channels=json.dumps(CHANNELS))
+    assert response.json()["channel_count"] == 2
+    work()
+    turns = api.get(f"/v1/sessions/{session_id}/history").json()["turns"]
+    assert [turn["speaker"] for turn in turns] == ["Tom", "Ana"]
+    assert turns[1]["start"] == pytest.approx(5, abs=0.6)
 
 
 def truncated() -> bytes:

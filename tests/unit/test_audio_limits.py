@@ -15,7 +15,8 @@ import pytest
 from av.codec.codec import UnknownCodecError
 from av.container import OutputContainer
 
-from shared.audio.decoder import CODECS, MAX_RATE, SAMPLE_RATE, probe
+from shared.audio.decoder import SAMPLE_RATE, probe
+from shared.audio.tracks import CODECS, MAX_RATE
 from shared.errors import AudioUndecodable
 from tests.audio_clips import decode, encoded, flac_with_picture, large_png, picture_block, riff, tone
 

@@ -64,12 +64,15 @@ class AnalyzeTurn:
                 earlier_languages=work.earlier_languages,
                 submit=_with_stage(on_stage, submit),
             )
+        transcript = analysis.transcript
+        if transcript is not None and audio is not None and work.turn.text is None:
+            transcript = transcript.later(audio.start_s)
         warnings = (*(() if audio is None else audio.warnings), *analysis.prediction.warnings)
         prediction = analysis.prediction.model_copy(update={"warnings": warnings})
         summary = None if analysis.audio_summary is None else analysis.audio_summary.astype(_SUMMARY_TYPE).tobytes()
 
         def write(transaction: Transaction) -> Sequence[Message]:
-            result = (analysis.transcript, prediction, summary)
+            result = (transcript, prediction, summary)
             transaction.turn_results.write(work.turn.id, self._pipeline.bundle.id, *result)
             return ()
 

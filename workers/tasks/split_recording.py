@@ -67,12 +67,12 @@ class SplitRecording:
         self._delete_earlier_parts(work)
         splitters = [UtteranceSplitter() for _ in work.channels]
         utterances: list[Utterance] = []
-        warnings: tuple[AnalysisWarning, ...] = ()
+        start_s, warnings = 0.0, tuple[AnalysisWarning, ...]()
         for part in self._decode_parts(work, on_stage):
             ended = [splitter.add(samples) for splitter, samples in zip(splitters, part.channels, strict=True)]
-            utterances += self._store_all(work, ended)
-            warnings = part.warnings
-        utterances += self._store_all(work, [splitter.finish() for splitter in splitters])
+            utterances += self._store_all(work, ended, part.start_s)
+            start_s, warnings = part.start_s, part.warnings
+        utterances += self._store_all(work, [splitter.finish() for splitter in splitters], start_s)
         utterances.sort(key=lambda utterance: (utterance.start, utterance.end))
 
         def write(transaction: Transaction) -> Sequence[Message]:
@@ -93,7 +93,8 @@ class SplitRecording:
             parts = self._audio.decode_parts(recording, channels, part_s, self._settings.audio.max_recording_s)
             for number, part in enumerate(parts):
                 on_stage(f"part {number}")
-                yield AudioPart(crosstalk.filter(part.channels), (*part.warnings, *crosstalk.warnings()))
+                channels_of_part = crosstalk.filter(part.channels)
+                yield AudioPart(channels_of_part, part.start_s, (*part.warnings, *crosstalk.warnings()))
 
     def _delete_earlier_parts(self, work: RecordingWork) -> None:
         with self._claimed(work) as transaction:
@@ -111,10 +112,16 @@ class SplitRecording:
                 raise ClaimLost("the recording was deleted, or another worker splits it")
             yield transaction
 
-    def _store_all(self, work: RecordingWork, ended: Sequence[Sequence[tuple[float, Samples]]]) -> list[Utterance]:
-        """Store the utterances of each channel, which are given as their starts in seconds and their samples."""
+    def _store_all(
+        self, work: RecordingWork, ended: Sequence[Sequence[tuple[float, Samples]]], start_s: float
+    ) -> list[Utterance]:
+        """Store the utterances of each channel: their starts in seconds after `start_s`, and their samples."""
         channels = zip(work.channels, ended, strict=True)
-        return [self._store(work, channel, *utterance) for channel, spoken in channels for utterance in spoken]
+        return [
+            self._store(work, channel, start_s + start, samples)
+            for channel, spoken in channels
+            for start, samples in spoken
+        ]
 
     def _store(self, work: RecordingWork, channel: Channel, start: float, samples: Samples) -> Utterance:
         uri, duration = new_uri(work.tenant_id, work.recording.session_id), samples.size / SAMPLE_RATE
