@@ -19,7 +19,7 @@ SOUND = {"audio": ("a.wav", wav(), "audio/wav")}
         (
             TURNS,
             {"json": {"text": "x", "xyz": 1}},
-            "'xyz': the fields are context, lane, occurred_at, role, speaker, text",
+            "'xyz': the fields are context, lane, occurred_at, role",
         ),
         (TURNS, {"files": SOUND, "data": {"spaeker": "Ada"}}, "'spaeker': did you mean 'speaker'?"),
         (RECORDINGS, {"files": SOUND, "data": {"channel": "[]"}}, "'channel': did you mean 'channels'?"),
