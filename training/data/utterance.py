@@ -1,5 +1,6 @@
 """`Utterance`, the unit of every corpus, with its label and its split; and what all corpus loaders use."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,8 +45,9 @@ class Utterance:
 
     Attributes:
         target: the share of each category, summing to 1; several categories have a share where the corpus gives several
-            labels. The categories are those of `EKMAN7` until `relabel` applies another label scheme. None if the
-            label has no category. With a multi-label loss, a run sets each share above 0 to 1.
+            labels, or the votes of several people. The categories are those of `EKMAN7` until `relabel` applies another
+            label scheme. None if the label has no category. With a multi-label loss, a run sets each share above 0 to
+            1.
         valence: from -1 to 1; None if it is unknown.
         group: what must not be in two splits: the speaker, or the dialogue of a text that has no recording.
         label_name: the corpus's own label; several labels are separated by a comma and a space.
@@ -95,6 +97,17 @@ def ekman_target(categories: Iterable[str | None]) -> tuple[float, ...] | None:
     return tuple(1 / len(indexes) if i in indexes else 0.0 for i in range(len(EKMAN7.categories)))
 
 
+def vote_target(categories: Iterable[str | None]) -> tuple[float, ...] | None:
+    """Returns each category's share of the votes, over `EKMAN7`; votes for None do not count.
+
+    None if there are no other votes.
+    """
+    counts = Counter(EKMAN7.index(category) for category in categories if category is not None)
+    if not counts:
+        return None
+    return tuple(counts[i] / counts.total() for i in range(len(EKMAN7.categories)))
+
+
 def implied_valence(categories: Iterable[str | None]) -> float | None:
     """Returns the mean polarity of the categories that have one, or None if none has."""
     polarities = [POLARITY[category] for category in categories if category is not None]
@@ -136,7 +149,7 @@ def require_path(path: Path, name: str, source: str) -> Path:
 
 
 def find_recordings(folder: Path, name: str, source: str, pattern: str = "**/*") -> list[Path]:
-    """Returns the WAV and FLAC files below a folder that match a glob pattern, sorted.
+    """Returns the WAV, FLAC and Ogg files below a folder that match a glob pattern, sorted.
 
     Raises:
         CorpusMissing: the folder does not exist, or no file matches.
@@ -146,7 +159,7 @@ def find_recordings(folder: Path, name: str, source: str, pattern: str = "**/*")
         path
         for path in folder.glob(pattern)
         # macOS puts a hidden companion of every file into its archives.
-        if path.suffix.lower() in (".wav", ".flac") and not path.name.startswith(".")
+        if path.suffix.lower() in (".wav", ".flac", ".ogg") and not path.name.startswith(".")
     )
     if not found:
         raise CorpusMissing(f"{name} has no recordings at {folder / pattern}: get it from {source}")
