@@ -5,7 +5,11 @@ import json
 from pathlib import Path
 
 from shared.domain.emotion import EKMAN7
-from tests.audio_clips import tone, wav
+from tests.audio_clips import encoded, tone, wav
+from tests.training.text_corpus_samples import write_text_corpora
+
+UNKNOWN_USER = "d14a028c2a3a2bc9476102bb288234c415a2b01f828ea62ac5b3e42f"
+"""The user's hash in names of recordings of EmoSpeech India by unknown users."""
 
 RAVDESS_ACTORS = (1, 2, 19, 21)
 """Two actors train, one validates, one tests."""
@@ -57,6 +61,13 @@ def write_data(folder: Path) -> Path:
     write_iitkgp_sehsc(folder / "iitkgp_sehsc")
     write_indonesian(folder / "indonesian")
     write_iemocap(folder / "iemocap")
+    write_ased(folder / "ased")
+    write_emospeech_india(folder / "emospeech_india")
+    write_nemo(folder / "nemo")
+    write_turev(folder / "turev")
+    write_selvas_emotional(folder / "selvas_emotional")
+    write_baved(folder / "baved")
+    write_text_corpora(folder)
     return folder
 
 
@@ -221,6 +232,67 @@ def write_iemocap(folder: Path) -> None:
         (root / "dialog" / "EmoEvaluation" / f"{dialogue}.txt").write_text("\n".join(lines), encoding="utf-8")
         lines = [f"{turn} [{i:03}.5000-{i + 1:03}.2500]: Turn {i}." for i, (turn, _) in enumerate(turns)]
         (root / "dialog" / "transcriptions" / f"{dialogue}.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_ased(folder: Path) -> None:
+    """Two speakers who train and one who validates."""
+    emotions = {"01Neutral": "n1", "02Fearful": "f2", "03Happy": "h3", "04Sad": "S4", "05Angry": "a5"}
+    for speaker, sex in ((1, 1), (2, 2), (15, 1)):
+        for number, (label, code) in enumerate(emotions.items()):
+            name = f"{code}-01-02-{sex:02}-{speaker:02}.wav"
+            _write_tone(folder / label / name, 100 + 20 * number)
+
+
+USERS = 21
+"""Enough that some of them validate."""
+
+
+def write_emospeech_india(folder: Path) -> None:
+    """Users who train and validate, an unknown user, and background noise."""
+    users = [f"{number:056x}" for number in range(USERS)]
+    for i, user in enumerate(users):
+        emotion = ("Happy", "angry", "fearful", "calm")[i % 4]
+        keyword = ("bacho", "help", "unknown")[i % 3]
+        _write_tone(folder / "webservice" / f"{keyword}-safe-{emotion}-1562996360436-{user}.wav", 100 + 10 * i)
+    for name in (f"yes-safe-happy-1-{UNKNOWN_USER}", f"background-safe-None-2-{users[0]}"):
+        _write_tone(folder / "metro" / f"{name}.wav", 300)
+
+
+def write_nemo(folder: Path) -> None:
+    """One speaker who trains and one who validates, and the published table of texts."""
+    rows = ["file_id\temotion\traw_text\tspeaker_id"]
+    for speaker in ("EB0", "TP0"):
+        for number, emotion in enumerate(("anger", "fear", "happiness", "neutral", "sadness", "surprised")):
+            name = f"{speaker}_{emotion}_{number}.wav"
+            _write_tone(folder / "samples" / name, 100 + 20 * number)
+            rows.append(f"{name}\t{emotion}\tLubię czytać.\t{speaker}")
+    (folder / "data.tsv").write_text("\n".join(rows), encoding="utf-8")
+
+
+def write_turev(folder: Path) -> None:
+    for speaker in (1157, 6783):
+        for number, (label, code) in enumerate({"Angry": "kz", "Calm": "sk", "Happy": "mt", "Sad": "hl"}.items()):
+            _write_tone(folder / "Sound Source" / label / f"{speaker}_{code}_acik.wav", 100 + 20 * number)
+
+
+def write_selvas_emotional(folder: Path) -> None:
+    """A woman who trains and a man who validates, with the published texts of hers."""
+    for speaker in ("nea", "neo"):
+        inner = folder / "emotional-to-emotional" / speaker
+        for number in (1, 101, 201, 400):
+            _write_tone(inner / "wav" / f"{speaker}{number:05}.wav", 100 + number / 4)
+            if speaker == "nea":
+                (inner / "script").mkdir(exist_ok=True)
+                (inner / "script" / f"{speaker}{number:05}.txt").write_text(f"문장 {number}\n", encoding="utf-8")
+
+
+def write_baved(folder: Path) -> None:
+    """A speaker who trains and one who validates, and the one whose clips are another's; as Ogg."""
+    for speaker in ("0-m-21", "54-f-19", "53-m-20"):
+        for level in range(3):
+            path = folder / "4" / f"{speaker}-4-{level}-{level}.ogg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded("opus", tone(0.3, 100 + 40 * level)))
 
 
 def _write_tone(path: Path, hertz: float) -> None:

@@ -95,7 +95,7 @@ CORPORA = {
     "iitkgp_sehsc": _described(iitkgp_sehsc, "iitkgp_sehsc", "no", "hi"),
     "indonesian": _described(indonesian, "indonesian", "unclear", "id"),
     "ased": _described(ased, "ased", "unclear", "am"),
-    "emospeech_india": _described(emospeech_india, "emospeech_india", "no", "en", "hi"),
+    "emospeech_india": _described(emospeech_india, "emospeech_india", "no", "en", "hi", "und"),
     "nemo": _described(nemo, "nemo", "no", "pl"),
     "turev": _described(turev, "turev", "no", "tr"),
     "selvas_emotional": _described(selvas_emotional, "selvas_emotional", "no", "ko"),

@@ -272,14 +272,15 @@ def read_maia(path: Path) -> Iterator[Line]:
             language = look_up(row["language"], MAIA_LANGUAGES, path.name)
             yield Line(row["text_src"], (row["Emotion"],), (), language, row["id"], row["floor"])
         return
-    names = dict(enumerate(MAIA_LABELS))
+    names = {f"{number}": name for number, name in enumerate(MAIA_LABELS)}
     dialogues = cast("list[MaiaDialogue]", json.loads(path.read_text(encoding="utf-8-sig")))
     for dialogue in dialogues:
         for turn in dialogue["turns"]:
             code = "en" if turn["floor"] == "outbound" else path.stem.partition("_")[0]
             language = look_up(code, MAIA_LANGUAGES, path.name)
             for text, number in zip(turn["text_src"], turn["Emotion"], strict=False):
-                yield Line(text, (names[number],), (), language, dialogue["id"], turn["floor"])
+                label = look_up(f"{number}", names, path.name)
+                yield Line(text, (label,), (), language, dialogue["id"], turn["floor"])
 
 
 MAIA_DQE = TextCorpus(

@@ -13,8 +13,8 @@ from training.data.utterance import Utterance, ekman_target, find_recordings, im
 LICENCE = "CC BY-NC-SA 4.0"
 SOURCE = "https://github.com/RakshakTeam/emospeech-dataset-v1"
 LABELS = {"happy": "joy", "angry": "anger", "fearful": "fear", "calm": "neutral"}
-HINDI = frozenset({"bacho"})
-"""The keywords that are not English."""
+LANGUAGES = {"help": "en", "bacho": "hi", "stop": "en", "no": "en", "go": "en", "yes": "en", "unknown": "und"}
+"""By keyword; `unknown` is any other word."""
 
 UNKNOWN_USER = "d14a028c2a3a2bc9476102bb288234c415a2b01f828ea62ac5b3e42f"
 BACKGROUND, OTHER_WORD = "background", "unknown"
@@ -38,7 +38,7 @@ def load(folder: Path) -> Iterator[Utterance]:
         yield Utterance(
             id=path.stem,
             corpus="emospeech_india",
-            language="hi" if keyword in HINDI else "en",
+            language=look_up(keyword, LANGUAGES, path.name),
             split=split_by_digest(user),
             target=ekman_target([category]),
             valence=implied_valence([category]),

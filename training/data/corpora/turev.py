@@ -5,6 +5,7 @@ https://github.com/Xeaver/TurEV-DB, CC BY-NC-ND 4.0. Files are named `SPEAKER_CO
 The words have no diacritics. The speakers' gender is not published.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ LABELS = {"Angry": "anger", "Calm": "neutral", "Happy": "joy", "Sad": "sadness"}
 VALIDATION_SPEAKERS = frozenset({"6783"})
 """A speaker with all four emotions; the other five train. There is no published split."""
 
+NAME = re.compile(r"(\d+)_[a-z]+_(.+)")
+
 
 def load(folder: Path) -> Iterator[Utterance]:
     """Yields the recordings `Sound Source/Angry/1157_kz_acik.wav` ...
@@ -25,9 +28,10 @@ def load(folder: Path) -> Iterator[Utterance]:
         ValueError: the name of a file or folder does not follow the corpus's scheme.
     """
     for path in find_recordings(folder / "Sound Source", "TurEV-DB", SOURCE, "*/*"):
-        speaker, *_, word = path.stem.split("_", 2)
-        if not speaker.isdecimal() or path.stem.count("_") < 2:
+        name = NAME.fullmatch(path.stem)
+        if name is None:
             raise ValueError(f"{path.name} is not named SPEAKER_CODE_word as TurEV-DB's files are")
+        speaker, word = name.groups()
         category = look_up(path.parent.name, LABELS, path.name)
         yield Utterance(
             id=f"{path.parent.name} {path.stem}",
