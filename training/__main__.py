@@ -16,10 +16,12 @@ from training.recipes.evaluate import evaluate
 from training.recipes.export_bundle import export_bundle
 from training.recipes.import_checkpoint import import_checkpoint
 from training.recipes.import_valence_classifier import import_valence_classifier
+from training.recipes.list_corpora import list_corpora
 from training.recipes.train import train
 from training.recipes.transfer import transfer
 
 RECIPES: dict[str, Callable[..., None]] = {
+    "list_corpora": list_corpora,
     "build_encoders": build_encoders,
     "cache_features": cache_features,
     "train": train,

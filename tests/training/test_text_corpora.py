@@ -10,6 +10,7 @@ import pytest
 
 from shared.domain.emotion import EKMAN7
 from tests.training.text_corpus_samples import EMORY_TURNS, EMOTIONLINES_TURNS, write_table
+from training.__main__ import run_recipe
 from training.data.corpora import dialogues, texts
 from training.data.corpora.tables import read_rows
 from training.data.corpora.text_corpus import Line, TextCorpus
@@ -56,6 +57,12 @@ def test_corpora_for_commercial_use_can_be_selected() -> None:
         "shemo",
         "xed",
     }
+
+
+def test_the_documentation_has_the_table_of_corpora(capsys: pytest.CaptureFixture[str]) -> None:
+    run_recipe(["list_corpora"])
+    guide = Path(__file__).parents[2] / "docs" / "models" / "training.md"
+    assert capsys.readouterr().out in guide.read_text(encoding="utf-8")
 
 
 def test_a_label_that_several_people_chose_has_the_share_of_their_votes(data: Path) -> None:

@@ -312,8 +312,8 @@ def read_naist(path: Path) -> Iterator[Line]:
 NAIST_PERSUASION = TextCorpus(
     name="naist_persuasion",
     title="NAIST persuasive dialogues",
-    # Yoshino et al. 2018: a robot persuades a boy, in writing.
-    source="https://github.com/ahclab (Japanese persuasive dialogues with emotional expressions)",
+    # A robot persuades a boy, in writing.
+    source="https://aclanthology.org (Yoshino et al. 2018, LREC, on persuasive dialogue with emotional expressions)",
     licence="no restriction, citation asked",
     commercial="yes",
     languages=("ja",),

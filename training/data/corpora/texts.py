@@ -279,8 +279,7 @@ UIT_VSMEC = TextCorpus(
 BEMOC = TextCorpus(
     name="bemoc",
     title="BEmoC",
-    # Das et al. 2021.
-    source="https://github.com/omar-sharif03/NAACL-SRW-2021",
+    source="https://aclanthology.org (Das et al. 2021, NAACL student research workshop, on emotions in Bengali)",
     licence="none stated",
     commercial="unclear",
     languages=("bn",),
