@@ -26,7 +26,7 @@ def read_rows(path: Path, *columns: str) -> Iterator[Row]:
         ValueError: a column is missing.
     """
     cells = read_cells(path)
-    header = [name.strip() for name in next(cells, [])]
+    header = [name.strip() for name in next(cells, list[str]())]
     if missing := [column for column in columns if column not in header]:
         raise ValueError(f"{path} has no column {' or '.join(map(repr, missing))}: it has {', '.join(header)}")
     for values in cells:
