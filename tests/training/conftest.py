@@ -18,8 +18,8 @@ from tests.training.corpus_samples import write_data
 from training.recipes.cache_features import cache_features
 
 PIECES = ("▁the", "▁day", "ing", "▁lovely", "▁дом", "ный", "▁سلام", "▁घर", "▁中国", "▁what", "▁train")
-CACHED = ("ravdess", "urdu_latif", "meld", "goemotions", "xed")
-"""The corpora of the bundle `compact`: no test reads features of others."""
+CACHED = ("ravdess", "urdu_latif", "tess", "meld", "goemotions", "xed")
+"""The corpora of the bundle `compact`, and one to test on: no test reads features of others."""
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzабвгдежзиклмнопрстуыйαβγسلامघरकत0123456789:!?中国人"  # noqa: RUF001
 
