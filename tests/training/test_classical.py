@@ -205,7 +205,7 @@ def test_a_sample_at_full_scale_does_not_wrap(
 ) -> None:
     found = []
     for peak in (0.999, 1.0):
-        audio = DecodedAudio(peak * np.sign(tone(0.4)))
+        audio = DecodedAudio((peak * np.sign(tone(0.4))).astype(np.float32))
         monkeypatch.setattr("training.data.acoustic_features.decode", lambda path, audio=audio: audio)
         found.append(extract(one, "is09", tmp_path / str(peak)))
     np.testing.assert_allclose(found[0], found[1], rtol=0.05, atol=0.05)
