@@ -14,6 +14,7 @@ _MAX_CHUNKS = 1000
 _MAX_OGG_PAGE = 27 + 255 + 255 * 255
 _OGG_FIRST_PAGE = b"OggS\x00\x02"
 """How the first page of a logical stream begins (RFC 3533, section 6)."""
+_OGG_END = 4
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 """The identifiers of the two elements that a Matroska or WebM file consists of (RFC 8794 and RFC 9559)."""
 _UNKNOWN_SIZE = 0x7FFF_0000
@@ -126,9 +127,9 @@ def read_layout(file: IO[bytes]) -> FileLayout:
     elif head[:4] == _EBML:
         return FileLayout((whole,), is_whole=_is_whole_matroska(whole, size))
     elif head[:4] == b"OggS":
-        _check_ogg(whole, size)
+        is_whole = _is_whole_ogg(whole, size)
         starts = [*_ogg_link_starts(whole, size), size]
-        return FileLayout(tuple(FileSpan(file, *span) for span in pairwise(starts)))
+        return FileLayout(tuple(FileSpan(file, *span) for span in pairwise(starts)), is_whole=is_whole)
     return FileLayout((whole,))
 
 
@@ -278,13 +279,18 @@ def _is_whole_matroska(file: FileSpan, size: int) -> bool:
     return start <= size
 
 
-def _check_ogg(file: FileSpan, size: int) -> None:
-    """Raises AudioUndecodable if the last page of an Ogg file is incomplete (RFC 3533, section 6)."""
+def _is_whole_ogg(file: FileSpan, size: int) -> bool:
+    """Returns whether the last page of an Ogg file is marked as the last of its stream (RFC 3533, section 6).
+
+    Raises:
+        AudioUndecodable: the last page is incomplete.
+    """
     file.seek(max(0, size - _MAX_OGG_PAGE))
     tail = file.read()
     page = tail[tail.rfind(b"OggS") :]
     if len(page) < _ogg_page_size(page):
         raise _truncated(size)
+    return bool(page[5] & _OGG_END)
 
 
 def _ogg_page_size(page: bytes) -> int:

@@ -144,6 +144,14 @@ def test_forty_damaged_bytes_within_a_recording_leave_the_rest(name: str, lost_s
         assert audio.start_s + audio.samples.size / SAMPLE_RATE == pytest.approx(4, abs=lost_s)
 
 
+def test_a_damaged_page_at_the_end_of_an_ogg_is_skipped() -> None:
+    data = whole("opus")
+    *_, before, _ = (found.start() for found in re.finditer(b"OggS", data))  # the last page is short
+    audio = decode(damaged(data, (before + 400) / len(data)))
+    assert audio.samples.size / SAMPLE_RATE == pytest.approx(3, abs=0.05)
+    assert [warning.code for warning in audio.warnings] == [WarningCode.audio_skipped]
+
+
 def test_a_recording_of_which_hardly_anything_is_left_is_refused() -> None:
     data = whole("m4a")
     start, end = data.index(b"mdat") + 2000, data.index(b"moov") - 8
