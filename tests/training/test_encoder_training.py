@@ -129,7 +129,8 @@ def test_a_run_with_encoders_of_its_own_becomes_a_bundle(
 ) -> None:
     trained_text, trained_audio = (branch.model_copy(update={"freeze": freeze}) for branch in (text, audio))
     result = trained("ravdess", "meld", text=trained_text, audio=trained_audio, relative=True, labels="four")
-    export_bundle(data, [tmp_path / "run"], tmp_path / "bundle", name="full", whisper="large-v3-turbo")
+    runs, bundle = [tmp_path / "run"], tmp_path / "bundle"
+    export_bundle(data, runs, bundle, name="full", whisper="large-v3-turbo", context_turns=1)
     manifest = read_manifest(tmp_path / "bundle")
     assert (manifest.asr.options, manifest.label_space.name) == ({"size": "large-v3-turbo"}, "four")
     (tmp_path / "run").rename(tmp_path / "moved")

@@ -35,6 +35,7 @@ def export_bundle(
     whisper: str = "base",
     cross_validation: Path | None = None,
     accepted_risk: float = ACCEPTED_RISK,
+    context_turns: int = 0,
 ) -> None:
     """Calibrate on the validation splits, measure the validation and test splits, and write the bundle.
 
@@ -52,6 +53,8 @@ def export_bundle(
         whisper: faster-whisper's name of the model that transcribes, such as large-v3-turbo.
         cross_validation: A `metrics.json` written by `evaluate` with `folds`, whose metrics go into the manifest.
         accepted_risk: The largest share of wrong answers; Tenor abstains to keep it. See `abstention_threshold`.
+        context_turns: How many turns before a turn are read as its context when the bundle is served. Leave it at 0
+            unless you have measured that context leaves clear turns right.
 
     Raises:
         ValueError: the runs do not make a bundle: one lacks a modality, several have encoders of their own, or the text
@@ -74,6 +77,7 @@ def export_bundle(
         text_encoder=components["text"],
         speech_encoder=components["speech"],
         fusion=_fusion(config, runs, out, licence),
+        context_turns=context_turns,
         calibration=calibration,
         metrics={
             **{split.value: measure(ensembles[split], calibration) for split, part in held_out.items() if part},
