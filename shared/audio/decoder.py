@@ -22,6 +22,7 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from shared.audio.blocks import equal_blocks
 from shared.audio.containers import FileLayout, read_layout
 from shared.audio.downmix import Downmix
 from shared.audio.tracks import (
@@ -255,7 +256,8 @@ def _side_by_side(tracks: Sequence[Track]) -> Iterator[Samples]:
     aligned: list[Iterator[Samples]] = []
     for track, block, rest in zip(tracks, first, blocks, strict=True):
         late = round(((track.start_s or 0.0) - start_s) * SAMPLE_RATE) if block is not None else 0
-        aligned.append(_regular(_chain(np.zeros((late, track.channels), np.float32), block, rest)))
+        late_start = np.zeros((late, track.channels), np.float32)
+        aligned.append(equal_blocks(_chain(late_start, block, rest), SAMPLE_RATE))
     for group in zip_longest(*aligned):
         size = max(len(block) for block in group if block is not None)
         yield np.concatenate(
@@ -266,22 +268,6 @@ def _side_by_side(tracks: Sequence[Track]) -> Iterator[Samples]:
 def _chain(late: Samples, first: Samples | None, rest: Iterator[Samples]) -> Iterator[Samples]:
     yield from (block for block in (late, first) if block is not None and len(block))
     yield from rest
-
-
-def _regular(blocks: Iterator[Samples]) -> Iterator[Samples]:
-    """Yields the same samples in blocks of a second, of which the last may be shorter."""
-    pending: list[Samples] = []
-    size = 0
-    for block in blocks:
-        pending.append(block)
-        size += len(block)
-        if size >= SAMPLE_RATE:
-            whole = np.concatenate(pending)
-            size %= SAMPLE_RATE
-            yield from np.split(whole[: len(whole) - size], (len(whole) - size) // SAMPLE_RATE)
-            pending = [whole[len(whole) - size :]]
-    if size:
-        yield np.concatenate(pending)
 
 
 def _padded(block: Samples | None, size: int, channels: int) -> Samples:

@@ -6,6 +6,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.audio.blocks import equal_blocks
+
 _BLOCK = 4_000
 """Samples for which the mix is decided together: 0.25 s at 16 kHz."""
 _FADE = 160
@@ -44,7 +46,7 @@ class Downmix:
         energies = np.zeros(channels)
         loudest: int | None = None
         before: int | None = None
-        for block in _blocks(frames):
+        for block in equal_blocks(frames, _BLOCK):
             mean = block.mean(axis=1, keepdims=True)
             mix = None
             if np.vdot(mean, mean) < _CANCELLED * np.vdot(block, block) / channels**2:
@@ -65,19 +67,3 @@ def _faded(old: Frames, new: Frames) -> Frames:
     faded = new.copy()
     faded[:_FADE] = rise * new[:_FADE] + (1 - rise) * old[:_FADE]
     return faded
-
-
-def _blocks(frames: Iterable[Frames]) -> Iterator[Frames]:
-    """Yields the same samples in blocks of `_BLOCK`, of which the last may be shorter."""
-    pending: list[Frames] = []
-    count = 0
-    for frame in frames:
-        pending.append(frame)
-        count += len(frame)
-        if count >= _BLOCK:
-            whole = np.concatenate(pending)
-            end = count - count % _BLOCK
-            yield from (whole[start : start + _BLOCK] for start in range(0, end, _BLOCK))
-            pending, count = [whole[end:]], count - end
-    if count:
-        yield np.concatenate(pending)
