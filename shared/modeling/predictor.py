@@ -186,14 +186,16 @@ class FusionPredictor:
 
     @torch.inference_mode()
     def encode_text(self, turns: Sequence[TextInput]) -> list[EncodedText]:
-        windows = [self._text_encoder.windows(turn.text) for turn in turns]
+        tokenizer = self._text_encoder.turn_tokenizer
+        texts = [tokenizer.read(turn.text) for turn in turns]
+        windows = [tokenizer.windows(text) for text in texts]
         # A text that fills several windows leaves no room for context.
         contexts = [self._usable(turn) if len(own) == 1 else () for turn, own in zip(turns, windows, strict=True)]
         rows = [(window, context) for own, context in zip(windows, contexts, strict=True) for window in own]
         features = iter(self._encode_rows(rows))
         return [
-            EncodedText(tuple(islice(features, len(own))), len(context), self._text_encoder.read(turn.text).unread)
-            for turn, own, context in zip(turns, windows, contexts, strict=True)
+            EncodedText(tuple(islice(features, len(own))), len(context), text.unread)
+            for text, own, context in zip(texts, windows, contexts, strict=True)
         ]
 
     def _encode_rows(self, rows: Sequence[tuple[str, Sequence[str]]]) -> list[Tensor]:
@@ -237,7 +239,7 @@ class FusionPredictor:
         if not self.context_turns:
             return ()
         last = [text for text in turn.context[-self.context_turns :] if self.can_encode(text)]
-        return self._text_encoder.fitting(turn.text, last)
+        return self._text_encoder.turn_tokenizer.fitting(turn.text, last)
 
     def _tokens(self, features: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tokens:
         empty = torch.zeros(0, *shape, device=self._device)

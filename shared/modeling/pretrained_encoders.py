@@ -39,7 +39,7 @@ from shared.audio.decoder import SAMPLE_RATE, Samples
 from shared.errors import BundleError, WeightsMissing
 from shared.modeling import hub
 from shared.modeling.speech_encoders import encode_in_windows, pool_frames, whisper_hidden_states
-from shared.modeling.text_encoders import ReadableText, TurnTokenizer, encode_turns
+from shared.modeling.text_encoders import TurnTokenizer, encode_turns
 from shared.modeling.tokens import Tokens, length_mask
 
 TEXT_ARCHITECTURES = ("bert", "deberta-v2", "roberta", "xlm-roberta")
@@ -118,7 +118,7 @@ class PretrainedTextEncoder(nn.Module):
         self.model = model
         self.width: int = model.config.hidden_size
         self._tokenizer: Any = tokenizer
-        self._turn_tokenizer = TurnTokenizer(
+        self.turn_tokenizer = TurnTokenizer(
             tokenizer.backend_tokenizer,
             *(getattr(self._tokenizer, f"{mark}_token_id") for mark in ("cls", "sep", "unk", "pad")),
             prefix=config.prefix,
@@ -150,19 +150,7 @@ class PretrainedTextEncoder(nn.Module):
 
     def can_encode(self, text: str) -> bool:
         """Whether the text has letters or digits, and enough of them are in the vocabulary."""
-        return self._turn_tokenizer.can_encode(text, self.config.max_unknown)
-
-    def read(self, text: str) -> ReadableText:
-        """Returns what is encoded of a text."""
-        return self._turn_tokenizer.read(text)
-
-    def windows(self, text: str) -> list[str]:
-        """Returns the text, or the windows of a text that is longer than the encoder's input."""
-        return self._turn_tokenizer.windows(text)
-
-    def fitting(self, text: str, context: Sequence[str]) -> Sequence[str]:
-        """Returns the turns of the context that are read with this text, at least a part of each."""
-        return self._turn_tokenizer.fitting(text, context)
+        return self.turn_tokenizer.can_encode(text, self.config.max_unknown)
 
     def forward(self, texts: Sequence[str], context: Sequence[Sequence[str]] | None = None) -> Tokens:
         """Returns features of the texts, shape [batch, tokens, width], without those of the context.
@@ -171,7 +159,7 @@ class PretrainedTextEncoder(nn.Module):
             texts: the text of each turn. The end of a text that is longer than `max_tokens` is cut off.
             context: for each text, the texts of the turns before it, the oldest first; see `TurnTokenizer`.
         """
-        return encode_turns(self.model, self._turn_tokenizer, texts, context)
+        return encode_turns(self.model, self.turn_tokenizer, texts, context)
 
 
 class PretrainedSpeechConfig(Checkpoint):

@@ -106,13 +106,13 @@ class TurnTokenizer:
         read = self.read(text)
         return read.letters > 0 and read.unknown <= max_unknown * read.letters
 
-    def windows(self, text: str) -> list[str]:
+    def windows(self, read: ReadableText) -> list[str]:
         """Returns the text, or the windows of a text that is longer than the encoder's input. They cover all of it.
 
         A window ends with a sentence where one ends in its second half, else with a word where one ends, and has
         `WINDOW_TOKENS` tokens at most.
         """
-        text = self.read(text).text
+        text = read.text
         if len(self._ids(self.prefix + text)) <= self.max_tokens - 2:
             return [text]
         prefix = len(self._ids(self.prefix.rstrip()))
@@ -188,7 +188,11 @@ class TextEncoderConfig(BaseModel):
 
 
 class TextEncoder(nn.Module):
-    """A BERT with the vocabulary of XLM-R (Wang et al. 2024, "Multilingual E5 Text Embeddings")."""
+    """A BERT with the vocabulary of XLM-R (Wang et al. 2024, "Multilingual E5 Text Embeddings").
+
+    Attributes:
+        turn_tokenizer: says what is encoded of a text, and in which windows.
+    """
 
     def __init__(self, config: TextEncoderConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -209,25 +213,13 @@ class TextEncoder(nn.Module):
             add_pooling_layer=False,
         )
         start_id, separator_id, unknown_id = (_special_id(tokenizer, token) for token in ("<s>", "</s>", "<unk>"))
-        self._turn_tokenizer = TurnTokenizer(
+        self.turn_tokenizer = TurnTokenizer(
             tokenizer, start_id, separator_id, unknown_id, config.padding_id, config.prefix, config.max_tokens
         )
 
     def can_encode(self, text: str) -> bool:
         """Whether the text has letters or digits, and enough of them are in the vocabulary."""
-        return self._turn_tokenizer.can_encode(text, self.config.max_unknown)
-
-    def read(self, text: str) -> ReadableText:
-        """Returns what is encoded of a text."""
-        return self._turn_tokenizer.read(text)
-
-    def windows(self, text: str) -> list[str]:
-        """Returns the text, or the windows of a text that is longer than the encoder's input."""
-        return self._turn_tokenizer.windows(text)
-
-    def fitting(self, text: str, context: Sequence[str]) -> Sequence[str]:
-        """Returns the turns of the context that are read with this text, at least a part of each."""
-        return self._turn_tokenizer.fitting(text, context)
+        return self.turn_tokenizer.can_encode(text, self.config.max_unknown)
 
     def forward(self, texts: Sequence[str], context: Sequence[Sequence[str]] | None = None) -> Tokens:
         """Returns features of the texts, shape [batch, tokens, width], without those of the context.
@@ -236,7 +228,7 @@ class TextEncoder(nn.Module):
             texts: the text of each turn. The end of a text that is longer than `max_tokens` is cut off.
             context: for each text, the texts of the turns before it, the oldest first; see `TurnTokenizer`.
         """
-        return encode_turns(self.bert, self._turn_tokenizer, texts, context)
+        return encode_turns(self.bert, self.turn_tokenizer, texts, context)
 
 
 def encode_turns(

@@ -88,16 +88,17 @@ def test_a_clip_longer_than_the_positions_is_encoded_to_its_end(speech_encoder: 
 
 
 def test_words_that_the_vocabulary_lacks_are_left_out(text_encoder: TextEncoder) -> None:
-    read = text_encoder.read("I am very happy, привет мир my friend")
+    read = text_encoder.turn_tokenizer.read("I am very happy, привет мир my friend")
     assert (read.text, read.letters, read.unknown, read.unread) == ("I am very happy, my friend", 29, 9, 9)
-    alone = text_encoder.read("приветмир")
+    alone = text_encoder.turn_tokenizer.read("приветмир")
     assert (alone.text, alone.unread) == ("приветмир", 0)
 
 
 def test_the_windows_of_a_long_text_cover_it_and_end_with_sentences(text_encoder: TextEncoder) -> None:
     sentence = "it broke again today."
     text = " ".join([sentence] * 40)
-    windows = text_encoder.windows(text)
+    tokenizer = text_encoder.turn_tokenizer
+    windows = tokenizer.windows(tokenizer.read(text))
     assert " ".join(windows) == text
     assert len(windows) > 1
     assert all(window.endswith(".") for window in windows)
@@ -105,10 +106,11 @@ def test_the_windows_of_a_long_text_cover_it_and_end_with_sentences(text_encoder
 
 @pytest.mark.parametrize("text", ["x" * 500, "aword " * 100, "a" * 30 + " " + "b" * 300, "I am happy"])
 def test_the_windows_of_any_text_fit_the_encoder(text_encoder: TextEncoder, text: str) -> None:
-    windows = text_encoder.windows(text)
+    tokenizer = text_encoder.turn_tokenizer
+    windows = tokenizer.windows(tokenizer.read(text))
     assert "".join(windows).replace(" ", "") == text.replace(" ", "")
-    tokenizer = replace(text_encoder._turn_tokenizer, max_tokens=1000)
-    assert max(len(tokenizer.tokenize(window).ids) for window in windows) <= tiny_models.TEXT.max_tokens
+    uncut = replace(tokenizer, max_tokens=1000)
+    assert max(len(uncut.tokenize(window).ids) for window in windows) <= tiny_models.TEXT.max_tokens
 
 
 @torch.inference_mode()
