@@ -13,7 +13,7 @@ from typing import IO, Annotated, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from services.analyzer import InputTurn
-from services.validation import parse_json, validate
+from services.validation import check_text_length, parse_json, validate
 from shared.audio.crosstalk import CrosstalkFilter
 from shared.audio.decoder import SAMPLE_RATE, Samples, Source
 from shared.audio.sandbox import AudioSandbox
@@ -35,7 +35,7 @@ class SourceItem(NamedTuple):
 
     Attributes:
         place: the name of the file, with the line if it is a text.
-        turn: the turn, or what is wrong.
+        turn: the turn, or the error that took its place.
         done: the share of all sources that is read once this turn is analysed, in [0, 1]; 0 if it is unknown.
     """
 
@@ -56,7 +56,7 @@ class TextLine(BaseModel):
 
 def _check_visible(text: str) -> str:
     if is_blank(text):
-        raise ValueError("it has no visible character: write what was said")
+        raise ValueError("it has no visible character: write the words of the turn")
     return text
 
 
@@ -145,8 +145,7 @@ def _parse_line(line: bytes, max_chars: int, *, jsonl: bool) -> TextLine:
             fields = validate(TextLine, {"text": line.decode()})
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"the text is not valid UTF-8 at byte {error.start}") from None
-    if len(fields.text) > max_chars:
-        raise TextTooLong(f"the text has {len(fields.text)} characters; {max_chars} are allowed")
+    check_text_length(fields.text, max_chars)
     return fields
 
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, TextTooLong
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -29,6 +29,12 @@ def parse_json(text: bytes | str) -> object:
         raise InvalidRequest("the JSON nests too many objects or lists in one another") from None
     except ValueError as error:  # JSONDecodeError, or a number of more than 4300 digits
         raise InvalidRequest(f"the JSON is not valid: {error}") from None
+
+
+def check_text_length(text: str, max_chars: int) -> None:
+    """Raise TextTooLong if the text of a turn is longer than the settings allow."""
+    if len(text) > max_chars:
+        raise TextTooLong(f"the text has {len(text)} characters; {max_chars} are allowed")
 
 
 def validate(model: type[Model], value: object) -> Model:

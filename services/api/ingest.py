@@ -15,6 +15,7 @@ from services.api.multipart import parse_audio_form
 from services.api.publisher import Publisher
 from services.api.schemas.recording import RecordingIn, RecordingOut
 from services.api.schemas.turn import TurnIn, TurnOut
+from services.validation import check_text_length
 from shared.audio.decoder import AudioInfo
 from shared.audio.sandbox import AudioSandbox
 from shared.domain.access import ApiKey
@@ -23,7 +24,7 @@ from shared.domain.job import Job, JobStatus, Lane, Message, NewJob
 from shared.domain.recording import Recording, RecordingProgress
 from shared.domain.session import LockedSession
 from shared.domain.turn import AnalyzedTurn, NewTurn, Turn
-from shared.errors import AudioTooLong, IdempotencyKeyInProgress, InvalidRequest, TenorError, TextTooLong
+from shared.errors import AudioTooLong, IdempotencyKeyInProgress, InvalidRequest, TenorError
 from shared.observability.logging import current_context
 from shared.observability.tracing import current_traceparent
 from shared.settings import Settings
@@ -129,9 +130,8 @@ class Ingest:
 
     def check_text(self, body: TurnIn) -> None:
         """Raise TextTooLong if the text of a turn is longer than the settings allow."""
-        allowed = self._settings.api.max_text_chars
-        if body.text is not None and len(body.text) > allowed:
-            raise TextTooLong(f"the text has {len(body.text)} characters; {allowed} are allowed")
+        if body.text is not None:
+            check_text_length(body.text, self._settings.api.max_text_chars)
 
     def _check_session(self, tenant_id: UUID, session_id: UUID) -> None:
         with self._database.transaction() as transaction:
