@@ -8,7 +8,7 @@ worker passes a `StageRunner` that runs the items of many turns in one batch.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -171,11 +171,11 @@ class Pipeline:
             submit: how stages are run.
         """
         transcript = None if text is None else Transcript.provided(text, language)
-        audio, about_audio = None, dict[str, Any]()
+        audio, level, warnings = None, None, list[AnalysisWarning]()
         if samples is not None:
             level, samples = level_dbfs(samples), amplify_quiet(samples)
             spans = submit(self.vad, samples)()
-            about_audio = _about_audio(level, spans)
+            warnings += _audio_warnings(level, spans)
             # Started before transcription, so that a worker can run both at the same time.
             audio = submit(self.speech, samples) if spans else None
             if transcript is None:
@@ -184,12 +184,13 @@ class Pipeline:
         if transcript is not None and text_weight > 0 and self._predictor.can_encode(transcript.text):
             encoded_text = submit(self.text, TextInput(transcript.text, context))
         encoded = None if encoded_text is None else encoded_text()
-        warnings = (*about_audio.pop("warnings", ()), *_text_warnings(transcript, encoded))
+        warnings += _text_warnings(transcript, encoded)
         prediction, summary = no_prediction(_reason(transcript)), None
         if encoded is not None or audio is not None:
             turn = EncodedTurn(encoded, None if audio is None else audio(), earlier, text_weight)
             prediction, summary = submit(self.fuse, turn)()
-        return Analysis(transcript, prediction.model_copy(update={**about_audio, "warnings": warnings}), summary)
+        about = {"level_dbfs": None if level is None else round(level, 1), "warnings": tuple(warnings)}
+        return Analysis(transcript, prediction.model_copy(update=about), summary)
 
     def warm_up(self) -> None:
         """Load all models and run every stage, so that the first turn neither fails nor is slower than later ones.
@@ -259,12 +260,12 @@ def _text_warnings(transcript: Transcript | None, encoded: EncodedText | None) -
     return ()
 
 
-def _about_audio(level: float, spans: Sequence[TimeSpan]) -> dict[str, Any]:
-    """Returns the fields of a prediction that describe the audio, given its level in dBFS and its spans of speech."""
+def _audio_warnings(level: float, spans: Sequence[TimeSpan]) -> tuple[AnalysisWarning, ...]:
+    """Returns the warnings about a turn's audio, given its level in dBFS and its spans of speech."""
+    if spans or level < AUDIBLE_DBFS:
+        return ()
     message = f"no speech was found in the audio, whose level is {level:.0f} dBFS"
-    is_warned = level >= AUDIBLE_DBFS and not spans
-    warnings = (AnalysisWarning(WarningCode.no_speech_found, message),) if is_warned else ()
-    return {"level_dbfs": round(level, 1), "warnings": warnings}
+    return (AnalysisWarning(WarningCode.no_speech_found, message),)
 
 
 def _seconds(samples: Samples) -> float:
