@@ -38,8 +38,11 @@ def read_context(connection: Connection, turn: Turn, context_turns: int) -> tupl
 
 
 def read_earlier_languages(connection: Connection, turn: Turn) -> tuple[str, ...]:
-    """Return the languages of the newest earlier turns of a turn's session, oldest first, without doubtful ones."""
-    if turn.recording_id is None:
+    """Return the languages of the newest earlier turns of a turn's session, oldest first, without doubtful ones.
+
+    A turn that is not transcribed needs none.
+    """
+    if turn.recording_id is None or turn.text is not None:
         return ()
     certain = func.coalesce(transcripts.c.language_probability, 1.0) >= MIN_LANGUAGE_PROBABILITY
     newest = (
