@@ -30,8 +30,8 @@ Item = TypeVar("Item")
 
 MAX_CHUNK_S = 15.0
 """Longest audio that is decoded in one piece. Less loses the first words after a pause, and more takes longer."""
-MIN_CHUNK_S = 1.0
-"""Shorter audio is not cut in two."""
+MIN_HALVED_S = 1
+"""Audio of this length or less, rounded up to seconds, is not cut in two."""
 OVERLAP_S = 0.5
 """Audio that two chunks share where speech without a pause is cut between them."""
 OVERLAP_TOLERANCE_S = 0.1
@@ -170,7 +170,7 @@ class Transcriber:
     def _transcribe(self, windows: Sequence[EncodedWindow], may_halve: bool = True) -> list[TranscribedWindow]:
         """Returns the transcripts of windows in order. Where words are missing, each half is transcribed by itself."""
         found = self._align(self._decode(windows))
-        incomplete = [one for one in found if may_halve and one.incomplete and one.decoded.window.chunk.seconds > 1]
+        incomplete = [one for one in found if may_halve and one.incomplete and _can_be_halved(one)]
         halves = [half for one in incomplete for half in self._halves(one.decoded.window)]
         retried = iter(self._transcribe(halves, may_halve=False) if halves else [])
         better: dict[int, list[TranscribedWindow]] = {}
@@ -267,6 +267,10 @@ def _chunk(number: int, samples: Samples, span: TimeSpan, speech: Sequence[TimeS
     inside = [(max(start, a), min(end, b)) for a, b in speech if a < end and start < b]
     audio = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
     return SpeechChunk(number, (start, start + audio.size / SAMPLE_RATE), audio, inside, (own_start, own_end))
+
+
+def _can_be_halved(transcribed: TranscribedWindow) -> bool:
+    return transcribed.decoded.window.chunk.seconds > MIN_HALVED_S
 
 
 def _halves(chunk: SpeechChunk) -> list[SpeechChunk]:
