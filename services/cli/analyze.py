@@ -1,7 +1,6 @@
 """`tenor analyze`: predictions for audio files or texts, without a server."""
 
 import csv
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ from rich.text import Text
 from services.cli.extras import require_extras
 from services.cli.output import (
     EXIT_FAILURE,
+    TERMINAL_CONTROLS,
     escape_controls,
     exit_on_error,
     print_error,
@@ -51,7 +51,6 @@ Exit status: 0 all was analysed; 1 something failed, and stderr says what; 2 wro
 correctly.
 """
 _SCORES = ("scores", "text_only", "audio_only")
-_OBEYED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class AnalyzeFormat(StrEnum):
@@ -84,7 +83,7 @@ def _parse_channels(names: str) -> list[str]:
 
 def _parse_text(text: str) -> str:
     if is_blank(text):
-        raise typer.BadParameter(f"{text!r} has no visible character: give what was said")
+        raise typer.BadParameter(f"{text!r} has no visible character: write the words of the turn")
     return text
 
 
@@ -302,7 +301,7 @@ def _print_table(rows: "Sequence[Row]", conversation: bool) -> None:
 def _write_jsonl(rows: "Iterable[Row]") -> None:
     for row in rows:
         # JSON escapes only some of the characters that a terminal obeys.
-        line = _OBEYED.sub(lambda char: f"\\u{ord(char[0]):04x}", row.model_dump_json())
+        line = TERMINAL_CONTROLS.sub(lambda char: f"\\u{ord(char[0]):04x}", row.model_dump_json())
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

@@ -26,7 +26,7 @@ stderr = Console(stderr=True)
 
 _ANY_WIDTH = 10_000
 _MAX_NAME_WIDTH = 30
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+TERMINAL_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Format(StrEnum):
@@ -57,7 +57,7 @@ def escape_controls(text: str) -> str:
 
     Those are the control characters, the marks that reverse the direction of the text around them, and lone surrogates.
     """
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return TERMINAL_CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def print_json(value: object) -> None:
@@ -95,7 +95,9 @@ def track(description: str, items: Iterable[Item], total: int) -> Iterator[Item]
 
 @contextmanager
 def progress_bar(description: str, show: bool) -> Generator[Callable[[str, float], None]]:
-    """Give a function that shows what is being worked on, and the share that is done, as a bar on stderr.
+    """Context manager that shows a progress bar on stderr, and gives the function that updates it.
+
+    The function takes the name of the item in work and the share of the work that is done.
 
     The share is in [0, 1]; 0 means that it is unknown. There is no bar where stderr is no terminal.
     """
