@@ -60,7 +60,7 @@ def synthesize(text: str, voice: str = "en-us", words_per_minute: int = 150) -> 
     """Returns the text as one of espeak-ng's voices speaks it.
 
     Args:
-        text: what is spoken.
+        text: the words that the voice says.
         voice: a language, such as `de`, and a variant, such as `de+f3`.
         words_per_minute: how fast.
 

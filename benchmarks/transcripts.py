@@ -51,7 +51,7 @@ class ReferenceClip:
 
 @dataclass
 class SystemResult:
-    """What one system made of the clips of one kind: normalised texts, and seconds per clip."""
+    """The result of one system for the clips of one kind: normalised transcripts, and seconds per clip."""
 
     references: list[str] = field(default_factory=list[str])
     hypotheses: list[str] = field(default_factory=list[str])

@@ -99,7 +99,7 @@ class Row(BaseModel):
 
 @dataclass
 class _Session:
-    """What the next turn of a conversation is analysed with: the texts of all turns, the summaries of each speaker."""
+    """The earlier turns of a conversation: their texts, their languages, and the audio summaries of each speaker."""
 
     texts: list[str] = field(default_factory=list[str])
     languages: list[str] = field(default_factory=list[str])

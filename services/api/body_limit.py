@@ -1,6 +1,6 @@
 """ASGI middleware that limits request bodies: who may send one, how large it is, and how many are received at once.
 
-A body with `Content-Encoding: gzip` is decompressed here, because the limits hold for what it expands to.
+A body with `Content-Encoding: gzip` is decompressed here, because the limits apply to the decompressed body.
 """
 
 import asyncio

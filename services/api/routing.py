@@ -1,4 +1,4 @@
-"""The route classes: all answer HEAD, and those of `/v1` refuse what they do not know and document their errors."""
+"""The route classes. All routes answer HEAD. Those of `/v1` refuse unknown fields and document their errors."""
 
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any

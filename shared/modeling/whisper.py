@@ -129,7 +129,7 @@ class DecodedWindow:
 
     @cached_property
     def loop(self) -> Repetition | None:
-        """What the decoder repeats instead of what is spoken."""
+        """The sequence of tokens that the decoder repeats, although nobody says it so often; None if there is none."""
         seconds = self.window.chunk.samples.size / SAMPLE_RATE
         return find_loop(self.text_tokens, seconds, self.endless)
 

@@ -13,7 +13,7 @@ _MAX_QUOTED = 40
 
 
 def _check_is_written_out(time: object) -> object:
-    """Refuse what pydantic would take for seconds or milliseconds since 1970, whichever fits."""
+    """Refuse numbers, which pydantic reads as seconds or milliseconds since 1970, depending on their size."""
     if not (isinstance(time, str) and _DATE.match(time)):
         found = f", not {str(time)[:_MAX_QUOTED]!r}" if isinstance(time, str | int | float) else ""
         raise ValueError(f"should be a time with a time zone, such as '2026-11-28T17:09:53Z'{found}")

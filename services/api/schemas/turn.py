@@ -25,8 +25,8 @@ class TurnIn(BaseModel):
 
     text: Text | None = Field(
         default=None,
-        description="what was said; with audio it is taken as the transcript, and no other is made. A text without a "
-        "visible character is no text: with audio, the spoken words are transcribed",
+        description="the words of the turn; with audio, this text is the transcript, and the audio is not transcribed. "
+        "A text without a visible character is no text: with audio, the spoken words are transcribed",
     )
     speaker: Name = Field(
         default="speaker",
